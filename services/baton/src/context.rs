@@ -1,0 +1,193 @@
+//! Which pipeline a command is about, and how to reach it.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+use baton_bus::Bus;
+use baton_contract::{Name, subject::Layout};
+use baton_engine::source::{Source, Vocabulary};
+use baton_storage::store::Store;
+use baton_topology::{BrokerUrl, Device, Model, Plan, StoreUrl};
+use serde::{Deserialize, Serialize};
+
+use crate::setup::{self, Setup};
+
+/// Options of every command that talks to a pipeline.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct PipelineArguments {
+    /// Pipeline file; without it one worker a stage on this machine
+    #[arg(long, short, value_name = "FILE", env = "BATON_PIPELINE")]
+    pub pipeline: Option<PathBuf>,
+    /// NATS URLs of the broker, separated by commas (short for --set broker.url=...)
+    #[arg(long, value_name = "URL")]
+    pub nats: Option<String>,
+    /// URL of the object store (short for --set store.url=...)
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
+    /// Set any key of the pipeline, for example stages.decode.slots=8; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl PipelineArguments {
+    /// The validated plan of file, environment and flags.
+    pub fn plan(&self) -> anyhow::Result<Plan> {
+        let text = match &self.pipeline {
+            None => None,
+            Some(path) => {
+                Some(fs::read_to_string(path).with_context(|| format!("cannot read the pipeline {}", path.display()))?)
+            }
+        };
+        let mut overrides = self.set.clone();
+        overrides.extend(self.nats.iter().map(|url| format!("broker.url={url}")));
+        overrides.extend(self.store.iter().map(|url| format!("store.url={url}")));
+        // Variables that are not UTF-8 can't be settings of ours.
+        let environment = std::env::vars_os();
+        let environment = environment.filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+        Ok(Plan::load(text.as_deref(), environment, &overrides)?)
+    }
+
+    /// The plan with the URLs of the running pipeline in place of `embedded`.
+    pub fn running_plan(&self) -> anyhow::Result<Plan> {
+        let mut plan = self.plan()?;
+        let home = PipelineHome::new(&plan.root);
+        if plan.broker.url == BrokerUrl::Embedded {
+            plan.broker.url = BrokerUrl::Servers(home.running()?.nats_url);
+        }
+        if plan.store.url == StoreUrl::Embedded {
+            plan.store.url = StoreUrl::Url(home.store_url());
+        }
+        Ok(plan)
+    }
+}
+
+/// Where the embedded parts of the pipeline under one root live, inside Baton's own folder.
+pub struct PipelineHome {
+    pub directory: PathBuf,
+}
+
+/// What a running embedded pipeline tells other processes on this machine.
+#[derive(Serialize, Deserialize)]
+pub struct Running {
+    pub nats_url: String,
+}
+
+impl PipelineHome {
+    pub fn new(root: &Name) -> Self {
+        Self { directory: setup::home().join("pipelines").join(root.as_str()) }
+    }
+
+    pub fn store_url(&self) -> String {
+        self.directory.join("store").display().to_string()
+    }
+
+    fn running_file(&self) -> PathBuf {
+        self.directory.join("running.json")
+    }
+
+    /// Takes the directory for this process until the returned file is dropped.
+    pub fn lock(&self) -> anyhow::Result<File> {
+        fs::create_dir_all(&self.directory).with_context(|| format!("cannot create {}", self.directory.display()))?;
+        let path = self.directory.join("lock");
+        let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        if file.try_lock().is_err() {
+            bail!(
+                "a pipeline already runs in {}; stop it, or give this one another root (--set root=NAME)",
+                self.directory.display()
+            );
+        }
+        Ok(file)
+    }
+
+    pub fn announce(&self, running: &Running) -> anyhow::Result<()> {
+        fs::write(self.running_file(), serde_json::to_vec(running)?).context("cannot write running.json")
+    }
+
+    pub fn withdraw(&self) {
+        // It may be gone already; a stale one only leads to a failed connection.
+        let _ = fs::remove_file(self.running_file());
+    }
+
+    fn running(&self) -> anyhow::Result<Running> {
+        let text = fs::read(self.running_file()).map_err(|_| {
+            anyhow::anyhow!(
+                "no embedded pipeline runs in {}; start one with `baton up`, or name a broker with --nats URL",
+                self.directory.display()
+            )
+        })?;
+        serde_json::from_slice(&text).context("cannot read running.json")
+    }
+}
+
+/// Connects to the plan's broker, whose URL must be known.
+pub async fn connect(plan: &Plan, name: &str) -> anyhow::Result<Bus> {
+    let BrokerUrl::Servers(url) = &plan.broker.url else { bail!("the embedded broker is not running") };
+    let options = baton_bus::Options {
+        url: url.clone(),
+        credentials: plan.broker.credentials.clone().map(PathBuf::from),
+        name: name.to_owned(),
+        layout: Layout::new(plan.root.clone()),
+    };
+    Ok(Bus::connect(options).await?)
+}
+
+/// Opens the plan's object store, whose URL must be known.
+pub fn open_store(plan: &Plan) -> anyhow::Result<Store> {
+    let StoreUrl::Url(url) = &plan.store.url else { bail!("the embedded store has no place yet") };
+    Ok(Store::open(url)?)
+}
+
+/// Where the engine finds a model of the plan; the default model is brought if it is missing.
+pub fn source(model: &Model) -> anyhow::Result<Source> {
+    Ok(match model {
+        Model::Default => Source::Gguf(Setup::from_environment(false).ensure_default_model()?),
+        Model::File(path) => Source::Gguf(Path::new(path).to_owned()),
+        Model::Sim(sim) => Source::Sim(baton_engine::sim::Options {
+            layers: sim.layers,
+            kv_width: sim.kv_width,
+            context: sim.context,
+            prefill_s_per_token: sim.prefill_s_per_token,
+            decode_s_per_step: sim.decode_s_per_step,
+            answer_tokens: sim
+                .answer_tokens
+                .map(|tokens| baton_engine::sim::AnswerTokens { min: tokens.min, max: tokens.max }),
+        }),
+    })
+}
+
+/// The engine's name of a device.
+pub fn device(device: Device) -> &'static str {
+    match device {
+        Device::Flex => "flex",
+        Device::Cuda => "cuda",
+    }
+}
+
+/// A model's tokenizer and template, without its weights.
+pub fn vocabulary(model: &Model) -> anyhow::Result<Arc<Vocabulary>> {
+    Ok(Arc::new(baton_engine::source::vocabulary(&source(model)?)?))
+}
+
+/// Ends when the process is asked to: Ctrl-C or SIGTERM.
+pub async fn asked_to_stop() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Starts logs and traces of a process that serves a pipeline.
+pub fn telemetry(plan: &Plan, service: &str, instance: &str, log: &str) -> anyhow::Result<baton_telemetry::Guard> {
+    let mut options = baton_telemetry::Options::new(service, instance);
+    options.otlp_endpoint = plan.telemetry.otlp_endpoint.clone();
+    options.log = log.to_owned();
+    Ok(baton_telemetry::start(options)?)
+}

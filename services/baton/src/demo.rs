@@ -1,0 +1,187 @@
+//! `baton demo`: everything once, on a handful of prompts, with a table of where the time went.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io::{self, Write},
+};
+
+use anyhow::{Context, ensure};
+use baton_bus::client::Event;
+use baton_contract::{
+    JobId, Name,
+    outcome::{Outcome, Status},
+    request::{Message, Request},
+};
+use baton_topology::Plan;
+use tokio::time::Instant;
+
+use crate::{
+    context::{self, PipelineHome},
+    setup,
+    supervisor::{Logs, Pipeline},
+    table,
+};
+
+/// A long text of our own to summarize.
+const DOCUMENT: &str = include_str!("../../../ARCHITECTURE.md");
+const DOCUMENT_BYTES: usize = 6_000;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Brings what is missing (see `baton setup`), starts a broker, a local object store, one prefill and one decode process, \
+submits five prompts, streams the answers and shows where each job's time went. Nothing is left running.")]
+pub struct Arguments {
+    /// Print the results as JSON instead of the table, one a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let plan = Plan::load(None, [], &[])?;
+    let telemetry = context::telemetry(&plan, "baton-demo", "demo", "warn")?;
+    let directory = setup::home().join("demo").join(std::process::id().to_string());
+    let home = PipelineHome { directory: directory.clone() };
+    std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let log = directory.join("workers.log");
+
+    let mut pipeline = Pipeline::start(plan, home, Logs::File(log.clone())).await?;
+    let outcome = tokio::select! {
+        outcome = show(&mut pipeline, arguments.json, started) => outcome,
+        stopped = context::asked_to_stop() => stopped.and(Err(anyhow::anyhow!("stopped"))),
+    };
+    pipeline.stop().await?;
+    telemetry.shutdown().await;
+    match outcome {
+        Ok(()) => std::fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display())),
+        Err(error) => Err(error.context(format!("the demo failed; the workers' log is {}", log.display()))),
+    }
+}
+
+async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::Result<()> {
+    eprintln!("broker {}, store {}", pipeline.nats_url(), pipeline.store_url());
+    pipeline.ready().await;
+    eprintln!("one ingest, one prefill and one decode process are ready after {:.1} s", started.elapsed().as_secs_f64());
+
+    let tenant = Name::new("demo")?;
+    let plan = pipeline.plan();
+    let bus = context::connect(plan, "baton-demo").await?;
+    let mut follower = bus.follow(&tenant).await?;
+    let mut pending = HashSet::new();
+    let mut order = Vec::new();
+    for request in requests() {
+        let id = JobId::new(request.id.as_deref().unwrap_or_default())?;
+        bus.submit(&tenant, &plan.lanes[0], serde_json::to_vec(&request)?).await?;
+        pending.insert(id.clone());
+        order.push(id);
+    }
+
+    let mut lines: HashMap<JobId, Line> = HashMap::new();
+    let mut outcomes: HashMap<JobId, Outcome> = HashMap::new();
+    let mut first = true;
+    while !pending.is_empty() {
+        match follower.next(&pending).await? {
+            Event::Delta { job, delta } => {
+                if std::mem::take(&mut first) {
+                    eprintln!("the first token came after {:.1} s", started.elapsed().as_secs_f64());
+                }
+                let line = lines.entry(job.clone()).or_default();
+                if delta.index == line.next {
+                    line.next += 1;
+                    line.text.push_str(&delta.text);
+                    line.print(&job, json, false)?;
+                }
+            }
+            Event::Result(outcome) => {
+                pending.remove(&outcome.id);
+                lines.remove(&outcome.id).unwrap_or_default().print(&outcome.id, json, true)?;
+                outcomes.insert(outcome.id.clone(), *outcome);
+            }
+        }
+    }
+    let outcomes: Vec<Outcome> = order.iter().filter_map(|id| outcomes.remove(id)).collect();
+    for outcome in &outcomes {
+        let error = outcome.error.as_ref().map_or("", |error| error.message.as_str());
+        ensure!(outcome.status == Status::Completed, "job {} {:?}: {error}", outcome.id, outcome.status);
+        if json {
+            println!("{}", serde_json::to_string(outcome)?);
+        }
+    }
+    if !json {
+        print!("\n{}", table::render(&HEADINGS, &outcomes.iter().map(row).collect::<Vec<_>>()));
+        println!("\nqueue: waiting for a worker, all stages; TTFT: time to first token, from the broker's acceptance on");
+    }
+    Ok(())
+}
+
+/// What of an answer is not yet on the screen.
+#[derive(Default)]
+struct Line {
+    next: u32,
+    text: String,
+}
+
+impl Line {
+    /// Prints whole lines of some length as they fill, and the rest at the end; answers run beside each other.
+    fn print(&mut self, job: &JobId, json: bool, end: bool) -> io::Result<()> {
+        const WIDTH: usize = 80;
+        while self.text.len() > WIDTH || (end && !self.text.trim().is_empty()) {
+            let limit = self.text.floor_char_boundary(WIDTH);
+            let cut = self.text[..limit].rfind(char::is_whitespace).filter(|_| self.text.len() > WIDTH).unwrap_or(limit);
+            let rest = self.text.split_off(cut.max(1));
+            if !json {
+                let words: Vec<&str> = self.text.split_whitespace().collect();
+                writeln!(io::stdout(), "{job:>9} │ {}", words.join(" "))?;
+            }
+            self.text = rest;
+        }
+        Ok(())
+    }
+}
+
+const HEADINGS: [&str; 11] =
+    ["job", "prompt", "queue", "prefill", "KV put", "KV get", "TTFT", "tokens", "tokens/s", "KV raw", "KV stored"];
+
+fn row(outcome: &Outcome) -> Vec<String> {
+    let timings = &outcome.timings;
+    let queue = timings.ingest_queue_ms + timings.prefill_queue_ms + timings.decode_queue_ms;
+    let generated = outcome.usage.completion_tokens;
+    let speed = if timings.decode_ms > 0.0 {
+        format!("{:.1}", f64::from(generated.saturating_sub(1)) / timings.decode_ms * 1e3)
+    } else {
+        "-".into()
+    };
+    vec![
+        outcome.id.to_string(),
+        outcome.usage.prompt_tokens.to_string(),
+        table::ms(queue),
+        table::ms(timings.prefill_ms),
+        table::ms(timings.kv_put_ms),
+        table::ms(timings.kv_get_ms),
+        table::ms(timings.first_token_ms),
+        generated.to_string(),
+        speed,
+        table::bytes(timings.kv_raw_bytes),
+        table::bytes(timings.kv_stored_bytes),
+    ]
+}
+
+fn requests() -> Vec<Request> {
+    let document = &DOCUMENT[..DOCUMENT.floor_char_boundary(DOCUMENT_BYTES)];
+    let summary = format!("Summarize this text in two sentences:\n\n{document}");
+    [
+        ("capital", "What is the capital of France?".to_owned(), 48),
+        ("sea", "Write a short poem about the sea at night.".to_owned(), 64),
+        ("summary", summary, 64),
+        ("primes", "Write a Python function that tells whether a number is prime.".to_owned(), 96),
+        ("relay", "Explain in one sentence how a relay race works.".to_owned(), 64),
+    ]
+    .into_iter()
+    .map(|(id, content, max_tokens)| Request {
+        id: Some(id.into()),
+        messages: Some(vec![Message { role: "user".into(), content }]),
+        max_tokens: Some(max_tokens),
+        ..Request::default()
+    })
+    .collect()
+}

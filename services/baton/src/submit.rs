@@ -1,0 +1,174 @@
+//! `baton submit`: publishes requests and, if asked, follows them to their results.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
+
+use anyhow::ensure;
+use baton_bus::client::{Event, Follower};
+use baton_contract::{
+    JobId, Name,
+    outcome::{Outcome, Status, request_digest},
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use tracing::{Instrument, info_span};
+
+use crate::{
+    context::{self, PipelineArguments},
+    prompts::PromptArguments,
+};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton submit 'What is the capital of France?' --stream
+  baton submit --jsonl requests.jsonl --wait --json > results.jsonl
+  echo 'Summarize: ...' | baton submit --id report-7 --lane batch
+  baton result report-7 --wait
+
+A line of a JSONL file is a request as published on the bus:
+  {\"id\": \"q1\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}], \"max_tokens\": 20}
+
+Exit status: 0 if every awaited job completed, 1 otherwise.")]
+pub struct Arguments {
+    #[command(flatten)]
+    prompt: PromptArguments,
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    /// A model of the pipeline; without it the pipeline's default
+    #[arg(long, short)]
+    model: Option<String>,
+    /// Tenant to submit as
+    #[arg(long, default_value = "default")]
+    tenant: Name,
+    /// Lane to submit on; without it the pipeline's first
+    #[arg(long)]
+    lane: Option<Name>,
+    /// Wait for the results and print them
+    #[arg(long, short)]
+    wait: bool,
+    /// Print the tokens as they come (one request only)
+    #[arg(long, short)]
+    stream: bool,
+    /// Print JSON: ids when submitting, whole results when waiting, tokens when streaming; one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let plan = arguments.pipeline.running_plan()?;
+    let requests = arguments.prompt.requests(arguments.model.as_deref())?;
+    ensure!(!arguments.stream || requests.len() == 1, "--stream takes one request; use --wait for many");
+    let lane = arguments.lane.clone().unwrap_or_else(|| plan.lanes[0].clone());
+    ensure!(plan.lanes.contains(&lane), "the pipeline has no lane {lane}; it has {}", join(&plan.lanes));
+    let telemetry = context::telemetry(&plan, "baton-submit", "submit", "warn")?;
+    let bus = context::connect(&plan, "baton-submit").await?;
+    let tenant = &arguments.tenant;
+    let follow = arguments.wait || arguments.stream;
+    // Before submitting, so that no token is missed.
+    let mut follower = if follow { Some(bus.follow(tenant).await?) } else { None };
+
+    let mut waiting = Waiting::default();
+    for request in &requests {
+        let span = info_span!("submit", job = %request.id, %tenant);
+        bus.submit(tenant, &lane, request.body.clone()).instrument(span).await?;
+        waiting.digests.insert(request.id.clone(), request_digest(&request.body));
+        if !follow {
+            print_id(&request.id, arguments.json)?;
+        }
+    }
+    waiting.pending = requests.iter().map(|request| request.id.clone()).collect();
+    let complete = match &mut follower {
+        Some(follower) => waiting.until_done(follower, &arguments).await?,
+        None => true,
+    };
+    telemetry.shutdown().await;
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn join(names: &[Name]) -> String {
+    names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn print_id(id: &JobId, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json { writeln!(out, "{}", json!({ "id": id })) } else { writeln!(out, "{id}") }
+}
+
+#[derive(Default)]
+struct Waiting {
+    pending: HashSet<JobId>,
+    digests: HashMap<JobId, String>,
+}
+
+impl Waiting {
+    /// Prints what comes until every job has its result; returns whether all completed.
+    async fn until_done(mut self, follower: &mut Follower, arguments: &Arguments) -> anyhow::Result<bool> {
+        let total = self.pending.len();
+        let bar = progress(total);
+        let mut shown = 0;
+        let mut text = String::new();
+        let mut complete = true;
+        while !self.pending.is_empty() {
+            match follower.next(&self.pending).await? {
+                Event::Delta { delta, .. } => {
+                    // A job that was tried again repeats its tokens.
+                    if arguments.stream && delta.index == shown {
+                        shown += 1;
+                        text.push_str(&delta.text);
+                        let mut out = io::stdout().lock();
+                        if arguments.json {
+                            writeln!(out, "{}", serde_json::to_string(&delta)?)?;
+                        } else {
+                            write!(out, "{}", delta.text)?;
+                        }
+                        out.flush()?;
+                    }
+                }
+                Event::Result(outcome) => {
+                    self.pending.remove(&outcome.id);
+                    bar.inc(1);
+                    complete &= outcome.status == Status::Completed;
+                    ensure!(
+                        self.digests.get(&outcome.id) == Some(&outcome.request_digest),
+                        "the id {} belongs to an earlier, different request; choose another",
+                        outcome.id
+                    );
+                    bar.suspend(|| print_outcome(&outcome, arguments.json, arguments.stream.then_some(&text), total > 1))?;
+                }
+            }
+        }
+        bar.finish_and_clear();
+        Ok(complete)
+    }
+}
+
+fn progress(total: usize) -> ProgressBar {
+    if total < 2 || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} jobs  {per_sec}  {eta} left");
+    ProgressBar::new(total as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// Prints a result; `streamed` is the part of its text that is on the screen already.
+pub fn print_outcome(outcome: &Outcome, json: bool, streamed: Option<&String>, many: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        return writeln!(out, "{}", serde_json::to_string(outcome).map_err(io::Error::other)?);
+    }
+    let rest = streamed.and_then(|shown| outcome.text.strip_prefix(shown.as_str())).unwrap_or(&outcome.text);
+    match (&outcome.error, many) {
+        (None, false) => writeln!(out, "{rest}"),
+        (None, true) => writeln!(out, "{}: {rest}", outcome.id),
+        (Some(error), _) => {
+            writeln!(out, "{rest}")?;
+            let status = format!("{:?}", outcome.status).to_lowercase();
+            eprintln!("error: job {} {status}: {error}", outcome.id);
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! `baton up`: a whole pipeline on this machine, each worker a process of its own, restarted when it fails.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io::Write,
+    path::PathBuf,
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::Context;
+use baton_bus::server::{self, Server};
+use baton_contract::subject::Stage;
+use baton_topology::{BrokerUrl, Plan, StoreUrl};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    process::{Child, Command},
+    sync::mpsc,
+    task::{JoinSet, spawn_blocking},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    context::{self, PipelineArguments, PipelineHome, Running},
+    guard,
+    setup::Setup,
+    worker,
+};
+
+/// A worker that fails again and again is started again after a pause that grows up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton up                              one worker a stage, embedded broker and store
+  baton up pipelines/balanced.toml      three prefill and three decode workers
+  baton up --set stages.decode.replicas=2 --store s3://kv/baton
+
+Other commands on this machine find the running pipeline by its root: `baton submit 'Hello' --stream`.")]
+pub struct Arguments {
+    /// Pipeline file (the same as --pipeline)
+    #[arg(value_name = "PIPELINE")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+}
+
+pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
+    if arguments.file.is_some() {
+        arguments.pipeline.pipeline = arguments.file.take();
+    }
+    let plan = arguments.pipeline.plan()?;
+    let telemetry = context::telemetry(&plan, "baton-up", "up", &plan.telemetry.log)?;
+    let home = PipelineHome::new(&plan.root);
+    let pipeline = Pipeline::start(plan, home, Logs::Stderr).await?;
+    tracing::info!(nats = pipeline.nats_url(), store = pipeline.store_url(), "the pipeline runs; Ctrl-C drains and stops it");
+    context::asked_to_stop().await?;
+    tracing::info!("draining");
+    pipeline.stop().await?;
+    telemetry.shutdown().await;
+    Ok(())
+}
+
+/// Where the workers' log lines go.
+pub enum Logs {
+    Stderr,
+    File(PathBuf),
+}
+
+/// A running pipeline: its broker if it is embedded, and its workers.
+pub struct Pipeline {
+    plan: Plan,
+    home: PipelineHome,
+    server: Option<Server>,
+    keepers: JoinSet<()>,
+    stopping: CancellationToken,
+    ready: mpsc::Receiver<()>,
+    _lock: File,
+}
+
+impl Pipeline {
+    pub async fn start(mut plan: Plan, home: PipelineHome, logs: Logs) -> anyhow::Result<Self> {
+        let lock = home.lock()?;
+        let mut server = None;
+        if plan.broker.url == BrokerUrl::Embedded {
+            let binary = spawn_blocking(|| Setup::from_environment(false).ensure_nats_server()).await??;
+            let directory = home.directory.join("nats");
+            let started = Server::start(server::Options { binary, directory, launcher: guard::launcher()? }).await?;
+            plan.broker.url = BrokerUrl::Servers(started.url().to_owned());
+            home.announce(&Running { nats_url: started.url().to_owned() })?;
+            server = Some(started);
+        }
+        if plan.store.url == StoreUrl::Embedded {
+            plan.store.url = StoreUrl::Url(home.store_url());
+        }
+        // Once here rather than by every worker at the same time.
+        for model in plan.models.values().cloned().collect::<Vec<_>>() {
+            spawn_blocking(move || context::source(&model)).await??;
+        }
+        let resolved = home.directory.join("plan.toml");
+        std::fs::write(&resolved, plan.to_toml()).with_context(|| format!("cannot write {}", resolved.display()))?;
+
+        let stopping = CancellationToken::new();
+        let (told, ready) = mpsc::channel(64);
+        let sink = Arc::new(Sink::open(logs)?);
+        let mut keepers = JoinSet::new();
+        for (stage, replicas) in [
+            (Stage::Ingest, plan.stages.ingest.replicas),
+            (Stage::Prefill, plan.stages.prefill.stage.replicas),
+            (Stage::Decode, plan.stages.decode.stage.replicas),
+        ] {
+            for number in 1..=replicas {
+                let name = format!("{stage}-{number}");
+                let keeper = Keeper {
+                    command: worker_command(stage, &resolved, &name)?,
+                    name,
+                    sink: sink.clone(),
+                    told: told.clone(),
+                    stopping: stopping.clone(),
+                };
+                keepers.spawn(keeper.run());
+            }
+        }
+        Ok(Self { plan, home, server, keepers, stopping, ready, _lock: lock })
+    }
+
+    /// The plan with every URL known.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub fn nats_url(&self) -> &str {
+        self.plan.broker.url.as_str()
+    }
+
+    pub fn store_url(&self) -> &str {
+        self.plan.store.url.as_str()
+    }
+
+    /// Waits until every worker has said that it takes jobs.
+    pub async fn ready(&mut self) {
+        for _ in 0..self.keepers.len() {
+            self.ready.recv().await;
+        }
+    }
+
+    /// Drains the workers, then stops the broker.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.stopping.cancel();
+        while self.keepers.join_next().await.is_some() {}
+        self.home.withdraw();
+        if let Some(server) = self.server.take() {
+            server.stop().await?;
+        }
+        Ok(())
+    }
+}
+
+fn worker_command(stage: Stage, plan: &std::path::Path, name: &str) -> anyhow::Result<Vec<OsString>> {
+    let mut words = guard::launcher()?;
+    let own = words[0].clone();
+    words.extend([own, "worker".into(), stage.as_str().into(), "--pipeline".into(), plan.into()]);
+    words.extend(["--name".into(), name.into()]);
+    Ok(words)
+}
+
+/// Keeps one worker running.
+struct Keeper {
+    command: Vec<OsString>,
+    name: String,
+    sink: Arc<Sink>,
+    told: mpsc::Sender<()>,
+    stopping: CancellationToken,
+}
+
+impl Keeper {
+    async fn run(self) {
+        let mut pause = Duration::from_millis(500);
+        while !self.stopping.is_cancelled() {
+            match self.run_once().await {
+                Ok(()) => {}
+                Err(error) => tracing::warn!(worker = self.name, "{error:#}"),
+            }
+            tokio::select! {
+                () = self.stopping.cancelled() => return,
+                () = sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+            }
+        }
+    }
+
+    /// Runs the worker until it ends; fails if it did not end by request.
+    async fn run_once(&self) -> anyhow::Result<()> {
+        let mut command = Command::new(&self.command[0]);
+        command.args(&self.command[1..]).process_group(0).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // The plan file says everything; the variables have gone into it.
+        for (key, _) in std::env::vars_os() {
+            if key.to_str().is_some_and(|key| key.starts_with(baton_topology::ENVIRONMENT_PREFIX)) {
+                command.env_remove(key);
+            }
+        }
+        let mut child = command.spawn().context("cannot start the worker")?;
+        let lines = tokio::spawn(self.sink.clone().copy(self.name.clone(), child.stderr.take()));
+        let (told, stdout) = (self.told.clone(), child.stdout.take());
+        tokio::spawn(async move {
+            let Some(stdout) = stdout else { return };
+            let mut words = BufReader::new(stdout).lines();
+            while let Ok(Some(word)) = words.next_line().await {
+                if word == "ready" {
+                    // Nobody may be waiting any more.
+                    let _ = told.try_send(());
+                }
+            }
+        });
+        let status = tokio::select! {
+            status = child.wait() => status,
+            () = self.stopping.cancelled() => return self.stop(child, lines).await,
+        };
+        anyhow::bail!("the worker ended ({}) and is started again", status?)
+    }
+
+    async fn stop(&self, mut child: Child, lines: tokio::task::JoinHandle<()>) -> anyhow::Result<()> {
+        if let Some(id) = child.id() {
+            let pid = nix::unistd::Pid::from_raw(id as i32);
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).context("cannot signal the worker")?;
+        }
+        if timeout(worker::DRAIN + Duration::from_secs(15), child.wait()).await.is_err() {
+            child.kill().await.context("cannot kill the worker")?;
+        }
+        let _ = lines.await;
+        Ok(())
+    }
+}
+
+/// The one place where all workers' log lines come together.
+struct Sink(Mutex<Box<dyn Write + Send>>);
+
+impl Sink {
+    fn open(logs: Logs) -> anyhow::Result<Self> {
+        let out: Box<dyn Write + Send> = match logs {
+            Logs::Stderr => Box::new(std::io::stderr()),
+            Logs::File(path) => {
+                Box::new(File::create(&path).with_context(|| format!("cannot create {}", path.display()))?)
+            }
+        };
+        Ok(Self(Mutex::new(out)))
+    }
+
+    /// Copies a worker's lines, whole, until it ends.
+    async fn copy(self: Arc<Self>, name: String, lines: Option<impl AsyncRead + Unpin>) {
+        let Some(lines) = lines else { return };
+        let mut lines = BufReader::new(lines).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            // The worker's own lines name it; others (a panic, the dynamic linker) would be nobody's.
+            let line = if line.contains(name.as_str()) { format!("{line}\n") } else { format!("{name}: {line}\n") };
+            if let Ok(mut out) = self.0.lock() {
+                // A log that can't be written must not stop the pipeline.
+                let _ = out.write_all(line.as_bytes());
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! `baton worker`: one worker of one stage.
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    time::Duration,
+};
+
+use anyhow::Context;
+use baton_contract::{Name, kv, subject::Stage};
+use baton_engine::model::Model;
+use baton_storage::{codec::Codec, kv::KvStore};
+use baton_topology::{Compute, Plan};
+use clap::ValueEnum;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::{self, PipelineArguments};
+
+/// What a worker gets from SIGTERM until it hands back what it holds.
+pub const DRAIN: Duration = Duration::from_secs(20);
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton worker decode --nats nats://10.0.0.1:4222 --store s3://kv/baton
+  baton worker prefill --pipeline pipelines/balanced.toml --name prefill-7
+
+Any number of workers of a stage share its queue; add and remove them at any time. Once a worker takes jobs, it prints a \
+line `ready` to its standard output. SIGTERM and Ctrl-C drain it.")]
+pub struct Arguments {
+    stage: StageName,
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    /// Names the worker in claims, results and traces; without it the stage and the process id
+    #[arg(long)]
+    name: Option<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum StageName {
+    Ingest,
+    Prefill,
+    Decode,
+}
+
+impl From<StageName> for Stage {
+    fn from(name: StageName) -> Self {
+        match name {
+            StageName::Ingest => Self::Ingest,
+            StageName::Prefill => Self::Prefill,
+            StageName::Decode => Self::Decode,
+        }
+    }
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let stage = Stage::from(arguments.stage);
+    let plan = arguments.pipeline.running_plan()?;
+    let worker = arguments.name.unwrap_or_else(|| format!("{stage}-{}", std::process::id()));
+    let telemetry = context::telemetry(&plan, &format!("baton-{stage}"), &worker, &plan.telemetry.log)?;
+    let shutdown = CancellationToken::new();
+    let asked = shutdown.clone();
+    tokio::spawn(async move {
+        if let Err(error) = context::asked_to_stop().await {
+            tracing::error!(%error, "signals can't be received; the worker stops");
+        }
+        asked.cancel();
+    });
+    let served = serve(stage, &plan, &worker, shutdown).await;
+    telemetry.shutdown().await;
+    served
+}
+
+async fn serve(stage: Stage, plan: &Plan, worker: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let bus = context::connect(plan, worker).await?;
+    let retention = baton_bus::Retention { replicas: plan.broker.replicas, results: plan.results.keep };
+    bus.provision(&retention).await?;
+    match stage {
+        Stage::Ingest => {
+            let models = ingest_models(plan).await?;
+            let settings = &plan.stages.ingest;
+            let options = baton_ingest::Options {
+                lanes: plan.lanes.clone(),
+                slots: settings.slots,
+                ack_wait: settings.ack_wait,
+                max_deliver: settings.max_deliver as u64,
+                drain: DRAIN,
+            };
+            ready(worker)?;
+            baton_ingest::run(bus, options, models, shutdown).await?;
+        }
+        Stage::Prefill => {
+            let settings = &plan.stages.prefill;
+            baton_engine::use_threads(settings.threads)?;
+            let mut served = Vec::new();
+            for name in &settings.models {
+                let model = load(plan, settings, name).await?;
+                let store = kv_store(plan, model.spec().kv)?;
+                served.push(baton_prefill::Served { name: name.clone(), model, store });
+            }
+            let options = baton_prefill::Options {
+                lanes: plan.lanes.clone(),
+                slots: settings.stage.slots,
+                ack_wait: settings.stage.ack_wait,
+                max_deliver: settings.stage.max_deliver as u64,
+                drain: DRAIN,
+                chunk_tokens: plan.store.chunk_tokens,
+                worker: worker.to_owned(),
+            };
+            ready(worker)?;
+            baton_prefill::run(bus, options, served, shutdown).await?;
+        }
+        Stage::Decode => {
+            let settings = &plan.stages.decode;
+            baton_engine::use_threads(settings.threads)?;
+            let mut served = Vec::new();
+            for name in &settings.models {
+                let model = load(plan, settings, name).await?;
+                let store = kv_store(plan, model.spec().kv)?;
+                let vocabulary = context::vocabulary(&plan.models[name])?;
+                served.push(baton_decode::Served { name: name.clone(), model, vocabulary, store });
+            }
+            let options = baton_decode::Options {
+                lanes: plan.lanes.clone(),
+                slots: settings.stage.slots,
+                ack_wait: settings.stage.ack_wait,
+                max_deliver: settings.stage.max_deliver as u64,
+                drain: DRAIN,
+                worker: worker.to_owned(),
+            };
+            ready(worker)?;
+            baton_decode::run(bus, options, served, shutdown).await?;
+        }
+    }
+    tracing::info!("the worker has drained");
+    Ok(())
+}
+
+/// Tells whoever started the worker that it takes jobs.
+fn ready(worker: &str) -> anyhow::Result<()> {
+    tracing::info!(worker, "the worker is ready");
+    writeln!(std::io::stdout(), "ready").context("cannot write to standard output")
+}
+
+async fn ingest_models(plan: &Plan) -> anyhow::Result<baton_ingest::Models> {
+    let mut vocabularies = BTreeMap::new();
+    for (name, model) in &plan.models {
+        let model = model.clone();
+        let vocabulary = spawn_blocking(move || context::vocabulary(&model)).await?;
+        vocabularies.insert(name.clone(), vocabulary.with_context(|| format!("model {name}"))?);
+    }
+    Ok(baton_ingest::Models { vocabularies, default: plan.default_model.clone() })
+}
+
+async fn load(plan: &Plan, settings: &Compute, name: &Name) -> anyhow::Result<Box<dyn Model>> {
+    let (model, device) = (plan.models[name].clone(), context::device(settings.device));
+    let load = move || Ok(baton_engine::source::load(&context::source(&model)?, device)?);
+    let loaded: anyhow::Result<_> = spawn_blocking(load).await?;
+    loaded.with_context(|| format!("cannot load model {name}"))
+}
+
+fn kv_store(plan: &Plan, shape: kv::Shape) -> anyhow::Result<KvStore> {
+    let codec = match plan.store.codec {
+        baton_topology::Codec::Lossless => Codec::Lossless,
+        baton_topology::Codec::Raw => Codec::Raw,
+    };
+    Ok(KvStore::new(context::open_store(plan)?, shape, codec))
+}

@@ -1,0 +1,185 @@
+//! Which crate may use what, checked against the manifests and sources themselves.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+
+/// External crates that only some of ours may use, in whatever kind of dependency. A `*` stands for any ending.
+const OWNED: [(&str, &[&str]); 7] = [
+    ("async-nats", &["baton-bus"]),
+    ("bincode*", &["baton-contract", "baton-storage"]),
+    ("burn*", &["baton-engine"]),
+    ("object_store", &["baton-storage"]),
+    ("opentelemetry-otlp", &["baton-telemetry"]),
+    ("zip", &["baton"]),
+    ("zstd*", &["baton-storage"]),
+];
+
+/// The receiver's side of OTLP, which tests play.
+const TESTS_ONLY: [&str; 1] = ["opentelemetry-proto"];
+
+/// Crates that know no I/O, no clock and no environment, and all that they may use.
+const PURE: [(&str, &[&str]); 2] = [
+    (
+        "baton-contract",
+        &["bincode", "blake3", "humantime", "serde", "serde_json", "serde_path_to_error", "thiserror", "uuid"],
+    ),
+    ("baton-topology", &["baton-contract", "humantime", "serde", "strsim", "thiserror", "toml"]),
+];
+
+/// What no source of a pure crate names.
+const IMPURE: [&str; 8] =
+    ["std::env", "std::fs", "std::io", "std::net", "std::process", "std::thread", "Instant", "SystemTime"];
+
+/// May contain unsafe code, in its SIMD module.
+const UNSAFE: &str = "baton-engine";
+
+struct Member {
+    name: String,
+    /// Relative to the workspace, such as `shared/bus`.
+    folder: PathBuf,
+    /// Names of dependencies with their kind: `normal`, `dev` or `build`.
+    dependencies: Vec<(String, String)>,
+    manifest: toml::Table,
+    /// The crate's roots, `src/lib.rs` or `src/main.rs`, by path.
+    roots: Vec<PathBuf>,
+}
+
+fn workspace() -> (PathBuf, Vec<Member>) {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let root = PathBuf::from(text(&metadata["workspace_root"]));
+    let members = metadata["packages"].as_array().unwrap().iter().map(|package| member(&root, package)).collect();
+    (root, members)
+}
+
+fn member(root: &Path, package: &Value) -> Member {
+    let manifest = PathBuf::from(text(&package["manifest_path"]));
+    let dependencies = package["dependencies"].as_array().unwrap().iter().map(|dependency| {
+        (text(&dependency["name"]).into(), dependency["kind"].as_str().unwrap_or("normal").to_owned())
+    });
+    let targets = package["targets"].as_array().unwrap().iter();
+    let roots = targets.filter(|target| matches!(text(&target["kind"][0]), "lib" | "bin"));
+    Member {
+        name: text(&package["name"]).into(),
+        folder: manifest.parent().unwrap().strip_prefix(root).unwrap().into(),
+        dependencies: dependencies.collect(),
+        manifest: fs::read_to_string(&manifest).unwrap().parse().unwrap(),
+        roots: roots.map(|target| text(&target["src_path"]).into()).collect(),
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap()
+}
+
+#[test]
+fn each_technology_has_its_only_user() {
+    let (_, members) = workspace();
+    let mut used = BTreeSet::new();
+    for member in &members {
+        for (dependency, kind) in &member.dependencies {
+            for (pattern, owners) in OWNED {
+                if pattern.strip_suffix('*').map_or(dependency == pattern, |start| dependency.starts_with(start)) {
+                    used.insert(pattern);
+                    assert!(owners.contains(&&*member.name), "{} uses {dependency}, only {owners:?} may", member.name);
+                }
+            }
+            if TESTS_ONLY.contains(&&**dependency) {
+                assert_eq!(kind, "dev", "{} uses {dependency} outside its tests", member.name);
+            }
+        }
+    }
+    // A rule about a crate that nobody uses holds whatever we do.
+    assert_eq!(used.len(), OWNED.len(), "only these of the crates with an owner are used: {used:?}");
+}
+
+#[test]
+fn pure_crates_stay_pure() {
+    let (root, members) = workspace();
+    for (name, allowed) in PURE {
+        let member = members.iter().find(|member| member.name == name).unwrap();
+        for (dependency, kind) in &member.dependencies {
+            assert!(
+                kind == "dev" || allowed.contains(&&**dependency),
+                "{name} uses {dependency}, only {allowed:?} are pure"
+            );
+        }
+        for entry in fs::read_dir(root.join(&member.folder).join("src")).unwrap() {
+            let path = entry.unwrap().path();
+            let source = fs::read_to_string(&path).unwrap();
+            for impure in IMPURE {
+                let code = source.lines().filter(|line| !line.trim_start().starts_with("//"));
+                assert!(!code.into_iter().any(|line| line.contains(impure)), "{} names {impure}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn stages_share_nothing_but_the_bus_and_the_store() {
+    let (_, members) = workspace();
+    let services: Vec<&str> =
+        members.iter().filter(|member| member.folder.starts_with("services")).map(|member| &*member.name).collect();
+    assert!(services.len() >= 4, "{services:?}");
+    for member in members.iter().filter(|member| member.name != "baton") {
+        for (dependency, _) in &member.dependencies {
+            assert!(!services.contains(&&**dependency), "{} uses the service {dependency}", member.name);
+        }
+    }
+}
+
+#[test]
+fn members_follow_the_workspace() {
+    let (_, members) = workspace();
+    for Member { name, folder, manifest, roots, .. } in &members {
+        let directory = folder.file_name().unwrap().to_str().unwrap();
+        assert!(name == directory || *name == format!("baton-{directory}"), "{name} is in {}", folder.display());
+
+        let inherits = |table: &toml::Table, key: &str| {
+            table.get(key).and_then(|value| value.get("workspace")).and_then(toml::Value::as_bool) == Some(true)
+        };
+        let package = manifest["package"].as_table().unwrap();
+        for key in ["version", "edition", "rust-version", "license", "publish"] {
+            assert!(inherits(package, key), "{name}: package.{key} is not the workspace's");
+        }
+        let lints = manifest.get("lints").and_then(|lints| lints.get("workspace"));
+        assert_eq!(lints.and_then(toml::Value::as_bool), Some(true), "{name}: lints are not the workspace's");
+        for table in dependency_tables(manifest) {
+            for dependency in table.keys() {
+                assert!(
+                    inherits(table, dependency),
+                    "{name}: the version of {dependency} is not in the root Cargo.toml"
+                );
+            }
+        }
+
+        for root in roots.iter().filter(|_| name != UNSAFE) {
+            let source = fs::read_to_string(root).unwrap();
+            assert!(source.contains("#![forbid(unsafe_code)]"), "{} does not forbid unsafe code", root.display());
+        }
+    }
+}
+
+/// The tables that list dependencies, for all targets and for some.
+fn dependency_tables(manifest: &toml::Table) -> Vec<&toml::Table> {
+    let targets = manifest.get("target").and_then(toml::Value::as_table);
+    let targets = targets.into_iter().flat_map(|targets| targets.values().filter_map(toml::Value::as_table));
+    [manifest]
+        .into_iter()
+        .chain(targets)
+        .flat_map(|table| ["dependencies", "dev-dependencies", "build-dependencies"].map(|kind| table.get(kind)))
+        .filter_map(|table| table.and_then(toml::Value::as_table))
+        .collect()
+}

@@ -1,0 +1,168 @@
+//! The thread that owns the model and steps all running answers together. Answers join and leave between any two steps.
+
+use std::{
+    sync::mpsc,
+    thread::{self, JoinHandle},
+};
+
+use baton_contract::kv::Block;
+use baton_engine::{
+    generation::{Emitted, Generation},
+    model::{self, Model, SequenceId, Step},
+};
+use tokio::sync::mpsc as channel;
+
+pub(crate) struct Engine {
+    answers: mpsc::Sender<Answer>,
+    _thread: JoinHandle<()>,
+}
+
+/// One piece of a prompt's KV cache, as far as it could be had.
+pub(crate) enum Held {
+    Block(Block),
+    Missing { tokens: usize },
+}
+
+pub(crate) enum Event {
+    /// The prompt's KV cache is complete; so many of its tokens had to be computed again.
+    Imported {
+        recomputed: usize,
+    },
+    Token(Emitted),
+    Failed(model::Error),
+}
+
+struct Answer {
+    prompt: Vec<u32>,
+    held: Vec<Held>,
+    generation: Generation,
+    first_token: u32,
+    events: channel::UnboundedSender<Event>,
+}
+
+/// An answer that takes part in every step.
+struct Running {
+    sequence: SequenceId,
+    generation: Generation,
+    last: u32,
+    events: channel::UnboundedSender<Event>,
+}
+
+impl Engine {
+    pub(crate) fn start(model: Box<dyn Model>) -> std::io::Result<Self> {
+        let (answers, waiting) = mpsc::channel();
+        let thread = thread::Builder::new().name("decode-engine".into()).spawn(move || serve(model, waiting))?;
+        Ok(Self { answers, _thread: thread })
+    }
+
+    /// Continues an answer whose first token `generation` has accepted. Dropping the receiver ends it at the next step.
+    pub(crate) fn start_answer(
+        &self,
+        prompt: Vec<u32>,
+        held: Vec<Held>,
+        generation: Generation,
+        first_token: u32,
+    ) -> channel::UnboundedReceiver<Event> {
+        // Unbounded, yet bounded: an answer has at most max_tokens events.
+        let (events, receiver) = channel::unbounded_channel();
+        // If the thread has ended, the receiver closes without a word, which the caller reports.
+        let _ = self.answers.send(Answer { prompt, held, generation, first_token, events });
+        receiver
+    }
+}
+
+fn serve(mut model: Box<dyn Model>, answers: mpsc::Receiver<Answer>) {
+    let mut running: Vec<Running> = Vec::new();
+    loop {
+        if running.is_empty() {
+            let Ok(answer) = answers.recv() else { return };
+            running.extend(join(model.as_mut(), answer));
+        }
+        while let Ok(answer) = answers.try_recv() {
+            running.extend(join(model.as_mut(), answer));
+        }
+        step(model.as_mut(), &mut running);
+    }
+}
+
+/// Opens the answer's sequence and brings the prompt's KV cache into it.
+fn join(model: &mut dyn Model, answer: Answer) -> Option<Running> {
+    let Answer { prompt, held, generation, first_token, events } = answer;
+    let sequence = match model.open(prompt.len() + generation.max_tokens()) {
+        Ok(sequence) => sequence,
+        Err(error) => {
+            let _ = events.send(Event::Failed(error));
+            return None;
+        }
+    };
+    let joined = bring(model, sequence, &prompt, held).and_then(|recomputed| {
+        // A closed channel shows at the first token.
+        let _ = events.send(Event::Imported { recomputed });
+        Ok(())
+    });
+    match joined {
+        Ok(()) => Some(Running { sequence, generation, last: first_token, events }),
+        Err(error) => {
+            model.close(sequence);
+            let _ = events.send(Event::Failed(error));
+            None
+        }
+    }
+}
+
+/// Imports what was fetched and computes the rest; returns how many tokens that were.
+fn bring(model: &mut dyn Model, sequence: SequenceId, prompt: &[u32], held: Vec<Held>) -> Result<usize, model::Error> {
+    let mut start = 0;
+    let mut recomputed = 0;
+    for piece in held {
+        match piece {
+            Held::Block(block) => {
+                let end = start + block.tokens;
+                model.import(sequence, &prompt[start..end], &block)?;
+                start = end;
+            }
+            Held::Missing { tokens } => {
+                let end = start + tokens;
+                model.forward(&[Step { sequence, tokens: &prompt[start..end], logits: false }])?;
+                recomputed += tokens;
+                start = end;
+            }
+        }
+    }
+    Ok(recomputed)
+}
+
+/// One token for every running answer; those that end leave.
+fn step(model: &mut dyn Model, running: &mut Vec<Running>) {
+    if running.is_empty() {
+        return;
+    }
+    let steps: Vec<Step<'_>> = running
+        .iter()
+        .map(|answer| Step { sequence: answer.sequence, tokens: std::slice::from_ref(&answer.last), logits: true })
+        .collect();
+    let logits = match model.forward(&steps) {
+        Ok(logits) => logits,
+        Err(error) => {
+            tracing::error!(%error, answers = running.len(), "a decode step failed; its jobs are tried again");
+            for answer in running.drain(..) {
+                model.close(answer.sequence);
+                let _ = answer.events.send(Event::Failed(model::Error::StepFailed(error.to_string())));
+            }
+            return;
+        }
+    };
+    let mut logits = logits.into_iter();
+    running.retain_mut(|answer| {
+        let Some(logits) = logits.next().flatten() else { return false };
+        let token = answer.generation.sample(&logits);
+        let emitted = answer.generation.accept(token);
+        answer.last = token;
+        let ends = emitted.finish.is_some();
+        let stays = answer.events.send(Event::Token(emitted)).is_ok() && !ends;
+        if !stays {
+            model.close(answer.sequence);
+        }
+        stays
+    });
+}

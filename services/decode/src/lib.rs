@@ -1,0 +1,227 @@
+//! Decode: fetches a prompt's KV cache from the object store and generates the answer in a continuous batch, streaming
+//! each token as it comes and publishing the one result at the end.
+//!
+//! A piece of the cache that is missing or damaged is computed again, never a reason to fail. It must never publish a
+//! result for a job that another worker holds.
+#![forbid(unsafe_code)]
+
+mod engine;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use baton_bus::{
+    Bus,
+    pull::{self, Queue},
+    stage::{self, Handler, Next, Retry, StageError, Work},
+    unix_ms,
+};
+use baton_contract::{
+    Name,
+    envelope::{DecodeTask, Piece},
+    job::{Answer, Job},
+    outcome::{Code, Delta, Failure, FinishReason, Timings},
+    subject::Stage,
+};
+use baton_engine::{
+    generation::{Emitted, Generation},
+    model::Model,
+    source::Vocabulary,
+};
+use baton_storage::{key::ChunkId, kv::KvStore};
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info_span};
+
+use crate::engine::{Engine, Event, Held};
+
+/// Pieces of one job that are fetched at a time.
+const FETCHES: usize = 4;
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub lanes: Vec<Name>,
+    /// Jobs generated at once.
+    pub slots: usize,
+    pub ack_wait: Duration,
+    pub max_deliver: u64,
+    /// How long a shutdown waits for what is being worked on.
+    pub drain: Duration,
+    pub worker: String,
+}
+
+/// A model this worker serves.
+pub struct Served {
+    pub name: Name,
+    pub model: Box<dyn Model>,
+    pub vocabulary: Arc<Vocabulary>,
+    pub store: KvStore,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Bus(#[from] baton_bus::Error),
+    #[error("cannot start the thread of model {model}: {source}")]
+    Thread { model: Name, source: std::io::Error },
+}
+
+/// Runs until `shutdown`, then drains.
+pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: CancellationToken) -> Result<(), Error> {
+    let queues = served.iter().flat_map(|served| {
+        let queue = |lane: &Name| Queue { stage: Stage::Decode, model: Some(served.name.clone()), lane: lane.clone() };
+        options.lanes.iter().map(queue)
+    });
+    let pull = pull::Options {
+        queues: queues.collect(),
+        slots: options.slots,
+        ack_wait: options.ack_wait,
+        drain: options.drain,
+    };
+    let mut models = BTreeMap::new();
+    for Served { name, model, vocabulary, store } in served {
+        let engine = Engine::start(model).map_err(|source| Error::Thread { model: name.clone(), source })?;
+        models.insert(name, Arc::new(Pool { engine, vocabulary, store }));
+    }
+    let decode = Decode { bus: bus.clone(), models };
+    let options =
+        stage::Options { stage: Stage::Decode, pull, max_deliver: options.max_deliver, worker: options.worker };
+    Ok(stage::run(&bus, options, decode, shutdown).await?)
+}
+
+struct Decode {
+    bus: Bus,
+    models: BTreeMap<Name, Arc<Pool>>,
+}
+
+struct Pool {
+    engine: Engine,
+    vocabulary: Arc<Vocabulary>,
+    store: KvStore,
+}
+
+impl Handler<DecodeTask> for Decode {
+    async fn handle(&self, work: Work<DecodeTask>) -> Result<Next, StageError> {
+        let Work { task: DecodeTask { job, mut timings, first_token, pieces }, claim, queue_ms } = work;
+        let Some(pool) = self.models.get(&job.model) else {
+            return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("no model {} here", job.model)));
+        };
+        timings.decode_queue_ms = queue_ms;
+        timings.decode_attempt = claim.attempt as u32;
+        timings.decode_worker = claim.worker;
+
+        let mut generation = Generation::new(
+            pool.vocabulary.clone(),
+            job.sampling.clone(),
+            &job.stop,
+            job.prompt.len(),
+            job.max_tokens as usize,
+        );
+        let mut progress = Progress { bus: &self.bus, job: &job, timings, answer: Answer::default(), first: None };
+        // An answer of one token needs no KV cache at all.
+        let first = generation.accept(first_token);
+        progress.timings.kv_get_ms = 0.0;
+        if let Some(reason) = first.finish {
+            progress.emit(first).await?;
+            return Ok(progress.completed(reason));
+        }
+        let fetching = Instant::now();
+        let held = pool.fetch(&job, &pieces).instrument(info_span!("kv.get", pieces = pieces.len())).await?;
+        progress.timings.kv_get_ms = fetching.elapsed().as_secs_f64() * 1e3;
+        progress.emit(first).await?;
+
+        let mut events = pool.engine.start_answer(job.prompt.clone(), held, generation, first_token);
+        let generating = Instant::now();
+        let deadline = job.deadline_ms.map(|ms| generating + Duration::from_millis(ms.saturating_sub(unix_ms())));
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                () = until(deadline) => {
+                    let failure = Failure::new(Code::DeadlineExceeded, "the deadline passed while the answer was generated");
+                    return Ok(progress.failed(failure));
+                }
+            };
+            match event {
+                Some(Event::Imported { recomputed }) => progress.timings.recomputed_tokens = recomputed as u32,
+                Some(Event::Token(emitted)) => {
+                    let finish = emitted.finish;
+                    progress.emit(emitted).await?;
+                    if let Some(reason) = finish {
+                        progress.timings.decode_ms = generating.elapsed().as_secs_f64() * 1e3;
+                        return Ok(progress.completed(reason));
+                    }
+                }
+                Some(Event::Failed(error)) => {
+                    return Err(StageError::new(Retry::Backoff, Code::Internal, format!("decode failed: {error}")));
+                }
+                None => return Err(StageError::passing("the engine's thread ended")),
+            }
+        }
+    }
+}
+
+/// The answer as far as it has come, and what was told of it.
+struct Progress<'a> {
+    bus: &'a Bus,
+    job: &'a Job,
+    timings: Timings,
+    answer: Answer,
+    first: Option<u64>,
+}
+
+impl Progress<'_> {
+    async fn emit(&mut self, emitted: Emitted) -> Result<(), StageError> {
+        if self.first.is_none() {
+            let now = unix_ms();
+            self.first = Some(now);
+            self.timings.first_token_ms = now.saturating_sub(self.timings.accepted_at_ms) as f64;
+        }
+        self.answer.tokens.push(emitted.token);
+        self.answer.text.push_str(&emitted.text);
+        let delta = Delta { index: emitted.index, token: emitted.token, text: emitted.text };
+        let subject = self.bus.layout().tokens(&self.job.tenant, &self.job.id);
+        Ok(self.bus.publish_delta(subject, &delta).await?)
+    }
+
+    fn completed(mut self, reason: FinishReason) -> Next {
+        self.close();
+        Next::Finish(Box::new(self.job.completed(self.answer, reason, self.timings)))
+    }
+
+    fn failed(mut self, failure: Failure) -> Next {
+        self.close();
+        Next::Finish(Box::new(self.job.failed(failure, self.answer, self.timings)))
+    }
+
+    fn close(&mut self) {
+        self.timings.total_ms = unix_ms().saturating_sub(self.timings.accepted_at_ms) as f64;
+    }
+}
+
+impl Pool {
+    /// Gets the prompt's KV cache, several pieces at a time. What is missing or damaged is left out.
+    async fn fetch(&self, job: &Job, pieces: &[Piece]) -> Result<Vec<Held>, StageError> {
+        stream::iter(pieces.iter().copied().map(|piece| async move {
+            let tokens = piece.tokens as usize;
+            match self.store.get(&ChunkId(piece.id), tokens).await {
+                Ok(Some(fetched)) => Ok(Held::Block(fetched.block)),
+                Ok(None) => {
+                    tracing::warn!(piece = %ChunkId(piece.id), tokens, job = %job.id, "a KV piece was missing and is recomputed");
+                    Ok(Held::Missing { tokens })
+                }
+                Err(baton_storage::kv::Error::Damaged { .. }) => Ok(Held::Missing { tokens }),
+                Err(error) => Err(StageError::passing(error)),
+            }
+        }))
+        .buffered(FETCHES)
+        .try_collect()
+        .await
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,98 @@
+//! The thread that owns the model. Async code sends prompts and receives pieces; nothing on it ever awaits.
+
+use std::{
+    ops::Range,
+    sync::mpsc,
+    thread::{self, JoinHandle},
+};
+
+use baton_contract::{kv::Block, sampling::Sampling};
+use baton_engine::{
+    generation::first_token,
+    model::{self, Model, Step},
+};
+use tokio::sync::mpsc as channel;
+
+/// Pieces that may wait for the store while the next ones are computed.
+const AHEAD: usize = 4;
+
+pub(crate) struct Engine {
+    prompts: mpsc::Sender<Prompt>,
+    _thread: JoinHandle<()>,
+}
+
+struct Prompt {
+    tokens: Vec<u32>,
+    pieces: Vec<Range<usize>>,
+    sampling: Sampling,
+    computed: channel::Sender<Computed>,
+}
+
+pub(crate) enum Computed {
+    /// The prompt's turn has come.
+    Started,
+    /// The KV cache of the next piece.
+    Piece(Block),
+    /// The answer's first token; comes last.
+    FirstToken(u32),
+    Failed(model::Error),
+}
+
+impl Engine {
+    pub(crate) fn start(model: Box<dyn Model>) -> std::io::Result<Self> {
+        let (prompts, waiting) = mpsc::channel();
+        let thread = thread::Builder::new().name("prefill-engine".into()).spawn(move || serve(model, waiting))?;
+        Ok(Self { prompts, _thread: thread })
+    }
+
+    /// Computes a prompt piece by piece. Dropping the receiver ends the work at the next piece.
+    pub(crate) fn prefill(
+        &self,
+        tokens: Vec<u32>,
+        pieces: Vec<Range<usize>>,
+        sampling: Sampling,
+    ) -> channel::Receiver<Computed> {
+        let (computed, receiver) = channel::channel(AHEAD);
+        // If the thread has ended, the receiver closes without a word, which the caller reports.
+        let _ = self.prompts.send(Prompt { tokens, pieces, sampling, computed });
+        receiver
+    }
+}
+
+/// The receiver has gone: nobody wants the rest.
+struct Gone;
+
+fn serve(mut model: Box<dyn Model>, prompts: mpsc::Receiver<Prompt>) {
+    for prompt in prompts {
+        if prompt.computed.blocking_send(Computed::Started).is_err() {
+            continue;
+        }
+        let _ = compute(model.as_mut(), &prompt);
+    }
+}
+
+fn compute(model: &mut dyn Model, prompt: &Prompt) -> Result<(), Gone> {
+    let send = |computed| prompt.computed.blocking_send(computed).map_err(|_| Gone);
+    let sequence = match model.open(prompt.tokens.len()) {
+        Ok(sequence) => sequence,
+        Err(error) => return send(Computed::Failed(error)),
+    };
+    let mut work = || -> Result<Result<(), Gone>, model::Error> {
+        for range in &prompt.pieces {
+            let last = range.end == prompt.tokens.len();
+            let step = Step { sequence, tokens: &prompt.tokens[range.clone()], logits: last };
+            let logits = model.forward(&[step])?.pop().flatten();
+            if send(Computed::Piece(model.export(sequence, range.clone())?)).is_err() {
+                return Ok(Err(Gone));
+            }
+            if let Some(logits) = logits {
+                let token = first_token(&logits, &prompt.sampling, prompt.tokens.len());
+                return Ok(send(Computed::FirstToken(token)));
+            }
+        }
+        Ok(Ok(()))
+    };
+    let done = work();
+    model.close(sequence);
+    done.unwrap_or_else(|error| send(Computed::Failed(error)))
+}

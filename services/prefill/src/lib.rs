@@ -1,0 +1,157 @@
+//! Prefill: reads a prompt into KV chunks, puts them into the object store, and hands the job to decode with the answer's
+//! first token.
+//!
+//! Its output is named by its content, so doing a job twice stores it once. It must never hand a job on before every piece
+//! of its KV cache is stored.
+#![forbid(unsafe_code)]
+
+mod engine;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use baton_bus::{
+    Bus,
+    pull::{self, Queue},
+    stage::{self, Handler, Next, Retry, StageError, Work},
+};
+use baton_contract::{
+    Name,
+    envelope::{self, DecodeTask, Piece, PrefillTask},
+    outcome::Code,
+    subject::Stage,
+};
+use baton_engine::model::Model;
+use baton_storage::{
+    key::{self, ChunkId, Root},
+    kv::{KvStore, Stored},
+};
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info_span};
+
+use crate::engine::{Computed, Engine};
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub lanes: Vec<Name>,
+    /// Jobs held at once. One is computed at a time; the others' chunks are on their way to the store.
+    pub slots: usize,
+    pub ack_wait: Duration,
+    pub max_deliver: u64,
+    /// How long a shutdown waits for what is being worked on.
+    pub drain: Duration,
+    /// Tokens in a KV chunk; all workers of a pipeline must agree.
+    pub chunk_tokens: usize,
+    pub worker: String,
+}
+
+/// A model this worker serves.
+pub struct Served {
+    pub name: Name,
+    pub model: Box<dyn Model>,
+    pub store: KvStore,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Bus(#[from] baton_bus::Error),
+    #[error("cannot start the thread of model {model}: {source}")]
+    Thread { model: Name, source: std::io::Error },
+}
+
+/// Runs until `shutdown`, then drains.
+pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: CancellationToken) -> Result<(), Error> {
+    let queues = served.iter().flat_map(|served| {
+        let queue = |lane: &Name| Queue { stage: Stage::Prefill, model: Some(served.name.clone()), lane: lane.clone() };
+        options.lanes.iter().map(queue)
+    });
+    let pull = pull::Options {
+        queues: queues.collect(),
+        slots: options.slots,
+        ack_wait: options.ack_wait,
+        drain: options.drain,
+    };
+    let mut models = BTreeMap::new();
+    for Served { name, model, store } in served {
+        let fingerprint = model.spec().fingerprint;
+        let engine = Engine::start(model).map_err(|source| Error::Thread { model: name.clone(), source })?;
+        models.insert(name, Arc::new(Pool { engine, store, fingerprint }));
+    }
+    let prefill = Prefill { bus: bus.clone(), models, chunk_tokens: options.chunk_tokens };
+    let options =
+        stage::Options { stage: Stage::Prefill, pull, max_deliver: options.max_deliver, worker: options.worker };
+    Ok(stage::run(&bus, options, prefill, shutdown).await?)
+}
+
+struct Prefill {
+    bus: Bus,
+    models: BTreeMap<Name, Arc<Pool>>,
+    chunk_tokens: usize,
+}
+
+struct Pool {
+    engine: Engine,
+    store: KvStore,
+    fingerprint: [u8; 32],
+}
+
+impl Handler<PrefillTask> for Prefill {
+    async fn handle(&self, work: Work<PrefillTask>) -> Result<Next, StageError> {
+        let Work { task: PrefillTask { job, mut timings }, claim, queue_ms } = work;
+        let Some(pool) = self.models.get(&job.model) else {
+            return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("no model {} here", job.model)));
+        };
+        // The salt keeps tenants apart: the same prompt of two tenants is two sets of chunks.
+        let root = Root::new(&pool.fingerprint, job.tenant.as_str().as_bytes());
+        let pieces = key::plan(&root, &job.prompt, self.chunk_tokens, job.id.as_str());
+        let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
+        let mut computed = pool.engine.prefill(job.prompt.clone(), ranges, job.sampling.clone());
+
+        let mut puts: JoinSet<Result<Stored, baton_storage::kv::Error>> = JoinSet::new();
+        let mut ids = pieces.iter().map(|piece| piece.id);
+        let mut started = None;
+        let first_token = loop {
+            match computed.recv().await {
+                Some(Computed::Started) => started = Some(Instant::now()),
+                Some(Computed::Piece(block)) => {
+                    let id: ChunkId = ids.next().ok_or_else(|| StageError::passing("more KV pieces than planned"))?;
+                    let store = pool.store.clone();
+                    let span = info_span!("kv.put", tokens = block.tokens);
+                    puts.spawn(async move { store.put(&id, block).await }.instrument(span));
+                }
+                Some(Computed::FirstToken(token)) => break token,
+                Some(Computed::Failed(error)) => {
+                    return Err(StageError::new(Retry::Backoff, Code::Internal, format!("prefill failed: {error}")));
+                }
+                None => return Err(StageError::passing("the engine's thread ended")),
+            }
+        };
+        let done = Instant::now();
+        while let Some(put) = puts.join_next().await {
+            let stored = put.map_err(StageError::passing)?.map_err(StageError::passing)?;
+            timings.kv_raw_bytes += stored.raw_bytes;
+            timings.kv_stored_bytes += stored.stored_bytes;
+        }
+        // Jobs of one worker are computed in turn; waiting for the engine is part of the queue.
+        let started = started.unwrap_or(done);
+        timings.prefill_ms = done.duration_since(started).as_secs_f64() * 1e3;
+        timings.kv_put_ms = done.elapsed().as_secs_f64() * 1e3;
+        timings.prefill_queue_ms = queue_ms;
+        timings.prefill_attempt = claim.attempt as u32;
+        timings.prefill_worker = claim.worker;
+        tracing::info!(
+            prompt_tokens = job.prompt.len(),
+            prefill_ms = timings.prefill_ms,
+            stored_bytes = timings.kv_stored_bytes,
+            "the prompt was prefilled"
+        );
+
+        let pieces = pieces.iter().map(|piece| Piece { id: piece.id.0, tokens: piece.range.len() as u32 }).collect();
+        let subject = self.bus.layout().decode(&job.model, &job.lane);
+        let task = DecodeTask { job, timings, first_token, pieces };
+        let payload = envelope::encode(&task)
+            .map_err(|error| StageError::new(Retry::Never, Code::Internal, error.to_string()))?;
+        Ok(Next::Forward { subject, payload })
+    }
+}

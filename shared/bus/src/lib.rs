@@ -1,0 +1,254 @@
+//! The bus: everything Baton says to NATS JetStream, and the loop that every stage runs. The only user of async-nats.
+//!
+//! - [`Bus`] is a connection with the pipeline's streams; [`Bus::provision`] creates them.
+//! - [`pull`] takes messages, one permit each, and settles them; [`stage`] adds claims, successors and results.
+//! - [`jobs`] keeps the job records and the results; [`client`] submits jobs and follows them.
+//! - [`server`] runs a `nats-server` as a child process; [`trace`] carries W3C trace context in message headers.
+//!
+//! What must never happen here: an acknowledgement before the successor is durable, a second result for a job, a message
+//! taken without a free slot.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod jobs;
+pub mod pull;
+pub mod server;
+pub mod stage;
+pub mod trace;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use async_nats::jetstream::{
+    self, consumer,
+    stream::{Config, DiscardPolicy, RetentionPolicy},
+};
+pub use async_nats::HeaderMap;
+use baton_contract::{
+    Name, envelope,
+    job::Job,
+    subject::{Layout, Stage},
+};
+
+/// How to reach the broker.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `nats://` or `tls://` URLs, separated by commas.
+    pub url: String,
+    /// A NATS credentials file (JWT and seed).
+    pub credentials: Option<PathBuf>,
+    /// Names the connection in the broker's monitoring.
+    pub name: String,
+    pub layout: Layout,
+}
+
+/// How the streams are kept.
+#[derive(Clone, Debug)]
+pub struct Retention {
+    /// Copies of each stream in a cluster: 1, 3 or 5.
+    pub replicas: usize,
+    /// How long results and job records are kept.
+    pub results: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot connect to the broker at {url}: {source}; is nats-server running there, and is the URL right?")]
+    Connect { url: String, source: async_nats::ConnectError },
+    #[error("cannot read the credentials file {path}: {source}")]
+    Credentials { path: PathBuf, source: std::io::Error },
+    #[error("JetStream is not usable: {0}; start nats-server with JetStream on (-js)")]
+    JetStream(String),
+    #[error("cannot create {what}: {message}")]
+    Provision { what: String, message: String },
+    #[error("the pipeline's streams do not exist under root {root}: {message}; start a worker or `baton up` first")]
+    NotProvisioned { root: Name, message: String },
+    #[error("cannot publish to {subject}: {message}")]
+    Publish { subject: String, message: String },
+    #[error("cannot read {what}: {message}")]
+    Read { what: String, message: String },
+    #[error("cannot store the record of job {job}: {message}")]
+    Record { job: String, message: String },
+    #[error("the record of job {job} kept changing; another worker holds it")]
+    Contended { job: String },
+}
+
+/// A connection to one pipeline's subjects and streams. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Bus {
+    client: async_nats::Client,
+    jetstream: jetstream::Context,
+    layout: Layout,
+}
+
+impl Bus {
+    /// Connects once; later interruptions are bridged by reconnecting without end.
+    pub async fn connect(options: Options) -> Result<Self, Error> {
+        let mut connect = async_nats::ConnectOptions::new()
+            .name(&options.name)
+            .event_callback(|event| async move {
+                tracing::debug!(%event, "the broker connection changed");
+            })
+            .reconnect_delay_callback(|attempt| Duration::from_millis(50 << attempt.min(6)));
+        if let Some(path) = options.credentials {
+            let unreadable = |source| Error::Credentials { path: path.clone(), source };
+            let text = std::fs::read_to_string(&path).map_err(unreadable)?;
+            connect = connect.credentials(&text).map_err(unreadable)?;
+        }
+        let urls: Vec<&str> = options.url.split(',').map(str::trim).collect();
+        let client = connect
+            .connect(urls)
+            .await
+            .map_err(|source| Error::Connect { url: options.url.clone(), source })?;
+        let jetstream = jetstream::new(client.clone());
+        Ok(Self { client, jetstream, layout: options.layout })
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Checks that the broker has JetStream on for this account; returns its version.
+    pub async fn check(&self) -> Result<String, Error> {
+        self.jetstream.query_account().await.map_err(|error| Error::JetStream(error.to_string()))?;
+        Ok(self.client.server_info().version)
+    }
+
+    /// Creates the pipeline's streams and job bucket, or brings existing ones to this configuration.
+    pub async fn provision(&self, retention: &Retention) -> Result<(), Error> {
+        let layout = &self.layout;
+        for stage in Stage::ALL {
+            self.create_stream(Config {
+                name: layout.stage_stream(stage),
+                subjects: vec![layout.stage_subjects(stage)],
+                retention: RetentionPolicy::WorkQueue,
+                discard: DiscardPolicy::New,
+                ..self.stream_defaults(retention)
+            })
+            .await?;
+        }
+        self.create_stream(Config {
+            name: layout.result_stream(),
+            subjects: vec![layout.result_subjects()],
+            max_age: retention.results,
+            allow_direct: true,
+            ..self.stream_defaults(retention)
+        })
+        .await?;
+        self.create_stream(Config {
+            name: layout.dead_stream(),
+            subjects: vec![layout.dead_subjects()],
+            max_age: retention.results,
+            ..self.stream_defaults(retention)
+        })
+        .await?;
+        let bucket = layout.job_bucket();
+        self.jetstream
+            .create_or_update_key_value(jetstream::kv::Config {
+                bucket: bucket.clone(),
+                description: "what is known about each job".into(),
+                history: 1,
+                max_age: retention.results,
+                num_replicas: retention.replicas,
+                ..Default::default()
+            })
+            .await
+            .map_err(|error| Error::Provision { what: format!("bucket {bucket}"), message: error.to_string() })?;
+        Ok(())
+    }
+
+    fn stream_defaults(&self, retention: &Retention) -> Config {
+        Config {
+            max_message_size: envelope::MAX_BYTES as i32,
+            num_replicas: retention.replicas,
+            ..Default::default()
+        }
+    }
+
+    async fn create_stream(&self, config: Config) -> Result<(), Error> {
+        let what = format!("stream {}", config.name);
+        self.jetstream
+            .create_or_update_stream(config)
+            .await
+            .map_err(|error| Error::Provision { what, message: error.to_string() })?;
+        Ok(())
+    }
+
+    /// The durable consumer that all workers of a queue share.
+    async fn consumer(&self, queue: &pull::Queue, ack_wait: Duration) -> Result<consumer::PullConsumer, Error> {
+        let stream = self.layout.stage_stream(queue.stage);
+        let durable = queue.durable();
+        self.jetstream
+            .create_consumer_on_stream(
+                consumer::pull::Config {
+                    durable_name: Some(durable.clone()),
+                    filter_subject: queue.subject(&self.layout),
+                    ack_wait,
+                    // The stage loop counts attempts itself, so that a job that used them up still gets its result.
+                    max_deliver: -1,
+                    // Shared by all workers of the queue: a low value would silently cap scale-out.
+                    max_ack_pending: 100_000,
+                    ..Default::default()
+                },
+                stream.as_str(),
+            )
+            .await
+            .map_err(|error| Error::Provision {
+                what: format!("consumer {durable} of stream {stream}"),
+                message: error.to_string(),
+            })
+    }
+
+    /// Publishes durably: returns once the broker has stored the message, with its sequence. A message with an `id` that
+    /// was stored before within the stream's dedupe window is not stored again.
+    async fn publish_durably(
+        &self,
+        subject: String,
+        id: Option<&str>,
+        mut headers: HeaderMap,
+        payload: Vec<u8>,
+    ) -> Result<u64, Error> {
+        if let Some(id) = id {
+            headers.insert("Nats-Msg-Id", id);
+        }
+        let failed = |message: String| Error::Publish { subject: subject.clone(), message };
+        let ack = self
+            .jetstream
+            .publish_with_headers(subject.clone(), headers, payload.into())
+            .await
+            .map_err(|error| failed(error.to_string()))?
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(ack.sequence)
+    }
+
+    /// Passes a job that `stage` is done with on to the next one, in the trace of the current span. Repeating it within
+    /// the dedupe window changes nothing; beyond that the claim does.
+    pub async fn forward(&self, subject: String, job: &Job, stage: Stage, payload: Vec<u8>) -> Result<(), Error> {
+        let id = format!("{}/{}/{stage}", job.tenant, job.id);
+        let headers = trace::headers_of(&tracing::Span::current());
+        self.publish_durably(subject, Some(&id), headers, payload).await.map(drop)
+    }
+
+    /// Publishes without durability, for live streaming.
+    pub async fn publish_delta(&self, subject: String, delta: &baton_contract::outcome::Delta) -> Result<(), Error> {
+        let failed = |message: String| Error::Publish { subject: subject.clone(), message };
+        let payload = serde_json::to_vec(delta).map_err(|error| failed(error.to_string()))?;
+        self.client.publish(subject.clone(), payload.into()).await.map_err(|error| failed(error.to_string()))
+    }
+
+    /// Sends what is still buffered.
+    pub async fn flush(&self) -> Result<(), Error> {
+        self.client
+            .flush()
+            .await
+            .map_err(|error| Error::Publish { subject: "(all)".into(), message: error.to_string() })
+    }
+}
+
+/// This machine's time in milliseconds since 1970.
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

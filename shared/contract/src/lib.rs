@@ -1,0 +1,17 @@
+//! What Baton's processes say to each other and to their users: the public request and result, the envelopes between
+//! stages, job states, subjects and error codes.
+//!
+//! Everything here is pure: no I/O, no clock, no randomness. Whoever needs the time or an id passes it in.
+#![forbid(unsafe_code)]
+
+pub mod envelope;
+pub mod job;
+pub mod kv;
+pub mod name;
+pub mod outcome;
+pub mod record;
+pub mod request;
+pub mod sampling;
+pub mod subject;
+
+pub use name::{JobId, Name};

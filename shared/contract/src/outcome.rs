@@ -1,0 +1,143 @@
+//! How a job ended, and what its sender reads: the public result and the live deltas.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{JobId, Name};
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Completed,
+    Failed,
+    Cancelled,
+    Expired,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// The model ended it, or a stop string was found.
+    Stop,
+    /// `max_tokens` or the context was reached.
+    Length,
+}
+
+/// What went wrong, for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    InvalidUtf8,
+    InvalidJson,
+    UnknownField,
+    InvalidValue,
+    UnknownModel,
+    EmptyPrompt,
+    PromptTooLong,
+    InvalidTemplateInput,
+    DeadlineExceeded,
+    AttemptsExhausted,
+    Internal,
+}
+
+/// What went wrong, for programs and people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    pub code: Code,
+    pub message: String,
+}
+
+impl Failure {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// How a job ends that failed so.
+    pub fn status(&self) -> Status {
+        match self.code {
+            Code::DeadlineExceeded => Status::Expired,
+            _ => Status::Failed,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub prompt_tokens: u32,
+    pub completion_tokens: u32,
+}
+
+/// Where a job's time went and what its KV cache weighed. Times in milliseconds; queues end when a worker claims the job.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, bincode::Encode, bincode::Decode)]
+pub struct Timings {
+    /// When the broker accepted the request, since 1970.
+    pub accepted_at_ms: u64,
+    pub ingest_queue_ms: f64,
+    pub ingest_ms: f64,
+    pub prefill_queue_ms: f64,
+    /// Computing the prompt's KV cache and the first token.
+    pub prefill_ms: f64,
+    /// Putting KV chunks that was not hidden behind computing.
+    pub kv_put_ms: f64,
+    pub decode_queue_ms: f64,
+    pub kv_get_ms: f64,
+    /// From acceptance to the first token's publication.
+    pub first_token_ms: f64,
+    /// From the first token to the last.
+    pub decode_ms: f64,
+    /// From acceptance to the result.
+    pub total_ms: f64,
+    pub kv_raw_bytes: u64,
+    pub kv_stored_bytes: u64,
+    /// Prompt tokens whose KV decode had to compute again because a chunk was missing or damaged.
+    pub recomputed_tokens: u32,
+    /// Deliveries it took each stage to get through.
+    pub prefill_attempt: u32,
+    pub decode_attempt: u32,
+    pub prefill_worker: String,
+    pub decode_worker: String,
+}
+
+/// The final result of a job; exactly one exists for each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    pub id: JobId,
+    pub tenant: Name,
+    pub lane: Name,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Name>,
+    pub status: Status,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finish_reason: Option<FinishReason>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Failure>,
+    /// The answer; what there was of it when the job did not complete.
+    pub text: String,
+    /// The answer's token ids, with the one that ended it.
+    pub tokens: Vec<u32>,
+    pub usage: Usage,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    pub timings: Timings,
+    /// BLAKE3 of the request's bytes, in hex: whether this answers the request one sent, or an earlier one of that id.
+    pub request_digest: String,
+}
+
+/// One token of a running job, as published on `<root>.tok.<tenant>.<job>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delta {
+    /// The token's place in the answer, from 0.
+    pub index: u32,
+    pub token: u32,
+    /// Text that became final with this token; may be empty.
+    pub text: String,
+}
+
+/// The digest that tells two requests of one id apart, in hex.
+pub fn request_digest(body: &[u8]) -> String {
+    blake3::hash(body).to_hex().to_string()
+}

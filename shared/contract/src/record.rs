@@ -1,0 +1,187 @@
+//! The life of a job as a pure state machine. The bus stores one [`Record`] a job and changes it by compare-and-set only.
+//!
+//! ```text
+//! accepted ──▶ prefill ──▶ decode ──▶ completed | failed | cancelled | expired
+//!     └───────────┴───────────┴────────────▲ (a stage may end the job early)
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::{outcome::Status, subject::Stage};
+
+/// What is known about a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub state: State,
+    /// See [`crate::outcome::request_digest`].
+    pub request_digest: String,
+    /// Milliseconds since 1970.
+    pub accepted_at_ms: u64,
+    /// Who works on the job, or did last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<Claim>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Accepted,
+    Prefill,
+    Decode,
+    Completed,
+    Failed,
+    Cancelled,
+    Expired,
+}
+
+/// A worker's claim on a job. Of two claims on one message the one with the higher attempt holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    pub stage: Stage,
+    /// The claimed message's sequence in its stage's stream.
+    pub sequence: u64,
+    /// How often the broker has delivered that message.
+    pub attempt: u64,
+    pub worker: String,
+}
+
+/// What a worker that was handed a message must do with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The job is the worker's, once this record is stored.
+    Take(Record),
+    /// The job has ended or moved on, or another message holds its place: acknowledge and forget the message.
+    Settled,
+    /// A later delivery of the same message holds the claim: leave the message alone.
+    Superseded,
+}
+
+impl State {
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled | Self::Expired)
+    }
+}
+
+impl From<Status> for State {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Completed => Self::Completed,
+            Status::Failed => Self::Failed,
+            Status::Cancelled => Self::Cancelled,
+            Status::Expired => Self::Expired,
+        }
+    }
+}
+
+impl Record {
+    pub fn accepted(request_digest: String, accepted_at_ms: u64) -> Self {
+        Self { state: State::Accepted, request_digest, accepted_at_ms, claim: None }
+    }
+
+    /// Decides about a worker's wish to work on the job.
+    pub fn claim(&self, claim: Claim) -> Verdict {
+        let state = match claim.stage {
+            // Ingest makes the record; it claims nothing.
+            Stage::Ingest => return Verdict::Settled,
+            Stage::Prefill => State::Prefill,
+            Stage::Decode => State::Decode,
+        };
+        if self.state.is_final() {
+            return Verdict::Settled;
+        }
+        if let Some(held) = &self.claim {
+            if held.stage > claim.stage || (held.stage == claim.stage && held.sequence != claim.sequence) {
+                return Verdict::Settled;
+            }
+            let same_delivery = held.attempt == claim.attempt && held.worker == claim.worker;
+            if held.stage == claim.stage && held.attempt >= claim.attempt && !same_delivery {
+                return Verdict::Superseded;
+            }
+        }
+        Verdict::Take(Self { state, claim: Some(claim), ..self.clone() })
+    }
+
+    /// Whether `claim` still holds the job.
+    pub fn is_held_by(&self, claim: &Claim) -> bool {
+        !self.state.is_final() && self.claim.as_ref() == Some(claim)
+    }
+
+    /// The record of the job once its result is published; nothing if it has ended already.
+    pub fn finish(&self, status: Status) -> Option<Self> {
+        (!self.state.is_final()).then(|| Self { state: status.into(), ..self.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_claim() -> impl Strategy<Value = Claim> {
+        (prop_oneof![Just(Stage::Prefill), Just(Stage::Decode)], 1u64..3, 1u64..4, "[ab]")
+            .prop_map(|(stage, sequence, attempt, worker)| Claim { stage, sequence, attempt, worker })
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Claim(Claim),
+        Finish(Status),
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        let status = prop_oneof![
+            Just(Status::Completed),
+            Just(Status::Failed),
+            Just(Status::Cancelled),
+            Just(Status::Expired)
+        ];
+        prop_oneof![8 => any_claim().prop_map(Event::Claim), 1 => status.prop_map(Event::Finish)]
+    }
+
+    proptest! {
+        /// Whatever arrives in whatever order: a job ends once, never moves back a stage, is claimed by one message per
+        /// stage, and a claim is only replaced by a later attempt.
+        #[test]
+        fn any_history_is_sound(events in prop::collection::vec(any_event(), 0..40)) {
+            let mut record = Record::accepted("d".into(), 1);
+            let mut ends = 0;
+            for event in events {
+                let next = match event {
+                    Event::Finish(status) => record.finish(status),
+                    Event::Claim(claim) => match record.claim(claim.clone()) {
+                        Verdict::Take(next) => {
+                            prop_assert!(next.is_held_by(&claim));
+                            Some(next)
+                        }
+                        Verdict::Settled | Verdict::Superseded => None,
+                    },
+                };
+                let Some(next) = next else { continue };
+                prop_assert!(!record.state.is_final(), "a job that ended changed");
+                ends += usize::from(next.state.is_final());
+                if let (Some(old), Some(new)) = (&record.claim, &next.claim) {
+                    prop_assert!(new.stage >= old.stage);
+                    if new.stage == old.stage {
+                        prop_assert_eq!(new.sequence, old.sequence);
+                        prop_assert!(new.attempt > old.attempt || new == old);
+                    }
+                }
+                record = next;
+            }
+            prop_assert!(ends <= 1);
+        }
+    }
+
+    #[test]
+    fn a_redelivery_takes_over_and_the_late_worker_loses() {
+        let claim = |attempt, worker: &str| Claim { stage: Stage::Decode, sequence: 5, attempt, worker: worker.into() };
+        let Verdict::Take(first) = Record::accepted("d".into(), 1).claim(claim(1, "a")) else { panic!() };
+        let Verdict::Take(second) = first.claim(claim(2, "b")) else { panic!() };
+        assert!(!second.is_held_by(&claim(1, "a")));
+        assert_eq!(second.claim(claim(1, "a")), Verdict::Superseded);
+        let done = second.finish(Status::Completed).unwrap();
+        assert_eq!(done.claim(claim(3, "c")), Verdict::Settled);
+        assert_eq!(done.finish(Status::Failed), None);
+    }
+}

@@ -1,0 +1,325 @@
+//! The public request: one JSON object, published to `<root>.req.<tenant>.<lane>`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    JobId, Name,
+    outcome::{Code, Failure},
+    sampling::Sampling,
+};
+
+/// Tokens an answer may have when the request sets no `max_tokens`.
+pub const DEFAULT_MAX_TOKENS: u32 = 256;
+/// Stop strings a request may name, and the bytes each may have.
+pub const MAX_STOPS: usize = 16;
+pub const MAX_STOP_BYTES: usize = 256;
+/// Pairs of metadata a request may carry, and the bytes of a key and a value.
+pub const MAX_METADATA: usize = 16;
+pub const MAX_METADATA_KEY_BYTES: usize = 64;
+pub const MAX_METADATA_VALUE_BYTES: usize = 512;
+
+/// A request as its sender writes it. Fields that are not listed here are refused by name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// The job's id and idempotency key. Without it the job gets a UUID of version 7.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// A model of the pipeline. Without it the pipeline's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// A conversation, rendered with the model's chat template. Either this or `prompt`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub messages: Option<Vec<Message>>,
+    /// Raw text, or token ids. Either this or `messages`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<Prompt>,
+    /// Tokens the answer may have at most; 256 without it. Never more than the model's context leaves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
+    /// 0 (the default) is greedy; up to 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
+    /// Above 0, up to 1 (the default: all tokens).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f32>,
+    /// 0 (the default) keeps all tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<u32>,
+    /// Equal seeds give equal answers. Without it a seed is drawn from the job's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Up to 16 texts that end the answer; they are not part of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<Stop>,
+    /// The lane, if named here too, must be that of the subject.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lane: Option<String>,
+    /// When the answer is of no use any more: seconds after submission, or a time as in RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Deadline>,
+    /// Up to 16 pairs that come back with the result.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    pub role: String,
+    pub content: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected text or a list of token ids")]
+pub enum Prompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a text or a list of texts")]
+pub enum Stop {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected seconds, or a time as in RFC 3339")]
+pub enum Deadline {
+    After(f64),
+    At(String),
+}
+
+/// A request whose every field holds, with defaults filled in. What depends on the model comes later.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    pub id: Option<JobId>,
+    pub model: Option<Name>,
+    pub input: Input,
+    pub max_tokens: u32,
+    pub temperature: f32,
+    pub top_p: f32,
+    pub top_k: u32,
+    pub seed: Option<u64>,
+    pub stop: Vec<String>,
+    /// Milliseconds since 1970.
+    pub deadline_ms: Option<u64>,
+    pub metadata: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    Messages(Vec<Message>),
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl Checked {
+    /// The sampling parameters of job `id`.
+    pub fn sampling(&self, id: &JobId) -> Sampling {
+        let drawn = || {
+            let digest = blake3::derive_key("baton seed of a job", id.as_str().as_bytes());
+            u64::from_le_bytes(std::array::from_fn(|i| digest[i]))
+        };
+        Sampling {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            seed: self.seed.unwrap_or_else(drawn),
+        }
+    }
+}
+
+/// Reads and checks a request that was published on `lane` and accepted by the broker at `accepted_ms` (since 1970).
+pub fn parse(body: &[u8], lane: &Name, accepted_ms: u64) -> Result<Checked, Failure> {
+    let text = std::str::from_utf8(body)
+        .map_err(|error| Failure::new(Code::InvalidUtf8, format!("the request is not UTF-8: {error}")))?;
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let request: Request = serde_path_to_error::deserialize(&mut reader).map_err(unreadable)?;
+    reader.end().map_err(|error| Failure::new(Code::InvalidJson, format!("after the request: {error}")))?;
+    request.check(lane, accepted_ms)
+}
+
+/// The id that a request names for itself, for reporting on one that is otherwise unreadable.
+pub fn id_hint(body: &[u8]) -> Option<JobId> {
+    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
+    JobId::new(value.get("id")?.as_str()?).ok()
+}
+
+fn unreadable(error: serde_path_to_error::Error<serde_json::Error>) -> Failure {
+    let path = error.path().to_string();
+    let inner = error.into_inner();
+    let code = match inner.classify() {
+        serde_json::error::Category::Data => {
+            if inner.to_string().starts_with("unknown field") { Code::UnknownField } else { Code::InvalidValue }
+        }
+        _ => Code::InvalidJson,
+    };
+    let at = if path == "." { String::new() } else { format!("{path}: ") };
+    Failure::new(code, format!("{at}{inner}"))
+}
+
+impl Request {
+    fn check(self, lane: &Name, accepted_ms: u64) -> Result<Checked, Failure> {
+        let invalid = |message: String| Failure::new(Code::InvalidValue, message);
+        let id = self.id.map(|id| JobId::new(&id).map_err(|error| invalid(format!("id: {error}")))).transpose()?;
+        let model = self
+            .model
+            .map(|model| {
+                let unknown = |_| Failure::new(Code::UnknownModel, format!("model: the pipeline has no model {model:?}"));
+                Name::new(&model).map_err(unknown)
+            })
+            .transpose()?;
+        if let Some(own) = &self.lane
+            && own != lane.as_str()
+        {
+            return Err(invalid(format!("lane: the request was published on lane {lane}, but names {own:?}")));
+        }
+        let empty = || Failure::new(Code::EmptyPrompt, "the prompt is empty");
+        let input = match (self.messages, self.prompt) {
+            (Some(messages), None) if messages.is_empty() => return Err(empty()),
+            (Some(messages), None) => Input::Messages(messages),
+            (None, Some(Prompt::Text(text))) if text.is_empty() => return Err(empty()),
+            (None, Some(Prompt::Text(text))) => Input::Text(text),
+            (None, Some(Prompt::Tokens(tokens))) if tokens.is_empty() => return Err(empty()),
+            (None, Some(Prompt::Tokens(tokens))) => Input::Tokens(tokens),
+            (None, None) => return Err(Failure::new(Code::EmptyPrompt, "expected messages or prompt, found neither")),
+            (Some(_), Some(_)) => return Err(invalid("expected either messages or prompt, found both".into())),
+        };
+        let max_tokens = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
+        if max_tokens == 0 {
+            return Err(invalid("max_tokens: expected at least 1, found 0".into()));
+        }
+        let temperature = self.temperature.unwrap_or(0.0);
+        if !(0.0..=2.0).contains(&temperature) {
+            return Err(invalid(format!("temperature: expected 0 to 2, found {temperature}")));
+        }
+        let top_p = self.top_p.unwrap_or(1.0);
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return Err(invalid(format!("top_p: expected above 0 and up to 1, found {top_p}")));
+        }
+        let stop = match self.stop {
+            None => Vec::new(),
+            Some(Stop::One(text)) => vec![text],
+            Some(Stop::Many(texts)) => texts,
+        };
+        if stop.len() > MAX_STOPS {
+            return Err(invalid(format!("stop: expected at most {MAX_STOPS} texts, found {}", stop.len())));
+        }
+        if let Some(text) = stop.iter().find(|text| text.is_empty() || text.len() > MAX_STOP_BYTES) {
+            return Err(invalid(format!("stop: expected 1 to {MAX_STOP_BYTES} bytes, found {}", text.len())));
+        }
+        let deadline_ms = self.deadline.map(|deadline| deadline.resolve(accepted_ms)).transpose()?;
+        check_metadata(&self.metadata)?;
+        Ok(Checked {
+            id,
+            model,
+            input,
+            max_tokens,
+            temperature,
+            top_p,
+            top_k: self.top_k.unwrap_or(0),
+            seed: self.seed,
+            stop,
+            deadline_ms,
+            metadata: self.metadata,
+        })
+    }
+}
+
+fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Failure> {
+    let invalid = |message| Err(Failure::new(Code::InvalidValue, message));
+    if metadata.len() > MAX_METADATA {
+        return invalid(format!("metadata: expected at most {MAX_METADATA} pairs, found {}", metadata.len()));
+    }
+    for (key, value) in metadata {
+        if key.len() > MAX_METADATA_KEY_BYTES || value.len() > MAX_METADATA_VALUE_BYTES {
+            return invalid(format!(
+                "metadata: expected keys of at most {MAX_METADATA_KEY_BYTES} and values of at most \
+                 {MAX_METADATA_VALUE_BYTES} bytes, found {} and {}",
+                key.len(),
+                value.len()
+            ));
+        }
+    }
+    Ok(())
+}
+
+impl Deadline {
+    fn resolve(&self, accepted_ms: u64) -> Result<u64, Failure> {
+        let invalid = |found: String| {
+            Failure::new(
+                Code::InvalidValue,
+                format!("deadline: expected seconds above 0 or a time as in RFC 3339 (2026-01-31T12:00:00Z), found {found}"),
+            )
+        };
+        match self {
+            Self::After(seconds) if *seconds > 0.0 && *seconds <= 1e9 => Ok(accepted_ms + (seconds * 1000.0) as u64),
+            Self::After(seconds) => Err(invalid(seconds.to_string())),
+            Self::At(text) => {
+                let time = humantime::parse_rfc3339(text).map_err(|_| invalid(format!("{text:?}")))?;
+                let since = time.duration_since(std::time::UNIX_EPOCH).map_err(|_| invalid(format!("{text:?}")))?;
+                Ok(since.as_millis() as u64)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_text(text: &str) -> Result<Checked, Failure> {
+        parse(text.as_bytes(), &Name::new("batch").unwrap(), 1_000)
+    }
+
+    #[test]
+    fn bad_requests_are_told_by_code_and_field() {
+        let cases: &[(&str, Code, &str)] = &[
+            ("{", Code::InvalidJson, "EOF"),
+            (r#"{"prompt":"a"} x"#, Code::InvalidJson, "trailing"),
+            (r#"{"prompt":"a","n":2}"#, Code::UnknownField, "unknown field `n`"),
+            (r#"{"messages":[{"role":"user","content":"a","name":"b"}]}"#, Code::UnknownField, "messages[0]"),
+            (r#"{"prompt":"a","max_tokens":"b"}"#, Code::InvalidValue, "max_tokens"),
+            (r#"{"prompt":{}}"#, Code::InvalidValue, "prompt"),
+            (r#"{"prompt":""}"#, Code::EmptyPrompt, "empty"),
+            (r#"{"messages":[]}"#, Code::EmptyPrompt, "empty"),
+            ("{}", Code::EmptyPrompt, "neither"),
+            (r#"{"prompt":"a","messages":[{"role":"user","content":"a"}]}"#, Code::InvalidValue, "both"),
+            (r#"{"prompt":"a","model":"../x"}"#, Code::UnknownModel, "../x"),
+            (r#"{"prompt":"a","id":"a.b"}"#, Code::InvalidValue, "id:"),
+            (r#"{"prompt":"a","lane":"other"}"#, Code::InvalidValue, "lane"),
+            (r#"{"prompt":"a","max_tokens":0}"#, Code::InvalidValue, "max_tokens"),
+            (r#"{"prompt":"a","temperature":2.5}"#, Code::InvalidValue, "temperature"),
+            (r#"{"prompt":"a","top_p":0}"#, Code::InvalidValue, "top_p"),
+            (r#"{"prompt":"a","stop":[""]}"#, Code::InvalidValue, "stop"),
+            (r#"{"prompt":"a","deadline":-1}"#, Code::InvalidValue, "deadline"),
+            (r#"{"prompt":"a","deadline":"soon"}"#, Code::InvalidValue, "deadline"),
+        ];
+        for (text, code, part) in cases {
+            let failure = parse_text(text).expect_err(text);
+            assert_eq!(failure.code, *code, "{text}: {}", failure.message);
+            assert!(failure.message.contains(part), "{text}: {}", failure.message);
+        }
+        assert_eq!(parse(b"\xff", &Name::new("batch").unwrap(), 0).unwrap_err().code, Code::InvalidUtf8);
+    }
+
+    #[test]
+    fn deadlines_are_relative_to_acceptance_or_absolute() {
+        assert_eq!(parse_text(r#"{"prompt":"a","deadline":1.5}"#).unwrap().deadline_ms, Some(2_500));
+        let at = parse_text(r#"{"prompt":"a","deadline":"1970-01-01T00:00:09Z"}"#).unwrap();
+        assert_eq!(at.deadline_ms, Some(9_000));
+    }
+
+    #[test]
+    fn a_seed_is_drawn_from_the_id_when_none_is_given() {
+        let checked = parse_text(r#"{"prompt":"a","temperature":1}"#).unwrap();
+        let (a, b) = (JobId::new("a").unwrap(), JobId::new("b").unwrap());
+        assert_eq!(checked.sampling(&a), checked.sampling(&a));
+        assert_ne!(checked.sampling(&a).seed, checked.sampling(&b).seed);
+        assert_eq!(parse_text(r#"{"prompt":"a","seed":7}"#).unwrap().sampling(&a).seed, 7);
+    }
+}

@@ -1,0 +1,389 @@
+//! GGUF model files, versions 2 and 3, little-endian: metadata and tensors, mapped and never written.
+//!
+//! The format (ggml's `docs/gguf.md`): the magic `GGUF`, a version, the number of tensors and of metadata pairs, the pairs,
+//! a directory of tensors (name, dimensions, type, offset), padding to the alignment, the data. Every count, length and
+//! offset is checked against the bytes that are really there before anything is allocated or read.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::quants::Type;
+
+const MAGIC: &[u8; 4] = b"GGUF";
+const DEFAULT_ALIGNMENT: u64 = 32;
+const MAX_ALIGNMENT: u64 = 1 << 20;
+const MAX_DIMENSIONS: usize = 4;
+const MAX_DEPTH: usize = 4;
+/// Values in all arrays together: a vocabulary of 256k has under a million, and each costs 32 bytes of memory.
+const MAX_VALUES: u64 = 1 << 23;
+
+/// Why a file can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{} can't be read: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("not a GGUF file: it starts with {found:02x?}, expected {MAGIC:02x?} (\"GGUF\")")]
+    Magic { found: Vec<u8> },
+    #[error("GGUF version {found} is not supported: expected little-endian version 2 or 3; convert the model again")]
+    Version { found: u32 },
+    #[error("the file ends early: {what} at byte {at} needs {needed} bytes, {left} are left; fetch the file again")]
+    Truncated { what: &'static str, at: usize, needed: u64, left: usize },
+    #[error("the file is damaged: {what}, found {found}; fetch the file again")]
+    Damaged { what: &'static str, found: String },
+    #[error("tensor {tensor} has type {found}; supported are {}; convert the model to one of these", Type::SUPPORTED)]
+    UnsupportedType { tensor: String, found: String },
+    #[error("the file has no {key}, which must be {expected}; use a file with complete metadata")]
+    MissingKey { key: String, expected: &'static str },
+    #[error("{key} must be {expected}, found {found}")]
+    WrongKind { key: String, expected: &'static str, found: &'static str },
+}
+
+/// A metadata value. Integers of every width become 64 bits, floats `f64`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Bool(bool),
+    String(String),
+    Array(Vec<Value>),
+}
+
+impl Value {
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Value::String(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// The value as an unsigned integer; signed ones that are not negative count.
+    pub fn as_u64(&self) -> Option<u64> {
+        match *self {
+            Value::Unsigned(value) => Some(value),
+            Value::Signed(value) => value.try_into().ok(),
+            _ => None,
+        }
+    }
+
+    /// The value as a signed integer; unsigned ones that fit count.
+    pub fn as_i64(&self) -> Option<i64> {
+        match *self {
+            Value::Unsigned(value) => value.try_into().ok(),
+            Value::Signed(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    pub fn as_f64(&self) -> Option<f64> {
+        match *self {
+            Value::Float(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    pub fn as_bool(&self) -> Option<bool> {
+        match *self {
+            Value::Bool(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    pub fn as_array(&self) -> Option<&[Value]> {
+        match self {
+            Value::Array(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Value::Unsigned(_) => "an unsigned integer",
+            Value::Signed(_) => "a signed integer",
+            Value::Float(_) => "a float",
+            Value::Bool(_) => "a bool",
+            Value::String(_) => "a string",
+            Value::Array(_) => "an array",
+        }
+    }
+}
+
+/// A tensor of an open file.
+#[derive(Clone, Copy, Debug)]
+pub struct Tensor<'a> {
+    pub dtype: Type,
+    /// Elements along each dimension in ggml's order: the first runs fastest, so a matrix of `[out, in]` has `[in, out]`.
+    pub dims: &'a [usize],
+    /// The elements, row after row, encoded as `dtype` says.
+    pub bytes: &'a [u8],
+}
+
+#[derive(Debug)]
+struct Entry {
+    dtype: Type,
+    dims: Vec<usize>,
+    start: usize,
+    end: usize,
+}
+
+/// An open model file.
+#[derive(Debug)]
+pub struct File {
+    path: PathBuf,
+    map: Mmap,
+    metadata: BTreeMap<String, Value>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+impl File {
+    /// Maps a file and reads its metadata and tensor directory. The data itself is read when it is used.
+    pub fn open(path: &Path) -> Result<File, Error> {
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        let file = std::fs::File::open(path).map_err(io)?;
+        // SAFETY: the map is private and read-only. Should another process truncate or rewrite the file while it is
+        // open, we could read torn data or be stopped by the system, as with any mapped file; model files are replaced
+        // by renaming, never rewritten in place. No reference with a validity invariant beyond "bytes" is made from it.
+        #[expect(unsafe_code, reason = "mapping a file has no safe form")]
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let (metadata, tensors) = parse(&map)?;
+        Ok(File { path: path.to_owned(), map, metadata, tensors })
+    }
+
+    /// Where the file was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// BLAKE3 of the whole file. Reads all of it.
+    pub fn digest(&self) -> [u8; 32] {
+        *blake3::Hasher::new().update(&self.map).finalize().as_bytes()
+    }
+
+    /// The value of a metadata key, if the file has it.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.metadata.get(key)
+    }
+
+    /// The value of a key that must be there and be a string.
+    pub fn string(&self, key: &str) -> Result<&str, Error> {
+        self.required(key, "a string", Value::as_str)
+    }
+
+    /// The value of a key that must be there and be an integer that is not negative.
+    pub fn unsigned(&self, key: &str) -> Result<u64, Error> {
+        self.required(key, "an unsigned integer", Value::as_u64)
+    }
+
+    /// The value of a key that must be there and be a float.
+    pub fn float(&self, key: &str) -> Result<f64, Error> {
+        self.required(key, "a float", Value::as_f64)
+    }
+
+    /// The tensor of that name, if the file has it.
+    pub fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
+        let entry = self.tensors.get(name)?;
+        Some(Tensor { dtype: entry.dtype, dims: &entry.dims, bytes: self.map.get(entry.start..entry.end)? })
+    }
+
+    fn required<'a, T>(
+        &'a self,
+        key: &str,
+        expected: &'static str,
+        read: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<T, Error> {
+        let value = self.get(key).ok_or_else(|| Error::MissingKey { key: key.to_owned(), expected })?;
+        read(value).ok_or_else(|| Error::WrongKind { key: key.to_owned(), expected, found: value.kind() })
+    }
+}
+
+type Contents = (BTreeMap<String, Value>, BTreeMap<String, Entry>);
+
+fn parse(bytes: &[u8]) -> Result<Contents, Error> {
+    if !bytes.starts_with(MAGIC) {
+        return Err(Error::Magic { found: bytes.iter().take(MAGIC.len()).copied().collect() });
+    }
+    let mut reader = Reader { bytes, at: MAGIC.len(), values: 0 };
+    let version = reader.u32("the version")?;
+    if !(2..=3).contains(&version) {
+        return Err(Error::Version { found: version });
+    }
+    let tensor_count = reader.u64("the tensor count")?;
+    let pair_count = reader.u64("the metadata count")?;
+
+    let mut metadata = BTreeMap::new();
+    for _ in 0..pair_count {
+        let key = reader.string("a metadata key")?;
+        let kind = reader.u32("a metadata type")?;
+        let value = reader.value(kind, 0)?;
+        if metadata.insert(key.clone(), value).is_some() {
+            return Err(damaged("a metadata key must occur once", key));
+        }
+    }
+    let alignment = match metadata.get("general.alignment") {
+        None => DEFAULT_ALIGNMENT,
+        Some(value) => value
+            .as_u64()
+            .filter(|alignment| alignment.is_power_of_two() && (8..=MAX_ALIGNMENT).contains(alignment))
+            .ok_or_else(|| damaged("general.alignment must be a power of two of at least 8", format!("{value:?}")))?,
+    };
+
+    let mut directory = Vec::new();
+    for _ in 0..tensor_count {
+        directory.push(reader.tensor()?);
+    }
+    let data = (reader.at as u64).next_multiple_of(alignment);
+    let mut tensors = BTreeMap::new();
+    for info in directory {
+        let (name, entry) = info.locate(data, alignment, bytes.len())?;
+        if tensors.contains_key(&name) {
+            return Err(damaged("a tensor must occur once", name));
+        }
+        tensors.insert(name, entry);
+    }
+    Ok((metadata, tensors))
+}
+
+fn damaged(what: &'static str, found: impl Into<String>) -> Error {
+    Error::Damaged { what, found: found.into() }
+}
+
+/// A line of the tensor directory, not yet checked against the file's size.
+struct Info {
+    name: String,
+    dims: Vec<u64>,
+    kind: u32,
+    offset: u64,
+}
+
+impl Info {
+    fn locate(self, data: u64, alignment: u64, file_len: usize) -> Result<(String, Entry), Error> {
+        let Info { name, dims, kind, offset } = self;
+        let Some(dtype) = Type::from_ggml(kind) else {
+            return Err(Error::UnsupportedType { tensor: name, found: Type::describe_ggml(kind) });
+        };
+        if !offset.is_multiple_of(alignment) {
+            return Err(damaged("a tensor's offset must be a multiple of the alignment", format!("{offset} for {name}")));
+        }
+        let range = || {
+            let row = dims.first().copied().filter(|row| row.is_multiple_of(dtype.block_len() as u64))?;
+            let rows = dims[1..].iter().try_fold(1u64, |product, dim| product.checked_mul(*dim))?;
+            let len = (row / dtype.block_len() as u64).checked_mul(dtype.block_bytes() as u64)?.checked_mul(rows)?;
+            let start = data.checked_add(offset)?;
+            let end = start.checked_add(len).filter(|end| *end <= file_len as u64)?;
+            let dims = dims.iter().map(|dim| usize::try_from(*dim).ok()).collect::<Option<Vec<_>>>()?;
+            // Dimensions of zero would let the others be of any size.
+            dims.iter().all(|dim| *dim > 0).then_some((usize::try_from(start).ok()?, usize::try_from(end).ok()?, dims))
+        };
+        let Some((start, end, dims)) = range() else {
+            let found = format!("{name} with {dims:?} {dtype:?} elements at {offset} in a file of {file_len} bytes");
+            return Err(damaged("a tensor must consist of whole blocks inside the file", found));
+        };
+        Ok((name, Entry { dtype, dims, start, end }))
+    }
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    /// Array elements read so far.
+    values: u64,
+}
+
+impl<'a> Reader<'a> {
+    fn left(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
+    fn take(&mut self, len: u64, what: &'static str) -> Result<&'a [u8], Error> {
+        let truncated = Error::Truncated { what, at: self.at, needed: len, left: self.left() };
+        let len = usize::try_from(len).ok().filter(|len| *len <= self.left()).ok_or(truncated)?;
+        let taken = &self.bytes[self.at..self.at + len];
+        self.at += len;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Error> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N as u64, what)?);
+        Ok(array)
+    }
+
+    fn u32(&mut self, what: &'static str) -> Result<u32, Error> {
+        Ok(u32::from_le_bytes(self.array(what)?))
+    }
+
+    fn u64(&mut self, what: &'static str) -> Result<u64, Error> {
+        Ok(u64::from_le_bytes(self.array(what)?))
+    }
+
+    fn string(&mut self, what: &'static str) -> Result<String, Error> {
+        let len = self.u64(what)?;
+        let bytes = self.take(len, what)?;
+        match str::from_utf8(bytes) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(error) => Err(damaged("a string must be UTF-8", format!("{error} in {what}"))),
+        }
+    }
+
+    fn value(&mut self, kind: u32, depth: usize) -> Result<Value, Error> {
+        const WHAT: &str = "a metadata value";
+        Ok(match kind {
+            0 => Value::Unsigned(u8::from_le_bytes(self.array(WHAT)?).into()),
+            1 => Value::Signed(i8::from_le_bytes(self.array(WHAT)?).into()),
+            2 => Value::Unsigned(u16::from_le_bytes(self.array(WHAT)?).into()),
+            3 => Value::Signed(i16::from_le_bytes(self.array(WHAT)?).into()),
+            4 => Value::Unsigned(self.u32(WHAT)?.into()),
+            5 => Value::Signed(i32::from_le_bytes(self.array(WHAT)?).into()),
+            6 => Value::Float(f32::from_le_bytes(self.array(WHAT)?).into()),
+            7 => match u8::from_le_bytes(self.array(WHAT)?) {
+                0 => Value::Bool(false),
+                1 => Value::Bool(true),
+                other => return Err(damaged("a bool must be 0 or 1", other.to_string())),
+            },
+            8 => Value::String(self.string(WHAT)?),
+            9 => Value::Array(self.values(depth + 1)?),
+            10 => Value::Unsigned(self.u64(WHAT)?),
+            11 => Value::Signed(i64::from_le_bytes(self.array(WHAT)?)),
+            12 => Value::Float(f64::from_le_bytes(self.array(WHAT)?)),
+            other => return Err(damaged("a metadata type must be 0 to 12", other.to_string())),
+        })
+    }
+
+    fn values(&mut self, depth: usize) -> Result<Vec<Value>, Error> {
+        if depth > MAX_DEPTH {
+            return Err(damaged("arrays may nest 4 deep", format!("depth {depth}")));
+        }
+        let kind = self.u32("an array's type")?;
+        let count = self.u64("an array's length")?;
+        self.values = self.values.saturating_add(count);
+        if self.values > MAX_VALUES {
+            return Err(damaged("arrays may hold 8388608 values together", self.values.to_string()));
+        }
+        // Every value takes at least one byte, which bounds the count before it is trusted.
+        if count > self.left() as u64 {
+            return Err(Error::Truncated { what: "an array", at: self.at, needed: count, left: self.left() });
+        }
+        let mut values = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            values.push(self.value(kind, depth)?);
+        }
+        Ok(values)
+    }
+
+    fn tensor(&mut self) -> Result<Info, Error> {
+        let name = self.string("a tensor's name")?;
+        let count = self.u32("a tensor's dimension count")?;
+        if !(1..=MAX_DIMENSIONS).contains(&(count as usize)) {
+            return Err(damaged("a tensor must have 1 to 4 dimensions", format!("{count} for {name}")));
+        }
+        let mut dims = Vec::new();
+        for _ in 0..count {
+            dims.push(self.u64("a tensor's dimensions")?);
+        }
+        let kind = self.u32("a tensor's type")?;
+        let offset = self.u64("a tensor's offset")?;
+        Ok(Info { name, dims, kind, offset })
+    }
+}

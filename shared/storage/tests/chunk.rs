@@ -1,0 +1,211 @@
+//! The chunk format: whatever goes in comes out, and whatever else is read is refused.
+
+use baton_contract::kv::{Block, Shape};
+use baton_storage::{
+    ChunkId, Codec,
+    chunk::{self, Error, Header},
+    codec::Decoder,
+};
+use proptest::{collection::vec, prelude::*};
+
+const ID: ChunkId = ChunkId([0x5a; 32]);
+const CODECS: [Codec; 2] = [Codec::Raw, Codec::Lossless];
+
+/// bf16 bit patterns: anything, one value again and again, the special ones, and such as cluster.
+fn values(count: usize) -> BoxedStrategy<Vec<u16>> {
+    let special = prop::sample::select(vec![0, 0x8000, 1, 0x807f, 0x7f80, 0xff80, 0x7fc0, 0x7f81, 0xffff, 0x7f7f]);
+    let clustered = (-4.0f32..4.0).prop_map(|value| half::bf16::from_f32(value).to_bits());
+    prop_oneof![
+        vec(any::<u16>(), count),
+        any::<u16>().prop_map(move |value| vec![value; count]),
+        vec(special, count),
+        vec(clustered, count),
+    ]
+    .boxed()
+}
+
+fn blocks() -> impl Strategy<Value = (Shape, Block)> {
+    (0usize..5, 1usize..40, 0usize..60).prop_flat_map(|(layers, width, tokens)| {
+        let shape = Shape { layers, width };
+        vec(values(shape.layer_values(tokens)), layers).prop_map(move |layers| (shape, Block { tokens, layers }))
+    })
+}
+
+proptest! {
+    #[test]
+    fn every_block_comes_back_bit_for_bit((shape, block) in blocks()) {
+        for codec in CODECS {
+            let bytes = chunk::encode(&block, &shape, codec, &ID).unwrap();
+            prop_assert!(bytes.len() <= chunk::max_len(&shape, block.tokens).unwrap());
+            prop_assert_eq!(&chunk::decode(&bytes, &shape, block.tokens, &ID).unwrap(), &block);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_refused(mut bytes in vec(any::<u8>(), 0..400), genuine_start in any::<bool>()) {
+        if genuine_start && bytes.len() >= 6 {
+            bytes[..6].copy_from_slice(b"BTNKV\x01");
+        }
+        let shape = Shape { layers: 2, width: 3 };
+        prop_assert!(chunk::decode(&bytes, &shape, 5, &ID).is_err());
+    }
+}
+
+/// 2,000 flips and as many cuts, over both codecs: never a panic, never other values.
+#[test]
+fn damage_never_passes() {
+    let (shape, block) = sample();
+    for codec in CODECS {
+        let bytes = chunk::encode(&block, &shape, codec, &ID).unwrap();
+        let bits = bytes.len() * 8;
+        // A stride without a common factor visits header and frames alike; the header is also walked bit by bit.
+        let spread = (0..1_000).map(|i| (i * 7_919_317) % bits);
+        for bit in spread.chain(0..chunk::prefix_len(&shape) * 8) {
+            let mut damaged = bytes.to_vec();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(chunk::decode(&damaged, &shape, block.tokens, &ID).is_err(), "{codec}: bit {bit} passed");
+        }
+        for len in (0..1_000).map(|i| i * bytes.len() / 1_000) {
+            assert!(chunk::decode(&bytes[..len], &shape, block.tokens, &ID).is_err(), "{codec}: {len} bytes passed");
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        assert!(chunk::decode(&longer, &shape, block.tokens, &ID).is_err());
+    }
+}
+
+/// Damage that carries right checksums, as an attacker's would: the codec alone stands between it and memory.
+#[test]
+fn forged_frames_stay_within_the_shape() {
+    let (shape, block) = sample();
+    let bytes = chunk::encode(&block, &shape, Codec::Lossless, &ID).unwrap();
+    let frame = Header::read(&bytes, &shape, block.tokens, &ID).unwrap().frame(0);
+    for i in 0..2_000 {
+        let mut forged = bytes.to_vec();
+        // The lengths and the start of the entropy-coded part, where its tables are.
+        let bit = (i * 31) % (400 * 8);
+        forged[frame.start + bit / 8] ^= 1 << (bit % 8);
+        reseal(&mut forged, &shape, |_| {});
+        if let Ok(found) = chunk::decode(&forged, &shape, block.tokens, &ID) {
+            assert!(found.fits(&shape));
+        }
+    }
+    // A frame that unpacks to a gigabyte, had it the room.
+    let bomb = zstd::bulk::compress(&vec![0; 1 << 30], 1).unwrap();
+    let values = shape.layer_values(block.tokens);
+    let lengths = [bomb.len() as u32, 0].map(u32::to_le_bytes).concat();
+    let mut forged = [&bytes[..frame.start], &lengths, &bomb, &vec![0; values]].concat();
+    let len = forged.len() - frame.start;
+    forged.extend_from_slice(&bytes[frame.end..]);
+    let shift = len as i64 - frame.len() as i64;
+    reseal(&mut forged, &shape, |header| {
+        set_frame(header, 0, frame.start as u64, len as u32);
+        for layer in 1..shape.layers {
+            let (offset, len) = get_frame(header, layer);
+            set_frame(header, layer, (offset as i64 + shift) as u64, len);
+        }
+    });
+    let refused = chunk::decode(&forged, &shape, block.tokens, &ID);
+    assert!(matches!(refused, Err(Error::Frame { layer: 0, .. } | Error::Layer { layer: 0, .. })), "{refused:?}");
+}
+
+#[test]
+fn each_mismatch_is_told_by_name() {
+    let (shape, block) = sample();
+    let bytes = chunk::encode(&block, &shape, Codec::Lossless, &ID).unwrap();
+    let read = |bytes: &[u8]| chunk::decode(bytes, &shape, block.tokens, &ID).unwrap_err();
+    let with = |change: &dyn Fn(&mut [u8])| {
+        let mut changed = bytes.to_vec();
+        change(&mut changed);
+        reseal(&mut changed, &shape, |_| {});
+        read(&changed)
+    };
+
+    assert!(matches!(read(b""), Error::Magic));
+    assert!(matches!(with(&|b| b[0] = b'X'), Error::Magic));
+    assert!(matches!(with(&|b| b[5] = 2), Error::Version { found: 2 }));
+    assert!(matches!(with(&|b| b[6..10].fill(0xff)), Error::Length { what: "header", found: 0xffff_ffff, .. }));
+    assert!(matches!(with(&|b| b[10] ^= 1), Error::Shape { .. }));
+    assert!(matches!(with(&|b| b[14..18].fill(0xff)), Error::Shape { width: u32::MAX, .. }));
+    assert!(matches!(with(&|b| b[18..22].fill(0xff)), Error::Tokens { found: u32::MAX, .. }));
+    assert!(matches!(with(&|b| b[22] = 9), Error::Codec { found: 9 }));
+    assert!(matches!(with(&|b| b[23] ^= 1), Error::Id { .. }));
+    // A list that claims 2^63 frames.
+    assert!(matches!(with(&|b| b[62] = 0x80), Error::Header(_)));
+    assert!(matches!(with(&|b| b[63] ^= 1), Error::Frame { layer: 0, .. }));
+    assert!(matches!(with(&|b| b[71..75].fill(0xff)), Error::Frame { layer: 0, len: u32::MAX, .. }));
+
+    let flip = |at: usize| {
+        let mut changed = bytes.to_vec();
+        changed[at] ^= 1;
+        read(&changed)
+    };
+    assert!(matches!(flip(30), Error::HeaderChecksum));
+    assert!(matches!(flip(bytes.len() - 1), Error::FrameChecksum { layer } if layer == shape.layers - 1));
+    assert!(matches!(read(&bytes[..bytes.len() - 1]), Error::Length { what: "chunk", .. }));
+    assert!(matches!(read(&bytes[..20]), Error::Length { what: "chunk's start", .. }));
+
+    // Sizes that no memory has are refused as numbers.
+    for (huge, tokens) in
+        [(Shape { layers: 2, width: usize::MAX }, 1), (shape, usize::MAX / 2), (Shape { layers: 1 << 40, width: 1 }, 1)]
+    {
+        assert!(matches!(chunk::decode(&bytes, &huge, tokens, &ID), Err(Error::Oversize { .. })));
+        assert!(chunk::max_len(&huge, tokens).is_err());
+    }
+}
+
+/// A reader that has only the header and one frame gets that layer.
+#[test]
+fn a_layer_is_read_alone() {
+    let (shape, block) = sample();
+    for codec in CODECS {
+        let bytes = chunk::encode(&block, &shape, codec, &ID).unwrap();
+        let header = Header::read(&bytes[..chunk::prefix_len(&shape)], &shape, block.tokens, &ID).unwrap();
+        assert_eq!(header.codec(), codec);
+        let frame = &bytes[header.frame(1)];
+        let mut decoder = Decoder::default();
+        assert_eq!(chunk::decode_layer(&header, 1, frame, &mut decoder).unwrap(), block.layers[1]);
+        let other = chunk::decode_layer(&header, 0, frame, &mut decoder);
+        assert!(matches!(other, Err(Error::FrameChecksum { layer: 0 })));
+    }
+}
+
+/// Three layers whose exponents cluster, so that the lossless codec has something to pack.
+fn sample() -> (Shape, Block) {
+    let shape = Shape { layers: 3, width: 24 };
+    let tokens = 50;
+    let value = |i: usize| half::bf16::from_f32(((i * 7919) % 1009) as f32 / 100.0 - 5.0).to_bits();
+    let layers = (0..shape.layers).map(|l| (0..shape.layer_values(tokens)).map(|i| value(i + l * 13)).collect());
+    (shape, Block { tokens, layers: layers.collect() })
+}
+
+/// Where the header's list of frames begins, and the bytes of an entry: offset, length, checksum.
+const FRAMES: usize = 63;
+const ENTRY: usize = 28;
+
+fn get_frame(header: &[u8], layer: usize) -> (u64, u32) {
+    let entry = &header[FRAMES + layer * ENTRY..];
+    (u64::from_le_bytes(entry[..8].try_into().unwrap()), u32::from_le_bytes(entry[8..12].try_into().unwrap()))
+}
+
+fn set_frame(header: &mut [u8], layer: usize, offset: u64, len: u32) {
+    let entry = &mut header[FRAMES + layer * ENTRY..];
+    entry[..8].copy_from_slice(&offset.to_le_bytes());
+    entry[8..12].copy_from_slice(&len.to_le_bytes());
+}
+
+/// Changes the header and makes every checksum right again, as far as the frames lie within the bytes.
+fn reseal(bytes: &mut [u8], shape: &Shape, change: impl FnOnce(&mut [u8])) {
+    let sum = |bytes: &[u8]| -> [u8; 16] { blake3::hash(bytes).as_bytes()[..16].try_into().unwrap() };
+    change(bytes);
+    for layer in 0..shape.layers {
+        let (offset, len) = get_frame(bytes, layer);
+        let end = offset.saturating_add(u64::from(len));
+        if let Some(frame) = bytes.get(offset as usize..end as usize) {
+            let sum = sum(frame);
+            bytes[FRAMES + layer * ENTRY + 12..][..16].copy_from_slice(&sum);
+        }
+    }
+    let end = chunk::prefix_len(shape) - 16;
+    let sum = sum(&bytes[..end]);
+    bytes[end..end + 16].copy_from_slice(&sum);
+}

@@ -1,0 +1,188 @@
+//! What every store must do, whoever runs it: memory, a local directory, and a real S3 server run one suite.
+
+#[path = "support/seaweed.rs"]
+mod seaweed;
+
+use baton_contract::kv::{Block, Shape};
+use baton_storage::{
+    ChunkId, Codec, KvStore, ObjectPath, Put, Root, Store, chunk,
+    kv::{self, Damage},
+    store,
+};
+use bytes::Bytes;
+use futures::future::join_all;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+const SHAPE: Shape = Shape { layers: 3, width: 64 };
+const TOKENS: usize = 40;
+
+#[tokio::test]
+async fn memory() {
+    conforms(|_| Store::open("memory:").unwrap()).await;
+}
+
+#[tokio::test]
+async fn local_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    // A plain path and a URL, neither there yet.
+    conforms(|name| Store::open(&format!("{}/new/{name}", dir.path().display())).unwrap()).await;
+    conforms(|name| Store::open(&format!("file://{}/url/{name}", dir.path().display())).unwrap()).await;
+
+    // What one process put, another finds, under a name that tells nothing but a hash.
+    let (id, bytes) = (ChunkId([0xab; 32]), Bytes::from_static(b"kept"));
+    let url = dir.path().join("again").display().to_string();
+    Store::open(&url).unwrap().put_new(&ObjectPath::chunk(&id), bytes.clone()).await.unwrap();
+    assert_eq!(Store::open(&url).unwrap().get(&ObjectPath::chunk(&id), 4).await.unwrap(), Some(bytes));
+    let file = dir.path().join("again/kv/ab").join("ab".repeat(32));
+    assert_eq!(std::fs::read(&file).unwrap(), b"kept");
+    assert_eq!(std::fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "a staging file was left");
+}
+
+#[tokio::test]
+async fn s3_server() {
+    let t0 = std::time::Instant::now();
+    let server = seaweed::Seaweed::start().await;
+    eprintln!("T started {:?}", t0.elapsed());
+    conforms(|name| server.open(name)).await;
+    conforms(|name| server.open(&format!("deep/{name}/prefix"))).await;
+
+    let wrong_key = server.vars().into_iter().map(|(name, value)| match name.as_str() {
+        "AWS_SECRET_ACCESS_KEY" => (name, "wrong".to_owned()),
+        _ => (name, value),
+    });
+    eprintln!("T conf {:?}", t0.elapsed());
+let denied = Store::open_with(&server.url("denied"), wrong_key).unwrap().probe_conditional_put().await;
+eprintln!("T denied {:?}", t0.elapsed());
+    assert!(matches!(denied, Err(store::Error::Operation { operation: "put", .. })), "{denied:?}");
+}
+
+/// Runs the suite on stores that `open` gives; each name stands for a place of its own.
+async fn conforms(open: impl Fn(&str) -> Store) {
+    objects(&open("objects")).await;eprintln!("T object {:?}", std::time::SystemTime::now());
+    races(&open("races")).await;eprintln!("T races( {:?}", std::time::SystemTime::now());
+    for codec in [Codec::Raw, Codec::Lossless] {
+        chunks(&open(&format!("chunks-{codec}")), codec).await;eprintln!("T chunks {:?}", std::time::SystemTime::now());
+    }
+    let (one, other) = (open("one"), open("other"));
+    let path = path(1);
+    one.put_new(&path, Bytes::from_static(b"x")).await.unwrap();
+    assert!(!other.exists(&path).await.unwrap(), "two places share an object");
+}
+
+async fn objects(store: &Store) {
+    store.probe_conditional_put().await.unwrap();
+
+    let path = path(2);
+    assert!(!store.exists(&path).await.unwrap());
+    assert_eq!(store.get(&path, 100).await.unwrap(), None);
+    store.delete(&path).await.unwrap();
+
+    let first = Bytes::from_static(b"first");
+    assert_eq!(store.put_new(&path, first.clone()).await.unwrap(), Put::Created);
+    assert_eq!(store.put_new(&path, Bytes::from_static(b"second")).await.unwrap(), Put::Exists);
+    assert!(store.exists(&path).await.unwrap());
+    assert_eq!(store.get(&path, 5).await.unwrap(), Some(first));
+    let refused = store.get(&path, 4).await;
+    assert!(matches!(refused, Err(store::Error::Oversize { max: 4, found: 5, .. })), "{refused:?}");
+
+    store.delete(&path).await.unwrap();
+    assert_eq!(store.get(&path, 100).await.unwrap(), None);
+    assert_eq!(store.put_new(&path, Bytes::from_static(b"third")).await.unwrap(), Put::Created);
+}
+
+/// Of many writers of one object exactly one wins, and what it wrote is what stays.
+async fn races(store: &Store) {
+    for round in 0..4 {
+        let path = path(10 + round);
+        let writers = (0..16u8).map(|writer| store.put_new(&path, vec![writer; 20_000].into()));
+        let results = join_all(writers).await;
+        let winners: Vec<_> = (0..16u8).filter(|&w| *results[w as usize].as_ref().unwrap() == Put::Created).collect();
+        let [winner] = winners[..] else { panic!("expected one winner, found {winners:?}") };
+        assert_eq!(store.get(&path, 20_000).await.unwrap(), Some(vec![winner; 20_000].into()));
+    }
+}
+
+/// Blocks come back as they were put; damage is told apart from absence and heals by putting again.
+async fn chunks(store: &Store, codec: Codec) {
+    let kv = KvStore::new(store.clone(), SHAPE, codec);
+    let id = Root::new(&[1; 32], b"tenant").link(None, &[1, 2, 3]);
+    let block = block();
+    assert_eq!(kv.get(&id, TOKENS).await.unwrap(), None);
+
+    let put = kv.put(&id, block.clone()).await.unwrap();
+    assert!(put.created);
+    assert_eq!(put.raw_bytes, SHAPE.bytes(TOKENS) as u64);
+    assert_eq!(put.stored_bytes < put.raw_bytes, codec == Codec::Lossless);
+    assert!(kv.exists(&id).await.unwrap());
+    assert!(!kv.put(&id, block.clone()).await.unwrap().created);
+    // A reader needs no hint of the codec.
+    let reader = KvStore::new(store.clone(), SHAPE, Codec::Raw);
+    let fetched = reader.get(&id, TOKENS).await.unwrap().unwrap();
+    assert_eq!(fetched.block, block);
+    assert_eq!(fetched.stored_bytes, put.stored_bytes);
+
+    let path = ObjectPath::chunk(&id);
+    let good = store.get(&path, u64::MAX).await.unwrap().unwrap();
+    let mut flipped = good.to_vec();
+    *flipped.last_mut().unwrap() ^= 1;
+    let oversize = vec![0; chunk::max_len(&SHAPE, TOKENS).unwrap() + 1];
+    let truncated = good[..good.len() - 1].to_vec();
+    for (damaged, too_large) in [(flipped, false), (truncated, false), (Vec::new(), false), (oversize, true)] {
+        store.delete(&path).await.unwrap();
+        store.put_new(&path, damaged.into()).await.unwrap();
+        match kv.get(&id, TOKENS).await {
+            Err(kv::Error::Damaged { id: found, source }) => {
+                assert_eq!(found, id);
+                assert_eq!(matches!(source, Damage::Oversize { .. }), too_large);
+            }
+            other => panic!("expected damage, found {other:?}"),
+        }
+        assert_eq!(kv.get(&id, TOKENS).await.unwrap(), None, "what is damaged must go");
+        assert!(kv.put(&id, block.clone()).await.unwrap().created, "a recompute must heal the store");
+        assert_eq!(kv.get(&id, TOKENS).await.unwrap().unwrap().block, block);
+    }
+
+    let short = Block { tokens: TOKENS, layers: block.layers[1..].to_vec() };
+    assert!(matches!(kv.put(&id, short).await, Err(kv::Error::Pack { source: chunk::Error::Block { .. }, .. })));
+}
+
+/// A store that says yes to every put is told apart from one that honours create-only puts.
+#[tokio::test]
+async fn a_store_that_overwrites_fails_the_probe() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let server = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // Every request is small and arrives in one piece; the connection is closed after the answer.
+            let mut request = vec![0; 64 * 1024];
+            let _ = stream.read(&mut request).await.unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\netag: \"1\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+        }
+    });
+    let vars = [("AWS_ENDPOINT_URL", endpoint.as_str()), ("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s")];
+    let vars = vars.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let store = Store::open_with("s3://bucket", vars).unwrap();
+    let error = store.probe_conditional_put().await.unwrap_err();
+    assert!(matches!(error, store::Error::Overwrites { .. }), "{error:?}");
+    assert!(error.to_string().contains("use a store that honours them"), "{error}");
+    server.abort();
+}
+
+fn path(byte: u8) -> ObjectPath {
+    ObjectPath::chunk(&ChunkId([byte; 32]))
+}
+
+/// Values whose exponents cluster, as those of a real cache do.
+fn block() -> Block {
+    let value = |i: usize| half::bf16::from_f32(((i * 7919) % 1009) as f32 / 500.0 - 1.0).to_bits();
+    let values = SHAPE.layer_values(TOKENS);
+    Block {
+        tokens: TOKENS,
+        layers: (0..SHAPE.layers).map(|l| (l * values..(l + 1) * values).map(value).collect()).collect(),
+    }
+}

@@ -1,0 +1,95 @@
+//! Lays the sources of a pipeline over each other, before anything is known about their keys.
+
+use std::collections::BTreeMap;
+
+use toml::{Table, Value};
+
+use crate::{ENVIRONMENT_PREFIX, Errors, Problem};
+
+const DEFAULTS: &str = include_str!("defaults.toml");
+
+/// All sources as one table.
+pub(crate) struct Layers {
+    pub(crate) table: Table,
+    /// The keys that a variable or an override set, and which one: their values are plain texts, whatever the key's type.
+    pub(crate) texts: BTreeMap<String, String>,
+}
+
+pub(crate) fn merge(
+    file: Option<&str>,
+    environment: impl IntoIterator<Item = (String, String)>,
+    overrides: &[String],
+) -> Result<Layers, Errors> {
+    let mut table = parse(DEFAULTS, "the embedded defaults").map_err(|problem| Errors(vec![problem]))?;
+    if let Some(text) = file {
+        // A file that cannot be read says nothing: whatever else we found would be beside the point.
+        overlay(&mut table, parse(text, "the file").map_err(|problem| Errors(vec![problem]))?);
+    }
+
+    let mut layers = Layers { table, texts: BTreeMap::new() };
+    let mut problems = Vec::new();
+    // In a fixed order, so that one environment always gives one plan.
+    let variables: BTreeMap<_, _> =
+        environment.into_iter().filter(|(name, _)| name.starts_with(ENVIRONMENT_PREFIX)).collect();
+    for (name, text) in variables {
+        let key = name[ENVIRONMENT_PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
+        problems.extend(layers.set(&key, text, &name));
+    }
+    for entry in overrides {
+        match entry.split_once('=') {
+            Some((key, text)) => problems.extend(layers.set(key.trim(), text.trim().into(), entry)),
+            None => problems.push(Problem {
+                key: entry.clone(),
+                message: "expected key=value, as in stages.decode.slots=8".into(),
+            }),
+        }
+    }
+    if problems.is_empty() { Ok(layers) } else { Err(Errors(problems)) }
+}
+
+impl Layers {
+    fn set(&mut self, key: &str, text: String, origin: &str) -> Option<Problem> {
+        let problem = |message: &str| Some(Problem { key: origin.into(), message: message.into() });
+        let mut parts: Vec<&str> = key.split('.').collect();
+        if parts.iter().any(|part| part.is_empty()) {
+            return problem("expected the key of a setting, as in stages.decode.slots");
+        }
+        let last = parts.pop()?;
+        let mut table = &mut self.table;
+        for part in parts {
+            match table.entry(part).or_insert_with(|| Table::new().into()) {
+                Value::Table(inner) => table = inner,
+                _ => return problem(&format!("{part:?} in {key} is a value, it has no keys of its own")),
+            }
+        }
+        if table.get(last).is_some_and(Value::is_table) {
+            return problem(&format!("{key} is a table, set one of its keys"));
+        }
+        table.insert(last.into(), Value::String(text));
+        self.texts.insert(key.into(), origin.into());
+        None
+    }
+}
+
+fn parse(text: &str, source: &str) -> Result<Table, Problem> {
+    text.parse::<Table>().map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        let message = error.message().trim().replace('\n', ", ");
+        Problem {
+            key: format!("line {line}, column {column}"),
+            message: format!("{source} is no valid TOML: {message}"),
+        }
+    })
+}
+
+/// Tables grow together; every other value of `upper` replaces that of `lower`.
+fn overlay(lower: &mut Table, upper: Table) {
+    for (key, value) in upper {
+        match (lower.get_mut(&key), value) {
+            (Some(Value::Table(inner)), Value::Table(value)) => overlay(inner, value),
+            (_, value) => drop(lower.insert(key, value)),
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! What a pipeline is, once it holds.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use baton_contract::Name;
+use serde::{Serialize, Serializer};
+
+/// A validated pipeline. Every field has a value; what a pipeline leaves out comes from the defaults.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// Where all subjects of this pipeline stand, so that several share one broker.
+    pub root: Name,
+    /// The model of a request that names none; one of `models`.
+    pub default_model: Name,
+    /// One to eight queues that do not wait for each other; the first is the lane of a request that names none.
+    pub lanes: Vec<Name>,
+    pub broker: Broker,
+    pub store: Store,
+    /// At least one.
+    pub models: BTreeMap<Name, Model>,
+    pub stages: Stages,
+    pub results: Results,
+    pub telemetry: Telemetry,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Broker {
+    pub url: BrokerUrl,
+    /// Path of a NATS credentials file (JWT and seed).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<String>,
+    /// Copies of each stream in a cluster: 1, 3 or 5.
+    pub replicas: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BrokerUrl {
+    /// A `nats-server` that Baton starts as its own child.
+    Embedded,
+    /// `nats://` or `tls://` URLs, separated by commas.
+    Servers(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Store {
+    pub url: StoreUrl,
+    pub codec: Codec,
+    /// Tokens in a KV chunk: a multiple of 16 from 16 to 4096.
+    pub chunk_tokens: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreUrl {
+    /// A directory in Baton's own folder.
+    Embedded,
+    /// A `file:///`, `s3://`, `gs://` or `az://` URL.
+    Url(String),
+}
+
+/// How KV chunks are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Codec {
+    Lossless,
+    Raw,
+}
+
+/// Where a model comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Model {
+    /// The model that `baton setup` brings.
+    Default,
+    /// Path of a GGUF file, as the pipeline says it.
+    File(String),
+    /// The sim engine: no weights, a calibrated clock, a deterministic text.
+    Sim(Sim),
+}
+
+/// How the sim engine behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Sim {
+    /// Layers of the KV cache.
+    pub layers: usize,
+    /// Values per token in K, and as many in V, of one layer.
+    pub kv_width: usize,
+    /// Tokens of prompt and answer together.
+    pub context: usize,
+    /// Seconds that prefill takes for a token.
+    pub prefill_s_per_token: f64,
+    /// Seconds that decode takes for a step of the whole batch.
+    pub decode_s_per_step: f64,
+    /// Length of the answers. Without it only a request's `max_tokens` ends one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer_tokens: Option<AnswerTokens>,
+}
+
+/// The bounds of an answer's length, both included: at least 1, and `min` at most `max`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct AnswerTokens {
+    pub min: u32,
+    pub max: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Stages {
+    pub ingest: Stage,
+    pub prefill: Compute,
+    pub decode: Compute,
+}
+
+/// What every stage has.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Stage {
+    /// Worker processes that `baton up` starts. None is a valid number: jobs then wait for workers from elsewhere.
+    pub replicas: usize,
+    /// Jobs that a worker holds at once.
+    pub slots: usize,
+    /// A job that its worker has not been heard of for this long goes to another one.
+    #[serde(serialize_with = "duration")]
+    pub ack_wait: Duration,
+    /// How many times a job is tried before it fails.
+    pub max_deliver: usize,
+}
+
+/// A stage that runs models.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Compute {
+    #[serde(flatten)]
+    pub stage: Stage,
+    /// The models that this stage's workers serve, at least one, in the order of the names.
+    pub models: Vec<Name>,
+    pub device: Device,
+    /// CPU threads of a worker; 0 takes all cores.
+    pub threads: usize,
+}
+
+/// What a worker computes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// The CPU.
+    Flex,
+    /// An Nvidia GPU; needs a `baton` that was built with the feature `cuda`.
+    Cuda,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Results {
+    /// How long a result can be fetched.
+    #[serde(serialize_with = "duration")]
+    pub keep: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Telemetry {
+    /// The `http://` or `https://` URL of an OTLP receiver (gRPC). Without it no trace leaves the process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp_endpoint: Option<String>,
+    /// Which log lines appear, as in `info,baton_bus=debug`.
+    pub log: String,
+}
+
+impl Default for Sim {
+    /// The KV cache of SmolLM2-135M, computed in no time.
+    fn default() -> Self {
+        Self {
+            layers: 30,
+            kv_width: 192,
+            context: 8192,
+            prefill_s_per_token: 0.0,
+            decode_s_per_step: 0.0,
+            answer_tokens: None,
+        }
+    }
+}
+
+impl BrokerUrl {
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Servers(urls) => urls,
+        }
+    }
+}
+
+impl StoreUrl {
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Url(url) => url,
+        }
+    }
+}
+
+impl Serialize for BrokerUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl Serialize for StoreUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl Serialize for Model {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Table<'a> {
+            source: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            sim: Option<&'a Sim>,
+        }
+        match self {
+            Self::Default => Table { source: "default", sim: None },
+            Self::File(path) => Table { source: path, sim: None },
+            Self::Sim(sim) => Table { source: "sim", sim: Some(sim) },
+        }
+        .serialize(serializer)
+    }
+}
+
+fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_duration(*value))
+}

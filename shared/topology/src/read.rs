@@ -1,0 +1,229 @@
+//! Turns the merged layers into a plan: which keys there are, what they may hold, and what must hold between them.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use baton_contract::Name;
+use toml::{Table, Value};
+
+use crate::{
+    Errors,
+    layers::Layers,
+    plan::{
+        AnswerTokens, Broker, BrokerUrl, Codec, Compute, Device, Model, Plan, Results, Sim, Stage, Stages, Store,
+        StoreUrl, Telemetry,
+    },
+    section::{Reader, Section, suggestion},
+};
+
+/// The name of the model that `baton setup` brings, in a pipeline that names none.
+const DEFAULT_MODEL: &str = "smollm2-135m";
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3_600);
+const YEAR: Duration = Duration::from_secs(31_557_600);
+
+pub(crate) fn plan(mut layers: Layers) -> Result<Plan, Errors> {
+    add_default_model(&mut layers.table);
+    let reader = Reader::new(layers.texts);
+    let mut root = Section::root(&reader, layers.table);
+
+    let subject_root = root.name("root");
+    let lanes = root.names("lanes", 1..=8);
+    let broker = broker(root.table("broker"));
+    let store = store(root.table("store"));
+    let models = models(root.table("models"));
+    let default_model = default_model(&mut root, &models);
+    let stages = stages(root.table("stages"), &models);
+    let results = results(root.table("results"));
+    let telemetry = telemetry(root.table("telemetry"));
+    root.finish();
+
+    let problems = reader.problems.into_inner();
+    match (subject_root, broker, store, default_model, stages) {
+        (Some(root), Some(broker), Some(store), Some(default_model), Some(stages)) if problems.is_empty() => {
+            Ok(Plan { root, default_model, lanes, broker, store, models, stages, results, telemetry })
+        }
+        _ => Err(Errors(problems)),
+    }
+}
+
+/// A pipeline that names models gets those only, so this is no part of the defaults that files grow together with.
+fn add_default_model(table: &mut Table) {
+    let models = table.entry("models").or_insert_with(|| Table::new().into());
+    if let Value::Table(models) = models
+        && models.is_empty()
+    {
+        let model = Table::from_iter([("source".to_owned(), Value::from("default"))]);
+        models.insert(DEFAULT_MODEL.into(), model.into());
+    }
+}
+
+fn broker(mut section: Section<'_>) -> Option<Broker> {
+    let expected = "\"embedded\" or nats:// or tls:// URLs separated by commas";
+    let url = section.text("url", expected, |text| {
+        text == "embedded" || text.split(',').all(|url| is_url(url, &["nats://", "tls://"]))
+    });
+    let credentials =
+        section.optional_text("credentials", "the path of a NATS credentials file", |text| !text.is_empty());
+    let replicas = section.integer("replicas", 1..=5);
+    if matches!(replicas, 2 | 4) {
+        section.note("replicas", format!("expected 1, 3 or 5, found {replicas}"));
+    }
+    if url == "embedded" && replicas > 1 {
+        section.note("replicas", "the embedded broker is one server and keeps 1 copy");
+    }
+    section.finish();
+    let url = if url == "embedded" { BrokerUrl::Embedded } else { BrokerUrl::Servers(url) };
+    Some(Broker { url, credentials, replicas })
+}
+
+fn store(mut section: Section<'_>) -> Option<Store> {
+    let expected = "\"embedded\", file:///directory, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix";
+    let url = section
+        .text("url", expected, |text| text == "embedded" || is_url(text, &["file:///", "s3://", "gs://", "az://"]));
+    let codec = section.choice("codec", &[("lossless", Codec::Lossless), ("raw", Codec::Raw)]);
+    let chunk_tokens = section.integer("chunk_tokens", 16..=4096);
+    if !chunk_tokens.is_multiple_of(16) {
+        section.note("chunk_tokens", format!("expected a multiple of 16, found {chunk_tokens}"));
+    }
+    section.finish();
+    let url = if url == "embedded" { StoreUrl::Embedded } else { StoreUrl::Url(url) };
+    Some(Store { url, codec: codec?, chunk_tokens })
+}
+
+fn models(mut section: Section<'_>) -> BTreeMap<Name, Model> {
+    let mut models = BTreeMap::new();
+    for key in section.keys() {
+        let name = Name::new(&key).map_err(|error| section.note(&key, format!("the model's name: {error}"))).ok();
+        let mut model = section.table(&key);
+        let source = model.text("source", "\"default\", \"sim\" or the path of a .gguf file", |text| {
+            matches!(text, "default" | "sim") || text.to_ascii_lowercase().ends_with(".gguf")
+        });
+        let parsed = match source.as_str() {
+            "sim" => Model::Sim(sim(model.table("sim"))),
+            "default" => Model::Default,
+            _ => Model::File(source),
+        };
+        if !matches!(parsed, Model::Sim(_)) && model.has("sim") {
+            model.table("sim");
+            model.note("sim", "only a model whose source is \"sim\" has this table");
+        }
+        model.finish();
+        models.extend(name.map(|name| (name, parsed)));
+    }
+    section.finish();
+    models
+}
+
+fn sim(mut section: Section<'_>) -> Sim {
+    let mut sim = Sim::default();
+    for (key, range, field) in [
+        ("layers", 1..=1024, &mut sim.layers),
+        ("kv_width", 2..=65_536, &mut sim.kv_width),
+        ("context", 1..=1 << 24, &mut sim.context),
+    ] {
+        if section.may_have(key) {
+            *field = section.integer(key, range);
+        }
+    }
+    for (key, field) in
+        [("prefill_s_per_token", &mut sim.prefill_s_per_token), ("decode_s_per_step", &mut sim.decode_s_per_step)]
+    {
+        if section.may_have(key) {
+            *field = section.number(key, 0.0..=3600.0);
+        }
+    }
+    if section.may_have("answer_tokens") {
+        sim.answer_tokens = Some(answer_tokens(section.table("answer_tokens")));
+    }
+    section.finish();
+    sim
+}
+
+fn answer_tokens(mut section: Section<'_>) -> AnswerTokens {
+    let (min, max) = (section.integer("min", 1..=1 << 24), section.integer("max", 1..=1 << 24));
+    if min > max {
+        section.note("min", format!("expected at most max, {max}, found {min}"));
+    }
+    section.finish();
+    // The ranges above fit.
+    AnswerTokens { min: min as u32, max: max as u32 }
+}
+
+/// The model of a request that names none: if there is only one, that.
+fn default_model(root: &mut Section<'_>, models: &BTreeMap<Name, Model>) -> Option<Name> {
+    if root.may_have("default_model") {
+        let name = root.name("default_model")?;
+        if !models.contains_key(&name) {
+            root.note("default_model", unknown_model(&name, models));
+        }
+        return Some(name);
+    }
+    match models.len() {
+        0 | 1 => models.keys().next().cloned(),
+        count => {
+            root.note("default_model", format!("expected the name of one of the {count} models, found nothing"));
+            None
+        }
+    }
+}
+
+fn stages(mut section: Section<'_>, models: &BTreeMap<Name, Model>) -> Option<Stages> {
+    let mut ingest_section = section.table("ingest");
+    let ingest = stage(&mut ingest_section);
+    ingest_section.finish();
+    let prefill = compute(section.table("prefill"), models);
+    let decode = compute(section.table("decode"), models);
+    section.finish();
+    Some(Stages { ingest, prefill: prefill?, decode: decode? })
+}
+
+fn stage(section: &mut Section<'_>) -> Stage {
+    Stage {
+        replicas: section.integer("replicas", 0..=1024),
+        slots: section.integer("slots", 1..=4096),
+        ack_wait: section.duration("ack_wait", SECOND..=HOUR),
+        max_deliver: section.integer("max_deliver", 1..=100),
+    }
+}
+
+fn compute(mut section: Section<'_>, models: &BTreeMap<Name, Model>) -> Option<Compute> {
+    let stage = stage(&mut section);
+    let mut served: Vec<Name> = models.keys().cloned().collect();
+    if section.may_have("models") {
+        served = section.names("models", 1..=1024);
+        served.sort();
+        for name in served.iter().filter(|name| !models.contains_key(name)) {
+            section.note("models", unknown_model(name, models));
+        }
+    }
+    let device = section.choice("device", &[("flex", Device::Flex), ("cuda", Device::Cuda)]);
+    let threads = section.integer("threads", 0..=1024);
+    section.finish();
+    Some(Compute { stage, models: served, device: device?, threads })
+}
+
+fn results(mut section: Section<'_>) -> Results {
+    let keep = section.duration("keep", 60 * SECOND..=YEAR);
+    section.finish();
+    Results { keep }
+}
+
+fn telemetry(mut section: Section<'_>) -> Telemetry {
+    let otlp_endpoint = section
+        .optional_text("otlp_endpoint", "an http:// or https:// URL", |text| is_url(text, &["http://", "https://"]));
+    let log = section.text("log", "a log filter such as \"info\"", |text| !text.trim().is_empty());
+    section.finish();
+    Telemetry { otlp_endpoint, log }
+}
+
+fn unknown_model(name: &Name, models: &BTreeMap<Name, Model>) -> String {
+    format!("no model is named {:?}{}", name.as_str(), suggestion(name.as_str(), models.keys().map(Name::as_str)))
+}
+
+/// Whether it starts as one of `schemes` and goes on with something that could be a host, a bucket or a path.
+fn is_url(text: &str, schemes: &[&str]) -> bool {
+    schemes.iter().filter_map(|scheme| text.strip_prefix(scheme)).any(|rest| {
+        rest.starts_with(|c: char| c != '/') && !rest.contains(|c: char| c.is_whitespace() || c.is_control())
+    })
+}

@@ -1,0 +1,230 @@
+//! Pipelines in, plans or complete lists of mistakes out.
+
+use baton_topology::{BrokerUrl, Model, Plan, StoreUrl};
+use proptest::prelude::*;
+
+const LOCAL: &str = include_str!("../../../pipelines/local.toml");
+const BALANCED: &str = include_str!("../../../pipelines/balanced.toml");
+
+fn load(file: &str) -> Plan {
+    Plan::load(Some(file), [], &[]).unwrap()
+}
+
+fn problems(file: &str, environment: &[(&str, &str)], overrides: &[&str]) -> String {
+    let environment = environment.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+    let overrides: Vec<String> = overrides.iter().map(|entry| entry.to_string()).collect();
+    Plan::load(Some(file), environment, &overrides).unwrap_err().to_string()
+}
+
+#[test]
+fn the_shipped_pipelines_hold_and_local_writes_out_the_defaults() {
+    assert_eq!(load(LOCAL), Plan::load(None, [], &[]).unwrap());
+    let stages = load(BALANCED).stages;
+    assert_eq!((stages.ingest.replicas, stages.prefill.stage.replicas, stages.decode.stage.replicas), (1, 3, 3));
+}
+
+#[test]
+fn a_plan_states_everything() {
+    insta::assert_snapshot!(load(BALANCED).to_toml(), @r#"
+    root = "baton"
+    default_model = "smollm2-135m"
+    lanes = ["interactive", "batch"]
+
+    [broker]
+    url = "embedded"
+    replicas = 1
+
+    [store]
+    url = "embedded"
+    codec = "lossless"
+    chunk_tokens = 256
+
+    [models.smollm2-135m]
+    source = "default"
+
+    [stages.ingest]
+    replicas = 1
+    slots = 64
+    ack_wait = "30s"
+    max_deliver = 5
+
+    [stages.prefill]
+    replicas = 3
+    slots = 2
+    ack_wait = "30s"
+    max_deliver = 5
+    models = ["smollm2-135m"]
+    device = "flex"
+    threads = 1
+
+    [stages.decode]
+    replicas = 3
+    slots = 16
+    ack_wait = "30s"
+    max_deliver = 5
+    models = ["smollm2-135m"]
+    device = "flex"
+    threads = 1
+
+    [results]
+    keep = "7days"
+
+    [telemetry]
+    log = "info"
+    "#);
+}
+
+#[test]
+fn flags_win_over_the_environment_which_wins_over_the_file() {
+    let file = "[stages.decode]\nslots = 3\n[stages.prefill]\nslots = 3\n[stages.ingest]\nslots = 3";
+    let environment = [
+        ("BATON__STAGES__DECODE__SLOTS", "4"),
+        ("BATON__STAGES__PREFILL__SLOTS", "4"),
+        ("BATON__LANES", "bulk, fast"),
+        ("BATON_HOME", "/not/ours"),
+        ("BATON__MODELS__TINY__SOURCE", "sim"),
+        ("BATON__MODELS__TINY__SIM__DECODE_S_PER_STEP", "0.5"),
+        ("BATON__ROOT", "42"),
+    ];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let overrides = ["stages.decode.slots=5", "broker.url=nats://a:1,tls://b:2", "store.url=s3://bucket/kv"];
+    let plan = Plan::load(Some(file), environment, &overrides.map(str::to_owned)).unwrap();
+    let stages = &plan.stages;
+    assert_eq!((stages.ingest.slots, stages.prefill.stage.slots, stages.decode.stage.slots), (3, 4, 5));
+    assert_eq!(plan.lanes.iter().map(|lane| lane.as_str()).collect::<Vec<_>>(), ["bulk", "fast"]);
+    assert_eq!(plan.root.as_str(), "42");
+    assert_eq!(plan.broker.url, BrokerUrl::Servers("nats://a:1,tls://b:2".into()));
+    assert_eq!(plan.store.url, StoreUrl::Url("s3://bucket/kv".into()));
+    // The pipeline names a model, so the default one is not there.
+    assert_eq!((plan.default_model.as_str(), plan.models.len()), ("tiny", 1));
+    assert!(matches!(plan.models.values().next(), Some(Model::Sim(sim)) if sim.decode_s_per_step == 0.5));
+}
+
+#[test]
+fn all_mistakes_are_listed_with_their_keys() {
+    let file = r#"
+        root = "Baton.1"
+        lanes = ["a", "a", "b c"]
+        retries = 3
+        [broker]
+        url = "http://localhost:4222"
+        replica = 3
+        [store]
+        url = "s3://"
+        codec = "zip"
+        chunk_tokens = 100
+        [models.one]
+        source = "model.bin"
+        [models.two]
+        source = "default"
+        sim = { layers = 3 }
+        [models.three]
+        source = "sim"
+        [models.three.sim]
+        answer_tokens = { min = 9, max = 3 }
+        prefill_s_per_token = -1
+        [stages]
+        decode = 3
+        [stages.ingest]
+        device = "cuda"
+        [stages.prefill]
+        replicas = "two"
+        ack_wait = "1ms"
+        models = ["tow"]
+        [results]
+        keep = 7
+    "#;
+    let environment = [("BATON__STAGES__PREFILL__THREADS", "many")];
+    insta::assert_snapshot!(problems(file, &environment, &["stages.prefill.slot=3", "results.keep=always"]), @r#"
+    the pipeline has 22 problems:
+      root: expected 1 to 64 of a-z, 0-9, _ and -, found "Baton.1"
+      lanes: "a" is there twice
+      lanes: expected 1 to 64 of a-z, 0-9, _ and -, found "b c"
+      broker.url: expected "embedded" or nats:// or tls:// URLs separated by commas, found "http://localhost:4222"
+      broker.replica: unknown key; did you mean "replicas"?
+      store.url: expected "embedded", file:///directory, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, found "s3://"
+      store.codec: expected "lossless" or "raw", found "zip"
+      store.chunk_tokens: expected a multiple of 16, found 100
+      models.one.source: expected "default", "sim" or the path of a .gguf file, found "model.bin"
+      models.three.sim.prefill_s_per_token: expected a number from 0 to 3600, found -1
+      models.three.sim.answer_tokens.min: expected at most max, 3, found 9
+      models.two.sim: only a model whose source is "sim" has this table
+      default_model: expected the name of one of the 3 models, found nothing
+      stages.ingest.device: unknown key
+      stages.prefill.replicas: expected an integer from 0 to 1024, found "two"
+      stages.prefill.ack_wait: expected a duration from 1s to 1h such as "90s", found "1ms"
+      stages.prefill.models: no model is named "tow"; did you mean "two"?
+      stages.prefill.threads: expected an integer from 0 to 1024, found "many" (set by BATON__STAGES__PREFILL__THREADS)
+      stages.prefill.slot: unknown key; did you mean "slots"? (set on the command line)
+      stages.decode: expected a table, found 3
+      results.keep: expected a duration from 1m to 1year such as "90s", found "always" (set on the command line)
+      retries: unknown key
+    "#);
+}
+
+#[test]
+fn what_cannot_be_layered_is_refused_before_anything_else() {
+    insta::assert_snapshot!(problems("root = \"a\"\nlanes = [", &[], &[]), @r#"
+    the pipeline has a problem:
+      line 2, column 10: the file is no valid TOML: unclosed array, expected `]`
+    "#);
+    insta::assert_snapshot!(problems("", &[("BATON__", "1"), ("BATON__STAGES", "2"), ("BATON__ROOT__X", "3")], &["slots"]), @r#"
+    the pipeline has 4 problems:
+      BATON__: expected the key of a setting, as in stages.decode.slots
+      BATON__ROOT__X: "root" in root.x is a value, it has no keys of its own
+      BATON__STAGES: stages is a table, set one of its keys
+      slots: expected key=value, as in stages.decode.slots=8
+    "#);
+}
+
+proptest! {
+    /// What `baton up` hands to its workers is the plan it has itself.
+    #[test]
+    fn a_plan_survives_its_own_text(
+        slots in 1usize..4096, seconds in 1u64..3600, sim in any::<bool>(), embedded in any::<bool>(),
+        seconds_per_token in 0.0f64..60.0, path in "[a-zA-Z0-9 \"'\\\\/é]{0,20}", log in "[ -~é]{1,20}",
+    ) {
+        let mut plan = load(LOCAL);
+        plan.stages.decode.stage.slots = slots;
+        plan.stages.ingest.ack_wait = std::time::Duration::from_secs(seconds);
+        plan.telemetry.log = format!("x{log}");
+        plan.telemetry.otlp_endpoint = sim.then(|| "https://collector:4317".into());
+        plan.broker.credentials = sim.then(|| format!("/{path}"));
+        if !embedded {
+            plan.store.url = StoreUrl::Url("file:///tmp/kv".into());
+            plan.broker.url = BrokerUrl::Servers("nats://127.0.0.1:4222".into());
+        }
+        *plan.models.values_mut().next().unwrap() = if sim {
+            Model::Sim(baton_topology::Sim {
+                prefill_s_per_token: seconds_per_token,
+                answer_tokens: embedded.then_some(baton_topology::AnswerTokens { min: 1, max: slots as u32 }),
+                ..Default::default()
+            })
+        } else {
+            Model::File(format!("{path}.gguf"))
+        };
+        prop_assert_eq!(&load(&plan.to_toml()), &plan);
+    }
+
+    /// Whatever a file, a variable or an override says, there is a plan or a list, and no panic.
+    #[test]
+    fn any_text_gives_a_plan_or_a_list(
+        key in prop::sample::select(vec!["root", "lanes", "models", "models.a.sim.layers", "stages", "stages.decode.slots",
+            "stages.prefill.ack_wait", "store.chunk_tokens", "store", "telemetry.log", "broker.replicas", "x.y"]),
+        value in prop::sample::select(vec!["3", "-1", "1e99", "99999999999999999999", "\"a\"", "[]", "[[1]]", "{}", "{a=1}",
+            "true", "nan", "\"99999999999999999y\"", "2026-01-01"]),
+        text in ".{0,12}",
+    ) {
+        let file = format!("{key} = {value}");
+        for result in [
+            Plan::load(Some(&file), [], &[]),
+            Plan::load(Some(&text), [], &[]),
+            Plan::load(None, [(format!("BATON__{}", key.replace('.', "__")), text.clone())], &[]),
+            Plan::load(None, [], &[format!("{key}={value}"), format!("{key}={text}")]),
+        ] {
+            if let Err(errors) = result {
+                prop_assert!(!errors.0.is_empty());
+            }
+        }
+    }
+}
