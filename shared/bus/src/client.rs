@@ -103,6 +103,17 @@ impl Follower {
         }
     }
 
+    /// The next result of any job of the tenant, for whoever collects them all.
+    pub async fn next_result(&mut self) -> Result<Outcome, Error> {
+        loop {
+            let closed = || Error::Read { what: "results".into(), message: "the connection was closed".into() };
+            let message = self.results.next().await.ok_or_else(closed)?;
+            if let Ok(outcome) = serde_json::from_slice(&message.payload) {
+                return Ok(outcome);
+            }
+        }
+    }
+
     async fn ask(&self, pending: &HashSet<JobId>) -> Result<Option<Outcome>, Error> {
         for job in pending {
             if let Some(outcome) = self.jobs.result(&self.tenant, job).await? {

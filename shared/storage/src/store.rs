@@ -153,7 +153,7 @@ impl Store {
     ///
     /// If an answer was lost on the way and the put retried, `Exists` may mean this very put.
     pub async fn put_new(&self, path: &ObjectPath, bytes: Bytes) -> Result<Put, Error> {
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
         match self.inner.put_opts(&path.0, bytes.into(), options).await {
             Ok(_) => Ok(Put::Created),
             Err(object_store::Error::AlreadyExists { .. }) => {

@@ -51,6 +51,28 @@ proptest! {
     }
 }
 
+/// Stored bytes outlive a build: these change only together with the format's version.
+#[test]
+fn the_bytes_stay_the_same_across_builds() {
+    let block = Block { tokens: 1, layers: vec![vec![0x3f80, 0xc000]] };
+    let bytes = chunk::encode(&block, &Shape { layers: 1, width: 1 }, Codec::Raw, &ID).unwrap();
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = [
+        "42544e4b56",                       // BTNKV
+        "01",                               // version
+        "51000000",                         // bytes of header
+        "010000000100000001000000",         // layers, width, tokens
+        "00",                               // codec
+        &"5a".repeat(32),                   // id
+        "0100000000000000",                 // frames
+        "6b0000000000000004000000",         // offset and length of the first
+        "72d68fd4b9ce550da040b90d45be5193", // its checksum
+        "4c3ed552babfe86757f5f08c6e15bef3", // the header's checksum
+        "803f00c0",                         // 1.0 and -2.0
+    ];
+    assert_eq!(hex, expected.concat());
+}
+
 /// 2,000 flips and as many cuts, over both codecs: never a panic, never other values.
 #[test]
 fn damage_never_passes() {

@@ -1,0 +1,164 @@
+//! The stage loop against a real broker: claims, redelivery, attempts, shutdown.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use baton_bus::{
+    Bus, Retention,
+    pull::{self, Queue},
+    stage::{self, Handler, Next, Retry, StageError, Work},
+};
+use baton_contract::{
+    envelope::{self, PrefillTask},
+    job::{Answer, Job},
+    outcome::{Code, FinishReason, Status, Timings},
+    sampling::Sampling,
+    subject::Stage,
+};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{Ground, job_id, name, result};
+
+fn task(id: &str) -> PrefillTask {
+    PrefillTask {
+        job: Job {
+            id: job_id(id),
+            tenant: name("acme"),
+            lane: name("batch"),
+            model: name("m"),
+            prompt: vec![1],
+            max_tokens: 1,
+            sampling: Sampling::GREEDY,
+            stop: Vec::new(),
+            deadline_ms: None,
+            metadata: Default::default(),
+            request_digest: String::new(),
+        },
+        timings: Timings::default(),
+    }
+}
+
+async fn publish(bus: &Bus, id: &str) {
+    let task = task(id);
+    let subject = bus.layout().prefill(&task.job.model, &task.job.lane);
+    bus.forward(subject, &task.job, Stage::Ingest, envelope::encode(&task).unwrap()).await.unwrap();
+}
+
+async fn provisioned(ground: &Ground) -> Bus {
+    let bus = ground.bus().await;
+    bus.provision(&Retention { replicas: 1, results: Duration::from_secs(3600) }).await.unwrap();
+    bus
+}
+
+fn options(worker: &str, max_deliver: u64) -> stage::Options {
+    stage::Options {
+        stage: Stage::Prefill,
+        pull: pull::Options {
+            queues: vec![Queue { stage: Stage::Prefill, model: Some(name("m")), lane: name("batch") }],
+            slots: 2,
+            ack_wait: Duration::from_secs(1),
+            drain: Duration::from_millis(100),
+        },
+        max_deliver,
+        worker: worker.into(),
+    }
+}
+
+fn finish(task: &PrefillTask) -> Next {
+    Next::Finish(Box::new(task.job.completed(Answer::default(), FinishReason::Stop, Timings::default())))
+}
+
+/// Fails a number of times, then finishes.
+struct Failing {
+    times: u64,
+    seen: Arc<AtomicU64>,
+}
+
+impl Handler<PrefillTask> for Failing {
+    async fn handle(&self, work: Work<PrefillTask>) -> Result<Next, StageError> {
+        if self.seen.fetch_add(1, Ordering::SeqCst) < self.times {
+            return Err(StageError::new(Retry::Elsewhere, Code::Internal, "it broke"));
+        }
+        Ok(finish(&work.task))
+    }
+}
+
+#[tokio::test]
+async fn a_job_is_tried_again_until_its_attempts_are_used_up() {
+    let ground = Ground::new(&[]).await;
+    let bus = provisioned(&ground).await;
+    let mut follower = bus.follow(&name("acme")).await.unwrap();
+    for (id, times, status, handled) in
+        [("heals", 2, Status::Completed, 3), ("never-heals", u64::MAX, Status::Failed, 3)]
+    {
+        let seen = Arc::new(AtomicU64::new(0));
+        let shutdown = CancellationToken::new();
+        let handler = Failing { times, seen: seen.clone() };
+        let running = tokio::spawn({
+            let (bus, shutdown) = (bus.clone(), shutdown.clone());
+            async move { stage::run(&bus, options("w", 3), handler, shutdown).await }
+        });
+        publish(&bus, id).await;
+        let outcome = result(&mut follower, &job_id(id)).await;
+        assert_eq!(outcome.status, status);
+        assert_eq!(seen.load(Ordering::SeqCst), handled);
+        shutdown.cancel();
+        running.await.unwrap().unwrap();
+    }
+}
+
+/// Works until it is told to go on, and counts how often it began.
+struct Slow {
+    began: Arc<AtomicU64>,
+    begun: Arc<Notify>,
+    go: Arc<Notify>,
+}
+
+impl Handler<PrefillTask> for Slow {
+    async fn handle(&self, work: Work<PrefillTask>) -> Result<Next, StageError> {
+        self.began.fetch_add(1, Ordering::SeqCst);
+        self.begun.notify_one();
+        self.go.notified().await;
+        Ok(finish(&work.task))
+    }
+}
+
+#[tokio::test]
+async fn heartbeats_keep_a_job_and_a_shutdown_hands_it_over() {
+    let ground = Ground::new(&[]).await;
+    let bus = provisioned(&ground).await;
+    let mut follower = bus.follow(&name("acme")).await.unwrap();
+    let (began, begun, go) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let start = |worker: &str| {
+        let shutdown = CancellationToken::new();
+        let handler = Slow { began: began.clone(), begun: begun.clone(), go: go.clone() };
+        let (bus, options, token) = (bus.clone(), options(worker, 5), shutdown.clone());
+        (shutdown, tokio::spawn(async move { stage::run(&bus, options, handler, token).await }))
+    };
+    let (first_shutdown, first) = start("first");
+    publish(&bus, "long").await;
+    begun.notified().await;
+    // Three times ack_wait: only heartbeats keep the broker from giving the job to somebody else.
+    let (second_shutdown, second) = start("second");
+    let elsewhere = tokio::time::timeout(Duration::from_secs(3), begun.notified()).await;
+    assert!(elsewhere.is_err(), "the job was delivered again although its worker lives");
+    // The drain's time is short and the job is not done: it goes back and to the other worker.
+    first_shutdown.cancel();
+    first.await.unwrap().unwrap();
+    begun.notified().await;
+    go.notify_one();
+    let outcome = result(&mut follower, &job_id("long")).await;
+    assert_eq!(outcome.status, Status::Completed);
+    assert_eq!(began.load(Ordering::SeqCst), 2);
+    // A copy of a message whose job has ended is cleared away without work.
+    publish(&bus, "long").await;
+    second_shutdown.cancel();
+    second.await.unwrap().unwrap();
+    assert_eq!(began.load(Ordering::SeqCst), 2);
+}

@@ -1,0 +1,100 @@
+//! What crashes and damage do to a job: nothing that its sender could see.
+
+use std::collections::HashSet;
+
+use baton_bus::client::Event;
+use baton_contract::{
+    outcome::{Outcome, Status},
+    record::State,
+};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::support::{self, BATON, Ground, PATIENCE, job_id, name, result};
+
+fn request() -> Value {
+    json!({
+        "id": "story",
+        "messages": [{ "role": "user", "content": format!("Continue this story: {}", "The sea was calm. ".repeat(80)) }],
+        "max_tokens": 60, "temperature": 0.8, "seed": 11,
+    })
+}
+
+fn one_process() -> Outcome {
+    support::provisioned();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("request.jsonl");
+    std::fs::write(&file, support::lines(&[request()])).unwrap();
+    let output = std::process::Command::new(BATON).args(["run", "--json", "--jsonl"]).arg(file).output().unwrap();
+    support::outcomes(&output).remove(0)
+}
+
+#[tokio::test]
+async fn a_decode_worker_killed_mid_answer_changes_nothing() {
+    let expected = one_process();
+    let ground = Ground::new(&["stages.decode.ack_wait=2s"]).await;
+    let [_ingest, _prefill, decode] = ground.workers().await;
+    let bus = ground.bus().await;
+    let tenant = name("acme");
+    let mut follower = bus.follow(&tenant).await.unwrap();
+    bus.submit(&tenant, &name("batch"), request().to_string().into_bytes()).await.unwrap();
+    let job = job_id("story");
+    let pending = HashSet::from([job.clone()]);
+    loop {
+        let event = timeout(PATIENCE, follower.next(&pending)).await.expect("no token in time").unwrap();
+        match event {
+            Event::Delta { delta, .. } if delta.index >= 10 => break,
+            Event::Delta { .. } => {}
+            Event::Result(outcome) => panic!("ended before it could be disturbed: {outcome:?}"),
+        }
+    }
+    decode.kill().await;
+    let _second = ground.worker("decode", "decode-2").await;
+    let outcome = result(&mut follower, &job).await;
+    assert_eq!(outcome.status, Status::Completed, "{:?}", outcome.error);
+    assert_eq!(outcome.tokens, expected.tokens);
+    assert_eq!(outcome.timings.decode_worker, "decode-2");
+    assert!(outcome.timings.decode_attempt >= 2);
+    let record = bus.jobs().await.unwrap().get(&tenant, &job).await.unwrap().unwrap().record;
+    assert_eq!(record.state, State::Completed);
+}
+
+#[tokio::test]
+async fn damaged_and_missing_chunks_are_computed_again() {
+    let expected = one_process();
+    let ground = Ground::new(&[]).await;
+    let _ingest = ground.worker("ingest", "ingest-1").await;
+    let bus = ground.bus().await;
+    let (tenant, job) = (name("acme"), job_id("story"));
+    let mut follower = bus.follow(&tenant).await.unwrap();
+    bus.submit(&tenant, &name("batch"), request().to_string().into_bytes()).await.unwrap();
+    let prefill = ground.worker("prefill", "prefill-1").await;
+    let jobs = bus.jobs().await.unwrap();
+    // A prefill worker that has drained has handed its job on.
+    timeout(PATIENCE, async {
+        while jobs.get(&tenant, &job).await.unwrap().is_none_or(|stored| stored.record.state != State::Prefill) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the job did not reach prefill");
+    prefill.drain().await;
+
+    let chunks: Vec<_> = support::files(&ground.store());
+    let sizes = expected.usage.prompt_tokens.div_ceil(256) as usize;
+    assert_eq!(chunks.len(), sizes, "{chunks:?}");
+    assert!(chunks.len() >= 2);
+    let mut bytes = std::fs::read(&chunks[0]).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(&chunks[0], &bytes).unwrap();
+    let bytes = std::fs::read(&chunks[1]).unwrap();
+    std::fs::write(&chunks[1], &bytes[..bytes.len() - 100]).unwrap();
+
+    let mut decode = ground.worker("decode", "decode-1").await;
+    let outcome = result(&mut follower, &job).await;
+    assert_eq!(outcome.status, Status::Completed, "{:?}", outcome.error);
+    assert_eq!(outcome.tokens, expected.tokens);
+    assert!(outcome.timings.recomputed_tokens > 0);
+    assert!(decode.lives());
+}

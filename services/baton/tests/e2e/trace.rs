@@ -1,0 +1,51 @@
+//! One trace a job, from the client's `traceparent` through all processes.
+
+use serde_json::json;
+
+use crate::{
+    receiver::Receiver,
+    support::{Ground, job_id, name, result},
+};
+
+#[tokio::test]
+async fn a_job_is_one_trace_across_all_stages() {
+    let receiver = Receiver::start().await;
+    let setting = format!("telemetry.otlp_endpoint={}", receiver.endpoint());
+    let ground = Ground::sim(&[&setting]).await;
+    let _workers = ground.workers().await;
+    let bus = ground.bus().await;
+    let (tenant, lane) = (name("acme"), name("batch"));
+    let mut follower = bus.follow(&tenant).await.unwrap();
+    let output = ground.baton(&["submit", "hello", "--id", "traced", "--tenant", "acme", "--wait"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // A second job, so that two traces would show if they ran into one.
+    let other = json!({ "id": "other", "prompt": "b", "max_tokens": 3 });
+    bus.submit(&tenant, &lane, other.to_string().into_bytes()).await.unwrap();
+    result(&mut follower, &job_id("other")).await;
+
+    let of_job = |span: &crate::receiver::Span, job: &str| span.attributes.get("job").is_some_and(|value| value == job);
+    let spans = receiver
+        .wait_for(|spans| {
+            let decoded = |job: &str| spans.iter().any(|span| span.name == "decode" && of_job(span, job));
+            decoded("traced") && decoded("other")
+        })
+        .await;
+    let named = |name: &str, job: &str| {
+        let mut found = spans.iter().filter(|span| span.name == name && of_job(span, job));
+        let span = found.next().unwrap_or_else(|| panic!("no span {name} of {job}"));
+        assert!(found.next().is_none(), "two spans {name} of {job}");
+        span
+    };
+    let chain = ["submit", "ingest", "prefill", "decode"].map(|name| named(name, "traced"));
+    for pair in chain.windows(2) {
+        assert_eq!(pair[1].trace, pair[0].trace, "{} is in another trace than {}", pair[1].name, pair[0].name);
+        assert_eq!(pair[1].parent, pair[0].id, "{} is no child of {}", pair[1].name, pair[0].name);
+    }
+    for (child, parent) in [("kv.put", chain[2]), ("kv.get", chain[3])] {
+        assert!(spans.iter().any(|span| span.name == child && span.parent == parent.id), "no {child}");
+    }
+    for (span, service) in chain.iter().zip(["baton-submit", "baton-ingest", "baton-prefill", "baton-decode"]) {
+        assert_eq!(span.resource.get("service.name").map(String::as_str), Some(service));
+    }
+    assert_ne!(named("ingest", "other").trace, chain[0].trace);
+}
