@@ -82,7 +82,7 @@ impl PipelineHome {
     }
 
     pub fn store_url(&self) -> String {
-        self.directory.join("store").display().to_string()
+        format!("file://{}", self.directory.join("store").display())
     }
 
     fn running_file(&self) -> PathBuf {

@@ -60,7 +60,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::Result<()> {
     eprintln!("broker {}, store {}", pipeline.nats_url(), pipeline.store_url());
-    pipeline.ready().await;
+    pipeline.ready().await?;
     eprintln!("one ingest, one prefill and one decode process are ready after {:.1} s", started.elapsed().as_secs_f64());
 
     let tenant = Name::new("demo")?;

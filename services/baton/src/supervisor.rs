@@ -78,7 +78,7 @@ pub struct Pipeline {
     server: Option<Server>,
     keepers: JoinSet<()>,
     stopping: CancellationToken,
-    ready: mpsc::Receiver<()>,
+    ready: mpsc::Receiver<anyhow::Result<()>>,
     _lock: File,
 }
 
@@ -141,11 +141,12 @@ impl Pipeline {
         self.plan.store.url.as_str()
     }
 
-    /// Waits until every worker has said that it takes jobs.
-    pub async fn ready(&mut self) {
+    /// Waits until every worker has said that it takes jobs; fails as soon as one ends instead.
+    pub async fn ready(&mut self) -> anyhow::Result<()> {
         for _ in 0..self.keepers.len() {
-            self.ready.recv().await;
+            self.ready.recv().await.context("no worker is left")??;
         }
+        Ok(())
     }
 
     /// Drains the workers, then stops the broker.
@@ -173,7 +174,7 @@ struct Keeper {
     command: Vec<OsString>,
     name: String,
     sink: Arc<Sink>,
-    told: mpsc::Sender<()>,
+    told: mpsc::Sender<anyhow::Result<()>>,
     stopping: CancellationToken,
 }
 
@@ -181,9 +182,10 @@ impl Keeper {
     async fn run(self) {
         let mut pause = Duration::from_millis(500);
         while !self.stopping.is_cancelled() {
-            match self.run_once().await {
-                Ok(()) => {}
-                Err(error) => tracing::warn!(worker = self.name, "{error:#}"),
+            if let Err(error) = self.run_once().await {
+                tracing::warn!(worker = self.name, "{error:#}; it is started again");
+                // Nobody may be waiting any more.
+                let _ = self.told.try_send(Err(error.context(format!("worker {}", self.name))));
             }
             tokio::select! {
                 () = self.stopping.cancelled() => return,
@@ -212,7 +214,7 @@ impl Keeper {
             while let Ok(Some(word)) = words.next_line().await {
                 if word == "ready" {
                     // Nobody may be waiting any more.
-                    let _ = told.try_send(());
+                    let _ = told.try_send(Ok(()));
                 }
             }
         });
@@ -220,7 +222,7 @@ impl Keeper {
             status = child.wait() => status,
             () = self.stopping.cancelled() => return self.stop(child, lines).await,
         };
-        anyhow::bail!("the worker ended ({}) and is started again", status?)
+        anyhow::bail!("the worker ended ({})", status?)
     }
 
     async fn stop(&self, mut child: Child, lines: tokio::task::JoinHandle<()>) -> anyhow::Result<()> {

@@ -110,6 +110,7 @@ pub fn decode<T: Task>(bytes: &[u8]) -> Result<T, Error> {
     if *version != VERSION {
         return Err(Error::Version(*version));
     }
+    #[expect(clippy::disallowed_methods, reason = "capped at MAX_BYTES")]
     let (task, read): (T, usize) = bincode::decode_from_slice(body, config::standard().with_limit::<MAX_BYTES>())?;
     if read != body.len() {
         return Err(Error::Trailing(body.len() - read));

@@ -44,9 +44,8 @@ impl Template {
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Template, Error> {
         let mut environment = Environment::new();
         // The options that Hugging Face's libraries render chat templates with.
-        environment.set_syntax(
-            SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(Error::Syntax)?,
-        );
+        environment
+            .set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(Error::Syntax)?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))

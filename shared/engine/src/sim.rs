@@ -67,7 +67,8 @@ pub struct OptionsError {
 impl Options {
     /// What the model is, or why there can't be one.
     pub fn spec(&self) -> Result<Spec, OptionsError> {
-        let refused = |key, expected, found: &dyn ToString| Err(OptionsError { key, expected, found: found.to_string() });
+        let refused =
+            |key, expected, found: &dyn ToString| Err(OptionsError { key, expected, found: found.to_string() });
         if !(1..=1024).contains(&self.layers) {
             return refused("layers", "1 to 1024", &self.layers);
         }
@@ -154,7 +155,10 @@ impl Sim {
         if let Ok(time) = Duration::try_from_secs_f64(seconds)
             && !time.is_zero()
         {
-            #[allow(clippy::disallowed_methods, reason = "a calibrated clock is what this model has in place of weights")]
+            #[allow(
+                clippy::disallowed_methods,
+                reason = "a calibrated clock is what this model has in place of weights"
+            )]
             std::thread::sleep(time);
         }
     }

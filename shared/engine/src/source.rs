@@ -119,7 +119,12 @@ impl Vocabulary {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    fn encode_guarded(&self, text: &str, parse_special: bool, guard: Option<char>) -> Result<Vec<u32>, tokenizer::Error> {
+    fn encode_guarded(
+        &self,
+        text: &str,
+        parse_special: bool,
+        guard: Option<char>,
+    ) -> Result<Vec<u32>, tokenizer::Error> {
         let guards = guard.map_or(0, |guard| text.matches(guard).count() * guard.len_utf8());
         let (bytes, limit) = (text.len() - guards, self.max_text_bytes());
         if bytes > limit {

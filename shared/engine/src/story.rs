@@ -16,11 +16,11 @@ const IMPOSSIBLE: f32 = -1000.0;
 
 const WORDS: [&str; 64] = [
     "amber", "apple", "autumn", "barley", "basket", "bell", "birch", "bridge", "candle", "cedar", "clay", "cloud",
-    "copper", "crane", "dawn", "dune", "ember", "falcon", "fern", "field", "flint", "forest", "garden", "glass", "grain",
-    "harbour", "hazel", "heron", "hill", "honey", "island", "ivory", "juniper", "kettle", "lantern", "lark", "linen",
-    "maple", "meadow", "mill", "moss", "nettle", "oak", "orchard", "otter", "pebble", "pine", "quarry", "rain", "reed",
-    "river", "robin", "sail", "salt", "slate", "spring", "stone", "thistle", "tide", "valley", "violet", "willow",
-    "winter", "yarrow",
+    "copper", "crane", "dawn", "dune", "ember", "falcon", "fern", "field", "flint", "forest", "garden", "glass",
+    "grain", "harbour", "hazel", "heron", "hill", "honey", "island", "ivory", "juniper", "kettle", "lantern", "lark",
+    "linen", "maple", "meadow", "mill", "moss", "nettle", "oak", "orchard", "otter", "pebble", "pine", "quarry",
+    "rain", "reed", "river", "robin", "sail", "salt", "slate", "spring", "stone", "thistle", "tide", "valley",
+    "violet", "willow", "winter", "yarrow",
 ];
 
 /// All that the next token depends on, kept up to date row by row.

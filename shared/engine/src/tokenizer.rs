@@ -13,7 +13,8 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 /// Llama 3's word pattern: numbers in groups of at most three digits.
 const LLAMA_BPE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Qwen 2's word pattern: as Llama 3's, but every digit stands alone.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// What `tokenizer.ggml.pre` may say.
 const SUPPORTED_PRE: &str = "smollm, gpt-2, default, llama-bpe, qwen2";
 /// Longest word handed to the merges as one, in bytes. Nothing that people write comes near; it keeps the time and the
@@ -72,7 +73,10 @@ struct Named {
 enum Kind {
     /// Token id = byte.
     Bytes,
-    Bpe { merges: Box<BPE>, stages: Vec<Stage> },
+    Bpe {
+        merges: Box<BPE>,
+        stages: Vec<Stage>,
+    },
 }
 
 /// One pass of splitting text into words; what the pattern leaves between its matches are words too.
@@ -203,7 +207,8 @@ impl Tokenizer {
 
     /// Token ids of a text. With `parse_special`, the text of a control token becomes that token; without it, such text
     /// is text like any other. `guard` is taken out of the text after control tokens were looked for: a control token
-    /// with the guard inside is not one.
+    /// with the guard inside is not one. Bytes that the vocabulary has no token for (rare control characters in some
+    /// models) are left out, as llama.cpp does.
     pub(crate) fn encode(&self, text: &str, parse_special: bool, guard: Option<char>) -> Result<Vec<u32>, Error> {
         let mut out = Vec::with_capacity(text.len() / 3 + 1);
         let mut first_bytes = [false; 256];
@@ -305,10 +310,6 @@ fn strings<'f>(file: &'f gguf::File, key: &'static str) -> Result<Vec<&'f str>, 
 
 fn bpe(tokens: &[&str], merges: &[&str], pre: &str) -> Result<BPE, Error> {
     let vocabulary: Vocab = (0..).zip(tokens).map(|(id, token)| ((*token).to_owned(), id)).collect();
-    let missing = (0..=255).map(byte_char).find(|byte| !vocabulary.contains_key(byte.encode_utf8(&mut [0; 4]) as &str));
-    if let Some(missing) = missing {
-        return Err(Error::Merges(format!("no token for the single byte written {missing:?}")));
-    }
     let merges = (merges.iter())
         .map(|merge| merge.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned())))
         .collect::<Option<Vec<_>>>()
@@ -324,9 +325,7 @@ fn stages(pre: &str) -> Result<Vec<Stage>, Error> {
     let patterns: &[(&str, bool)] = match pre {
         "smollm" => &[(r"\p{N}", false), (GPT2, true)],
         "gpt-2" => &[(GPT2, true)],
-        "default" => {
-            &[(r"[\p{P}\$\+<=>\^~\|]+", false), (GPT2, true), (r"\p{N}+", false), (r"[0-9][0-9][0-9]", false)]
-        }
+        "default" => &[(r"[\p{P}\$\+<=>\^~\|]+", false), (GPT2, true), (r"\p{N}+", false), (r"[0-9][0-9][0-9]", false)],
         "llama-bpe" => &[(LLAMA_BPE, true)],
         "qwen2" => &[(QWEN2, true)],
         other => return Err(Error::UnsupportedPre { found: other.to_owned() }),
@@ -369,4 +368,55 @@ fn raw_bytes(text: &str) -> Vec<u8> {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words<'t>(pre: &str, text: &'t str) -> Vec<&'t str> {
+        stages(pre).expect("supported").iter().fold(vec![text], |words, stage| {
+            let mut split = Vec::new();
+            words.into_iter().for_each(|word| stage.split(word, &mut split));
+            split
+        })
+    }
+
+    /// The splits that the models' own tokenizers make of the same text.
+    #[test]
+    fn each_pre_tokenizer_splits_as_the_models_do() {
+        let text = "I'LL pay  $1234,\n\n it's  ok";
+        let gpt2 = ["I", "'", "LL", " pay", " ", " $", "1234", ",", "\n\n", " it", "'s", " ", " ok"];
+        assert_eq!(words("gpt-2", text), gpt2);
+        let digits = ["I", "'", "LL", " pay", " ", " $", "1", "2", "3", "4", ",", "\n\n", " it", "'s", " ", " ok"];
+        assert_eq!(words("smollm", text), digits);
+        assert_eq!(words("smollm", "a  1"), ["a", "  ", "1"], "what stands before a digit ends there");
+        let default = ["I", "'", "LL", " pay", "  ", "$", "123", "4", ",", "\n\n", " it", "'", "s", " ", " ok"];
+        assert_eq!(words("default", text), default);
+        let llama = ["I", "'LL", " pay", " ", " $", "123", "4", ",\n\n", " it", "'s", " ", " ok"];
+        assert_eq!(words("llama-bpe", text), llama);
+        let qwen = ["I", "'LL", " pay", " ", " $", "1", "2", "3", "4", ",\n\n", " it", "'s", " ", " ok"];
+        assert_eq!(words("qwen2", text), qwen);
+        let refused = stages("tekken").err().expect("unsupported").to_string();
+        assert!(refused.contains("tekken") && refused.contains(SUPPORTED_PRE));
+    }
+
+    /// More white space than the pattern engine follows back: still every byte is in one word, and none is endless.
+    #[test]
+    fn endless_white_space_is_cut() {
+        for pre in ["smollm", "default", "llama-bpe", "qwen2"] {
+            let text = format!("{}x", " ".repeat(3 << 20));
+            let words = words(pre, &text);
+            assert!(words.concat() == text && words.iter().all(|word| word.len() <= MAX_WORD_BYTES), "{pre}");
+        }
+    }
+
+    #[test]
+    fn every_byte_has_its_own_character() {
+        let characters: BTreeSet<char> = (0..=255).map(byte_char).collect();
+        assert_eq!(characters.len(), 256);
+        assert!((0..=255).all(|byte| char_byte(byte_char(byte)) == Some(byte)));
+        assert_eq!((byte_char(b' '), byte_char(b'\n'), byte_char(0xad)), ('Ġ', 'Ċ', 'Ń'));
+        assert_eq!((char_byte(' '), char_byte('\u{144}'), char_byte('a')), (None, None, Some(b'a')));
+    }
 }

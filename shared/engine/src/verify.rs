@@ -18,6 +18,9 @@ pub struct Case {
     #[serde(flatten)]
     pub prompt: Prompt,
     pub prompt_tokens: Vec<u32>,
+    pub completion_tokens: Vec<u32>,
+    /// What is known of the completion tokens, in their order. The reference tells nothing of a token that ends inside a
+    /// character, so there may be fewer steps than tokens.
     pub steps: Vec<ReferenceStep>,
 }
 
@@ -25,8 +28,13 @@ pub struct Case {
 #[serde(untagged)]
 pub enum Prompt {
     /// Messages, and what the chat template made of them.
-    Chat { messages: Vec<serde_json::Value>, rendered: String },
-    Raw { prompt: String },
+    Chat {
+        messages: Vec<serde_json::Value>,
+        rendered: String,
+    },
+    Raw {
+        prompt: String,
+    },
 }
 
 /// A token that the reference engine generated.
@@ -68,6 +76,8 @@ pub enum Error {
     Line { line: usize, source: serde_json::Error },
     #[error("the reference holds no steps; give a file with at least one answer")]
     Empty,
+    #[error("case {id}: the steps are no subsequence of the completion tokens; write the reference file again")]
+    Steps { id: String },
     #[error("case {id}: {source}")]
     Model { id: String, source: model::Error },
 }
@@ -96,7 +106,8 @@ pub fn run(
         let (rendered_alike, encoded_alike) = compare_prompt(vocabulary, &case);
         report.template_mismatches += usize::from(!rendered_alike);
         report.tokenizer_mismatches += usize::from(!encoded_alike);
-        replay(model, &case, |step, logits| {
+        let passes = passes(&case).ok_or_else(|| Error::Steps { id: case.id.clone() })?;
+        replay(model, &case, &passes, |step, logits| {
             let top = sampling::greedy(logits);
             let error = (f64::from(sampling::logprob(logits, step.token)) - step.logprob).abs();
             let clear = matches!(step.top[..], [(_, best), (_, second), ..] if best - second > CLEAR);
@@ -134,20 +145,32 @@ fn compare_prompt(vocabulary: &Vocabulary, case: &Case) -> (bool, bool) {
     }
 }
 
+/// The tokens to feed before each step: the prompt, and then the completion, cut before the token of each step.
+fn passes(case: &Case) -> Option<Vec<Vec<u32>>> {
+    let mut next = case.prompt_tokens.clone();
+    let mut completion = case.completion_tokens.iter();
+    let pass = |step: &ReferenceStep| {
+        let skipped = completion.as_slice();
+        let token = completion.position(|&token| token == step.token)?;
+        next.extend(&skipped[..token]);
+        Some(std::mem::replace(&mut next, vec![step.token]))
+    };
+    case.steps.iter().map(pass).collect()
+}
+
 /// Runs the model over the case's tokens and shows each step's logits.
 fn replay(
     model: &mut dyn Model,
     case: &Case,
+    passes: &[Vec<u32>],
     mut compare: impl FnMut(&ReferenceStep, &[f32]),
 ) -> Result<(), model::Error> {
-    let sequence = model.open(case.prompt_tokens.len() + case.steps.len())?;
+    let sequence = model.open(case.prompt_tokens.len() + case.completion_tokens.len())?;
     let mut replayed = || {
-        let mut next = case.prompt_tokens.as_slice();
-        for step in &case.steps {
-            let logits = model.forward(&[Step { sequence, tokens: next, logits: true }])?;
+        for (step, tokens) in case.steps.iter().zip(passes) {
+            let logits = model.forward(&[Step { sequence, tokens, logits: true }])?;
             // A row of logits was asked for; a model that gives none is judged on an empty one.
             compare(step, logits.first().and_then(Option::as_deref).unwrap_or_default());
-            next = std::slice::from_ref(&step.token);
         }
         Ok(())
     };

@@ -107,7 +107,8 @@ fn blocks_have_the_size_and_the_spread_of_real_kv() {
     let block = model.export(sequence, 0..256).expect("computed");
     assert!(block.fits(&model.spec().kv));
     assert_eq!(block.layers.iter().map(|layer| 2 * layer.len()).sum::<usize>(), 5_898_240);
-    let values: Vec<f64> = block.layers[7].iter().map(|&bits| f64::from(half::bf16::from_bits(bits).to_f32())).collect();
+    let values: Vec<f64> =
+        block.layers[7].iter().map(|&bits| f64::from(half::bf16::from_bits(bits).to_f32())).collect();
     assert_eq!((values[0], values[1]), (101.0, 0.0), "the token's id");
     let drawn: Vec<f64> = values.into_iter().filter(|value| value.abs() < 10.0 && *value != 0.0).collect();
     let mean = drawn.iter().sum::<f64>() / drawn.len() as f64;

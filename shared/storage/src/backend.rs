@@ -30,7 +30,7 @@ pub(crate) struct Opened {
 
 pub(crate) fn open(url: &str, vars: impl IntoIterator<Item = (String, String)>) -> Result<Opened, Error> {
     let problem = |problem: String| Error::Url { url: url.to_owned(), problem };
-    let setup = |source| Error::Setup { url: url.to_owned(), source };
+    let setup = |source| Error::Setup { url: url.to_owned(), source: Box::new(source) };
 
     let Some((scheme, rest)) = url.split_once("://") else {
         return match url {
@@ -139,7 +139,7 @@ fn is_loopback(authority: &str) -> bool {
         Some(v6) => v6.split(']').next().unwrap_or_default(),
         None => authority.split(':').next().unwrap_or_default(),
     };
-    host.starts_with("127.0.0.1") || host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// The tree holds one TLS provider, and the HTTP client is built without a default. If the process has one already, it

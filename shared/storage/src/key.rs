@@ -86,7 +86,7 @@ impl Root {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
         hasher.update(&[domain, u8::from(parent.is_some())]);
         hasher.update(&parent.map_or([0; 32], |id| id.0));
-        
+        hasher.update(&(job.len() as u64).to_le_bytes());
         hasher.update(job);
         for token in tokens {
             hasher.update(&token.to_le_bytes());

@@ -36,7 +36,7 @@ pub enum Error {
         url: String,
         /// What the client said.
         #[source]
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
     /// An operation failed.
     #[error("cannot {operation} {path} in {url}")]
@@ -49,7 +49,7 @@ pub enum Error {
         url: Arc<str>,
         /// What the store said.
         #[source]
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
     /// An object is larger than the reader allows; its body was not read.
     #[error("object {path} in {url} has {found} bytes, more than the {max} that it may have")]
@@ -153,7 +153,7 @@ impl Store {
     ///
     /// If an answer was lost on the way and the put retried, `Exists` may mean this very put.
     pub async fn put_new(&self, path: &ObjectPath, bytes: Bytes) -> Result<Put, Error> {
-        let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.inner.put_opts(&path.0, bytes.into(), options).await {
             Ok(_) => Ok(Put::Created),
             Err(object_store::Error::AlreadyExists { .. }) => {
@@ -228,6 +228,6 @@ impl Store {
     }
 
     fn failed(&self, operation: &'static str, path: &ObjectPath, source: object_store::Error) -> Error {
-        Error::Operation { operation, path: path.to_string(), url: self.url.clone(), source }
+        Error::Operation { operation, path: path.to_string(), url: self.url.clone(), source: Box::new(source) }
     }
 }

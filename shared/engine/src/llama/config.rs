@@ -7,8 +7,8 @@ use crate::gguf::{self, Value};
 use crate::kernels::Heads;
 use crate::model::Spec;
 
-/// Names the type and layout of the KV cache, as part of a model's fingerprint: bf16, keys after rotation, a rotated head
-/// stored as the first elements of all pairs, then the second ones.
+/// Names the type and layout of the KV cache, as part of a model's fingerprint: bf16; keys rotated, a head as the first
+/// elements of all pairs before the second ones, then mixed by the Hadamard matrix of `weights.rs`.
 const KV_LAYOUT: &[u8] = b"bf16 kv v1";
 
 const EMBEDDING: &str = "token_embd.weight";

@@ -56,7 +56,8 @@ impl Network<'_> {
         let rows = Tensor::<1, Int>::from_data(TensorData::new(wanted, [count]), self.device);
         let x = self.operators.rms_norm(x.select(0, rows), &self.weights.norm, self.config.epsilon);
         let logits = self.linear(x, &self.weights.head).into_data();
-        logits.iter::<f32>().collect::<Vec<_>>().chunks_exact(self.config.vocabulary).map(<[f32]>::to_vec).collect()
+        let logits = logits.as_slice::<f32>().expect("the layers compute in f32");
+        logits.chunks_exact(self.config.vocabulary).map(<[f32]>::to_vec).collect()
     }
 
     fn linear(&self, x: Tensor<2>, layer: &Linear) -> Tensor<2> {
@@ -123,8 +124,10 @@ impl Network<'_> {
         let (queries, kv) = (heads.queries * heads.size, heads.kv_width());
         let rotating = qkv.clone().slice([0..rows, 0..queries + kv]).reshape([rows, heads.queries + heads.kv, heads.size]);
         let rotated = rotate(rotating, rotation, self.config.rope.width);
-        let q = rotated.clone().slice([0..rows, 0..heads.queries]).reshape([rows, queries]);
-        let k = rotated.slice([0..rows, heads.queries..heads.queries + heads.kv]).reshape([rows, kv]);
+        let mixed = self.linear(rotated.reshape([rows * (heads.queries + heads.kv), heads.size]), &self.weights.mixing);
+        let mixed = mixed.reshape([rows, heads.queries + heads.kv, heads.size]);
+        let q = mixed.clone().slice([0..rows, 0..heads.queries]).reshape([rows, queries]);
+        let k = mixed.slice([0..rows, heads.queries..heads.queries + heads.kv]).reshape([rows, kv]);
         let v = qkv.slice([0..rows, queries + kv..queries + 2 * kv]);
 
         let attend = |(segment, row): (&mut Segment<'_>, usize)| {

@@ -37,7 +37,7 @@ fn split(values: &[u16], exponents: &mut [u8], rest: &mut [u8]) {
 fn merge(exponents: &[u8], rest: &[u8]) -> Vec<u16> {
     let join = |(exponent, rest): (&u8, &u8)| {
         let (exponent, rest) = (u16::from(*exponent), u16::from(*rest));
-        (rest & 0x40) << 9 | exponent << 7 | rest & 0x7f
+        (rest & 0x80) << 8 | exponent << 7 | rest & 0x7f
     };
     exponents.iter().zip(rest).map(join).collect()
 }

@@ -23,13 +23,18 @@ const SECRET_KEY: &str = "test-secret";
 pub(crate) struct Seaweed {
     child: Child,
     endpoint: String,
-    _dir: TempDir,
+    grpc_ports: [u16; 5],
+    dir: TempDir,
 }
 
 impl Drop for Seaweed {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // It puts these where no option reaches, and leaves them.
+        for (role, port) in ["master", "volume", "filer", "s3", "admin"].iter().zip(self.grpc_ports) {
+            let _ = fs::remove_file(format!("/tmp/seaweedfs-{role}-grpc-{port}.sock"));
+        }
     }
 }
 
@@ -73,11 +78,12 @@ impl Seaweed {
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot run {}: {error}", program.display()));
-        let mut server = Self { child, endpoint: format!("http://127.0.0.1:{s3}"), _dir: dir };
+        let grpc_ports = [master_grpc, volume_grpc, filer_grpc, s3_grpc, admin_grpc];
+        let mut server = Self { child, endpoint: format!("http://127.0.0.1:{s3}"), grpc_ports, dir };
         match server.ready(s3).await {
             Ok(()) => Ok(server),
             Err(error) => {
-                let log = fs::read_to_string(server._dir.path().join("log")).unwrap_or_default();
+                let log = fs::read_to_string(server.dir.path().join("log")).unwrap_or_default();
                 Err(format!("{error}; its log:\n{log}"))
             }
         }
