@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use baton_bus::Bus;
+use baton_bus::{Bus, Retention};
 use baton_contract::{Name, subject::Layout};
 use baton_engine::source::{Source, Vocabulary};
 use baton_storage::store::Store;
@@ -47,7 +47,8 @@ impl PipelineArguments {
         overrides.extend(self.store.iter().map(|url| format!("store.url={url}")));
         // Variables that are not UTF-8 can't be settings of ours.
         let environment = std::env::vars_os();
-        let environment = environment.filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+        let environment =
+            environment.filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
         Ok(Plan::load(text.as_deref(), environment, &overrides)?)
     }
 
@@ -133,6 +134,11 @@ pub async fn connect(plan: &Plan, name: &str) -> anyhow::Result<Bus> {
         layout: Layout::new(plan.root.clone()),
     };
     Ok(Bus::connect(options).await?)
+}
+
+/// How the plan wants its streams kept.
+pub fn retention(plan: &Plan) -> Retention {
+    Retention { replicas: plan.broker.replicas, results: plan.results.keep }
 }
 
 /// Opens the plan's object store, whose URL must be known.

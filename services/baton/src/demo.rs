@@ -61,7 +61,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::Result<()> {
     eprintln!("broker {}, store {}", pipeline.nats_url(), pipeline.store_url());
     pipeline.ready().await?;
-    eprintln!("one ingest, one prefill and one decode process are ready after {:.1} s", started.elapsed().as_secs_f64());
+    eprintln!(
+        "one ingest, one prefill and one decode process are ready after {:.1} s",
+        started.elapsed().as_secs_f64()
+    );
 
     let tenant = Name::new("demo")?;
     let plan = pipeline.plan();
@@ -109,7 +112,9 @@ async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::
     }
     if !json {
         print!("\n{}", table::render(&HEADINGS, &outcomes.iter().map(row).collect::<Vec<_>>()));
-        println!("\nqueue: waiting for a worker, all stages; TTFT: time to first token, from the broker's acceptance on");
+        println!(
+            "\nqueue: waiting for a worker, all stages; TTFT: time to first token, from the broker's acceptance on"
+        );
     }
     Ok(())
 }
@@ -127,7 +132,8 @@ impl Line {
         const WIDTH: usize = 80;
         while self.text.len() > WIDTH || (end && !self.text.trim().is_empty()) {
             let limit = self.text.floor_char_boundary(WIDTH);
-            let cut = self.text[..limit].rfind(char::is_whitespace).filter(|_| self.text.len() > WIDTH).unwrap_or(limit);
+            let cut =
+                self.text[..limit].rfind(char::is_whitespace).filter(|_| self.text.len() > WIDTH).unwrap_or(limit);
             let rest = self.text.split_off(cut.max(1));
             if !json {
                 let words: Vec<&str> = self.text.split_whitespace().collect();

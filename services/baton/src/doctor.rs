@@ -49,10 +49,8 @@ impl Check {
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let plan = arguments.pipeline.plan()?;
     let running = arguments.pipeline.running_plan().ok();
-    let mut checks = vec![
-        Check::new("broker", broker(&plan, running.as_ref()).await),
-        Check::new("store", store(&plan).await),
-    ];
+    let mut checks =
+        vec![Check::new("broker", broker(&plan, running.as_ref()).await), Check::new("store", store(&plan).await)];
     for (name, model) in &plan.models {
         let device = context::device(plan.stages.decode.device);
         checks.push(Check::new(format!("model {name}"), load(model.clone(), device).await));

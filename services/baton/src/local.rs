@@ -53,11 +53,14 @@ impl EngineArguments {
 
     async fn load(&self) -> anyhow::Result<(Arc<Vocabulary>, Box<dyn Model>)> {
         baton_engine::use_threads(self.threads)?;
-        let (source, device) = (spawn_blocking({
-            let arguments = (self.model.clone(), self.device.clone());
-            move || EngineArguments { model: arguments.0, device: arguments.1, threads: 0 }.source()
-        })
-        .await??, self.device.clone());
+        let (source, device) = (
+            spawn_blocking({
+                let arguments = (self.model.clone(), self.device.clone());
+                move || EngineArguments { model: arguments.0, device: arguments.1, threads: 0 }.source()
+            })
+            .await??,
+            self.device.clone(),
+        );
         let load = move || Ok((Arc::new(source::vocabulary(&source)?), source::load(&source, &device)?));
         let loaded: Result<_, source::Error> = spawn_blocking(load).await?;
         loaded.with_context(|| format!("cannot load model {}", self.model))

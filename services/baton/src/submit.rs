@@ -82,7 +82,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
     waiting.pending = requests.iter().map(|request| request.id.clone()).collect();
     let complete = match &mut follower {
-        Some(follower) => waiting.until_done(follower, &arguments).await?,
+        Some(follower) => {
+            // A request that was submitted before may have its result already.
+            follower.look_up(&waiting.pending).await?;
+            waiting.until_done(follower, &arguments).await?
+        }
         None => true,
     };
     telemetry.shutdown().await;
@@ -137,7 +141,9 @@ impl Waiting {
                         "the id {} belongs to an earlier, different request; choose another",
                         outcome.id
                     );
-                    bar.suspend(|| print_outcome(&outcome, arguments.json, arguments.stream.then_some(&text), total > 1))?;
+                    bar.suspend(|| {
+                        print_outcome(&outcome, arguments.json, arguments.stream.then_some(&text), total > 1)
+                    })?;
                 }
             }
         }

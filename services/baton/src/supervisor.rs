@@ -57,7 +57,11 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let telemetry = context::telemetry(&plan, "baton-up", "up", &plan.telemetry.log)?;
     let home = PipelineHome::new(&plan.root);
     let pipeline = Pipeline::start(plan, home, Logs::Stderr).await?;
-    tracing::info!(nats = pipeline.nats_url(), store = pipeline.store_url(), "the pipeline runs; Ctrl-C drains and stops it");
+    tracing::info!(
+        nats = pipeline.nats_url(),
+        store = pipeline.store_url(),
+        "the pipeline runs; Ctrl-C drains and stops it"
+    );
     context::asked_to_stop().await?;
     tracing::info!("draining");
     pipeline.stop().await?;
@@ -91,8 +95,12 @@ impl Pipeline {
             let directory = home.directory.join("nats");
             let started = Server::start(server::Options { binary, directory, launcher: guard::launcher()? }).await?;
             plan.broker.url = BrokerUrl::Servers(started.url().to_owned());
-            home.announce(&Running { nats_url: started.url().to_owned() })?;
             server = Some(started);
+        }
+        // Before anybody hears of the pipeline, so that submitters need not wait for the first worker.
+        context::connect(&plan, "baton-up").await?.provision(&context::retention(&plan)).await?;
+        if let Some(server) = &server {
+            home.announce(&Running { nats_url: server.url().to_owned() })?;
         }
         if plan.store.url == StoreUrl::Embedded {
             plan.store.url = StoreUrl::Url(home.store_url());

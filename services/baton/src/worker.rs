@@ -1,10 +1,6 @@
 //! `baton worker`: one worker of one stage.
 
-use std::{
-    collections::BTreeMap,
-    io::Write,
-    time::Duration,
-};
+use std::{collections::BTreeMap, io::Write, time::Duration};
 
 use anyhow::Context;
 use baton_contract::{Name, kv, subject::Stage};
@@ -74,8 +70,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 async fn serve(stage: Stage, plan: &Plan, worker: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
     let bus = context::connect(plan, worker).await?;
-    let retention = baton_bus::Retention { replicas: plan.broker.replicas, results: plan.results.keep };
-    bus.provision(&retention).await?;
+    bus.provision(&context::retention(plan)).await?;
     match stage {
         Stage::Ingest => {
             let models = ingest_models(plan).await?;

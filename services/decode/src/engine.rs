@@ -95,10 +95,9 @@ fn join(model: &mut dyn Model, answer: Answer) -> Option<Running> {
             return None;
         }
     };
-    let joined = bring(model, sequence, &prompt, held).and_then(|recomputed| {
+    let joined = bring(model, sequence, &prompt, held).map(|recomputed| {
         // A closed channel shows at the first token.
         let _ = events.send(Event::Imported { recomputed });
-        Ok(())
     });
     match joined {
         Ok(()) => Some(Running { sequence, generation, last: first_token, events }),

@@ -237,7 +237,9 @@ fn tokenize(vocabulary: &Vocabulary, input: Input) -> Result<Vec<u32>, Failure> 
         }
         Input::Text(text) => vocabulary.encode(&text, false).map_err(|error| too_long(error.to_string()))?,
         Input::Messages(messages) => vocabulary.encode_chat(&messages).map_err(|error| match error {
-            chat::Error::TooLong { .. } | chat::Error::Encode(tokenizer::Error::TooLong { .. }) => too_long(error.to_string()),
+            chat::Error::TooLong { .. } | chat::Error::Encode(tokenizer::Error::TooLong { .. }) => {
+                too_long(error.to_string())
+            }
             error => Failure::new(Code::InvalidTemplateInput, format!("messages: {error}")),
         })?,
     };

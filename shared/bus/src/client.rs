@@ -1,42 +1,50 @@
 //! The user's side of the bus: submit requests, follow their tokens, collect their results.
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::{HashSet, VecDeque};
 
-use async_nats::{HeaderMap, Subscriber};
+use async_nats::{
+    Subscriber,
+    jetstream::consumer::{DeliverPolicy, push},
+};
 use baton_contract::{
     JobId, Name,
     outcome::{Delta, Outcome},
 };
-use futures::StreamExt;
-use tokio::time::{Instant, interval_at};
+use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::{Bus, Error, jobs::Jobs, trace};
 
-/// Results are pushed; now and then those still missing are asked for, in case a push was lost with a connection.
-const ASK_EVERY: Duration = Duration::from_secs(2);
+/// Results that are looked up at a time.
+const LOOK_UPS: usize = 32;
 
 impl Bus {
     /// Publishes a request durably; returns its sequence in the request stream. The trace of the current span goes with it.
     pub async fn submit(&self, tenant: &Name, lane: &Name, body: Vec<u8>) -> Result<u64, Error> {
         let headers = trace::headers_of(&tracing::Span::current());
-        self.submit_with(tenant, lane, body, headers).await
-    }
-
-    async fn submit_with(&self, tenant: &Name, lane: &Name, body: Vec<u8>, headers: HeaderMap) -> Result<u64, Error> {
         self.publish_durably(self.layout.request(tenant, lane), None, headers, body).await
     }
 
-    /// Begins to follow jobs of a tenant. To see every token, call it before submitting.
+    /// Begins to follow jobs of a tenant: tokens and results from now on. Tokens pass by once; results are read from
+    /// their stream in order, also across lost connections.
     pub async fn follow(&self, tenant: &Name) -> Result<Follower, Error> {
-        let subscribe = async |subject: String| {
-            let what = subject.clone();
-            let failed = |error: async_nats::SubscribeError| Error::Read { what, message: error.to_string() };
-            self.client.subscribe(subject).await.map_err(failed)
+        let failed = |message: String| Error::Read { what: format!("the jobs of tenant {tenant}"), message };
+        let jobs = self.jobs().await?;
+        let config = push::OrderedConfig {
+            deliver_subject: self.client.new_inbox(),
+            filter_subject: self.layout.results(tenant),
+            deliver_policy: DeliverPolicy::New,
+            ..Default::default()
         };
-        let results = subscribe(self.layout.results(tenant)).await?;
-        let tokens = subscribe(format!("{}.tok.{tenant}.*", self.layout.root())).await?;
+        let consumer = self
+            .jetstream
+            .create_consumer_on_stream(config, self.layout.result_stream())
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        let results = consumer.messages().await.map_err(|error| failed(error.to_string()))?;
+        let subject = self.layout.all_tokens(tenant);
+        let tokens = self.client.subscribe(subject).await.map_err(|error| failed(error.to_string()))?;
         self.flush().await?;
-        Ok(Follower { jobs: self.jobs().await?, tenant: tenant.clone(), results, tokens, asked: Instant::now() })
+        Ok(Follower { jobs, tenant: tenant.clone(), results, tokens, found: VecDeque::new() })
     }
 }
 
@@ -44,9 +52,10 @@ impl Bus {
 pub struct Follower {
     jobs: Jobs,
     tenant: Name,
-    results: Subscriber,
+    results: push::Ordered,
     tokens: Subscriber,
-    asked: Instant,
+    /// Results that were there before.
+    found: VecDeque<Outcome>,
 }
 
 #[derive(Debug)]
@@ -56,11 +65,29 @@ pub enum Event {
 }
 
 impl Follower {
-    /// The next token or result of one of the `pending` jobs. A result comes once and ends its job's events; the caller
-    /// removes that job from `pending`.
+    /// Looks for results that jobs have already; [`Follower::next`] tells them first. To be called once for jobs that may
+    /// have ended before they were followed.
+    pub async fn look_up(&mut self, jobs: impl IntoIterator<Item = &JobId>) -> Result<(), Error> {
+        let (store, tenant) = (&self.jobs, &self.tenant);
+        let found: Vec<Option<Outcome>> = stream::iter(jobs.into_iter().cloned())
+            .map(|job| async move { store.result(tenant, &job).await })
+            .buffer_unordered(LOOK_UPS)
+            .try_collect()
+            .await?;
+        self.found.extend(found.into_iter().flatten());
+        Ok(())
+    }
+
+    /// The next token or result of one of the `pending` jobs. A job's result comes after its tokens and ends its events;
+    /// the caller removes it from `pending`.
     pub async fn next(&mut self, pending: &HashSet<JobId>) -> Result<Event, Error> {
-        let mut ask = interval_at(self.asked + ASK_EVERY, ASK_EVERY);
         loop {
+            if let Some(outcome) = self.found.pop_front() {
+                if pending.contains(&outcome.id) {
+                    return Ok(Event::Result(Box::new(outcome)));
+                }
+                continue;
+            }
             tokio::select! {
                 biased;
                 Some(message) = self.tokens.next() => {
@@ -72,30 +99,15 @@ impl Follower {
                         return Ok(Event::Delta { job, delta });
                     }
                 }
-                Some(message) = self.results.next() => {
-                    let outcome: Result<Outcome, _> = serde_json::from_slice(&message.payload);
-                    if let Ok(outcome) = outcome
-                        && pending.contains(&outcome.id)
-                    {
-                        return Ok(Event::Result(Box::new(outcome)));
-                    }
-                }
-                _ = ask.tick() => {
-                    self.asked = Instant::now();
-                    if let Some(outcome) = self.ask(pending).await? {
-                        return Ok(Event::Result(Box::new(outcome)));
-                    }
-                }
+                outcome = next_result(&mut self.results) => self.found.push_back(outcome?),
             }
         }
     }
 
     /// Waits for one job's result, which may be there already.
     pub async fn result(&mut self, job: &JobId) -> Result<Outcome, Error> {
+        self.look_up([job]).await?;
         let pending = HashSet::from([job.clone()]);
-        if let Some(outcome) = self.ask(&pending).await? {
-            return Ok(outcome);
-        }
         loop {
             if let Event::Result(outcome) = self.next(&pending).await? {
                 return Ok(*outcome);
@@ -105,21 +117,16 @@ impl Follower {
 
     /// The next result of any job of the tenant, for whoever collects them all.
     pub async fn next_result(&mut self) -> Result<Outcome, Error> {
-        loop {
-            let closed = || Error::Read { what: "results".into(), message: "the connection was closed".into() };
-            let message = self.results.next().await.ok_or_else(closed)?;
-            if let Ok(outcome) = serde_json::from_slice(&message.payload) {
-                return Ok(outcome);
-            }
+        match self.found.pop_front() {
+            Some(outcome) => Ok(outcome),
+            None => next_result(&mut self.results).await,
         }
     }
+}
 
-    async fn ask(&self, pending: &HashSet<JobId>) -> Result<Option<Outcome>, Error> {
-        for job in pending {
-            if let Some(outcome) = self.jobs.result(&self.tenant, job).await? {
-                return Ok(Some(outcome));
-            }
-        }
-        Ok(None)
-    }
+async fn next_result(results: &mut push::Ordered) -> Result<Outcome, Error> {
+    let failed = |message: String| Error::Read { what: "results".into(), message };
+    let message = results.next().await.ok_or_else(|| failed("the connection was closed".into()))?;
+    let message = message.map_err(|error| failed(error.to_string()))?;
+    serde_json::from_slice(&message.payload).map_err(|error| failed(error.to_string()))
 }

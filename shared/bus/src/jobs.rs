@@ -29,9 +29,11 @@ pub struct Stored {
 impl Bus {
     /// The pipeline's job records; [`Bus::provision`] must have run once.
     pub async fn jobs(&self) -> Result<Jobs, Error> {
-        let bucket = self.jetstream.get_key_value(self.layout.job_bucket()).await.map_err(|error| {
-            Error::NotProvisioned { root: self.layout.root().clone(), message: error.to_string() }
-        })?;
+        let bucket = self
+            .jetstream
+            .get_key_value(self.layout.job_bucket())
+            .await
+            .map_err(|error| Error::NotProvisioned { root: self.layout.root().clone(), message: error.to_string() })?;
         Ok(Jobs { bus: self.clone(), bucket })
     }
 }

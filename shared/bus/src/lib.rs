@@ -21,11 +21,11 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+pub use async_nats::HeaderMap;
 use async_nats::jetstream::{
     self, consumer,
     stream::{Config, DiscardPolicy, RetentionPolicy},
 };
-pub use async_nats::HeaderMap;
 use baton_contract::{
     Name, envelope,
     job::Job,
@@ -98,10 +98,8 @@ impl Bus {
             connect = connect.credentials(&text).map_err(unreadable)?;
         }
         let urls: Vec<&str> = options.url.split(',').map(str::trim).collect();
-        let client = connect
-            .connect(urls)
-            .await
-            .map_err(|source| Error::Connect { url: options.url.clone(), source })?;
+        let client =
+            connect.connect(urls).await.map_err(|source| Error::Connect { url: options.url.clone(), source })?;
         let jetstream = jetstream::new(client.clone());
         Ok(Self { client, jetstream, layout: options.layout })
     }
@@ -160,11 +158,7 @@ impl Bus {
     }
 
     fn stream_defaults(&self, retention: &Retention) -> Config {
-        Config {
-            max_message_size: envelope::MAX_BYTES as i32,
-            num_replicas: retention.replicas,
-            ..Default::default()
-        }
+        Config { max_message_size: envelope::MAX_BYTES as i32, num_replicas: retention.replicas, ..Default::default() }
     }
 
     async fn create_stream(&self, config: Config) -> Result<(), Error> {

@@ -115,9 +115,10 @@ impl Server {
 
 /// The client URL from the ports file, once the server has written it whole.
 fn read_url(directory: &Path) -> Option<String> {
-    let entry = std::fs::read_dir(directory).ok()?.flatten().find(|entry| {
-        entry.path().extension().is_some_and(|extension| extension == "ports")
-    })?;
+    let entry = std::fs::read_dir(directory)
+        .ok()?
+        .flatten()
+        .find(|entry| entry.path().extension().is_some_and(|extension| extension == "ports"))?;
     let text = std::fs::read_to_string(entry.path()).ok()?;
     let ports: serde_json::Value = serde_json::from_str(&text).ok()?;
     Some(ports.get("nats")?.get(0)?.as_str()?.to_owned())

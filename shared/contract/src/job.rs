@@ -52,10 +52,7 @@ impl Job {
         answer: Answer,
         timings: Timings,
     ) -> Outcome {
-        let usage = Usage {
-            prompt_tokens: self.prompt.len() as u32,
-            completion_tokens: answer.tokens.len() as u32,
-        };
+        let usage = Usage { prompt_tokens: self.prompt.len() as u32, completion_tokens: answer.tokens.len() as u32 };
         Outcome {
             id: self.id.clone(),
             tenant: self.tenant.clone(),

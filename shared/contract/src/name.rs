@@ -5,12 +5,16 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 /// A tenant, lane or model: 1 to 64 of `a-z`, `0-9`, `_` and `-`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, bincode::Encode, bincode::Decode,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
 /// A job's id: 1 to 64 of `A-Z`, `a-z`, `0-9`, `_` and `-`. Generated ones are UUIDs of version 7.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, bincode::Encode, bincode::Decode,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct JobId(String);
 

@@ -130,12 +130,8 @@ mod tests {
     }
 
     fn any_event() -> impl Strategy<Value = Event> {
-        let status = prop_oneof![
-            Just(Status::Completed),
-            Just(Status::Failed),
-            Just(Status::Cancelled),
-            Just(Status::Expired)
-        ];
+        let status =
+            prop_oneof![Just(Status::Completed), Just(Status::Failed), Just(Status::Cancelled), Just(Status::Expired)];
         prop_oneof![8 => any_claim().prop_map(Event::Claim), 1 => status.prop_map(Event::Finish)]
     }
 

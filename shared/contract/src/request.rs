@@ -154,7 +154,11 @@ fn unreadable(error: serde_path_to_error::Error<serde_json::Error>) -> Failure {
     let inner = error.into_inner();
     let code = match inner.classify() {
         serde_json::error::Category::Data => {
-            if inner.to_string().starts_with("unknown field") { Code::UnknownField } else { Code::InvalidValue }
+            if inner.to_string().starts_with("unknown field") {
+                Code::UnknownField
+            } else {
+                Code::InvalidValue
+            }
         }
         _ => Code::InvalidJson,
     };
@@ -169,7 +173,8 @@ impl Request {
         let model = self
             .model
             .map(|model| {
-                let unknown = |_| Failure::new(Code::UnknownModel, format!("model: the pipeline has no model {model:?}"));
+                let unknown =
+                    |_| Failure::new(Code::UnknownModel, format!("model: the pipeline has no model {model:?}"));
                 Name::new(&model).map_err(unknown)
             })
             .transpose()?;
@@ -253,7 +258,9 @@ impl Deadline {
         let invalid = |found: String| {
             Failure::new(
                 Code::InvalidValue,
-                format!("deadline: expected seconds above 0 or a time as in RFC 3339 (2026-01-31T12:00:00Z), found {found}"),
+                format!(
+                    "deadline: expected seconds above 0 or a time as in RFC 3339 (2026-01-31T12:00:00Z), found {found}"
+                ),
             )
         };
         match self {

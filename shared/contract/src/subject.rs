@@ -4,7 +4,18 @@ use crate::{JobId, Name};
 
 /// A stage of the pipeline, in the order a job passes them.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, bincode::Encode, bincode::Decode,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+    bincode::Encode,
+    bincode::Decode,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
@@ -69,6 +80,11 @@ impl Layout {
     /// Where the tokens of a running job appear, one message each, without durability.
     pub fn tokens(&self, tenant: &Name, job: &JobId) -> String {
         format!("{}.tok.{tenant}.{job}", self.root)
+    }
+
+    /// The tokens of all running jobs of a tenant.
+    pub fn all_tokens(&self, tenant: &Name) -> String {
+        format!("{}.tok.{tenant}.*", self.root)
     }
 
     /// Where the one result of a job lies.
@@ -137,7 +153,9 @@ mod tests {
         let layout = Layout::new(Name::new("baton").unwrap());
         let (tenant, lane) = (Name::new("acme").unwrap(), Name::new("batch").unwrap());
         assert_eq!(layout.parse_request(&layout.request(&tenant, &lane)), Some((tenant, lane)));
-        for bad in ["baton.req.acme", "baton.req.acme.batch.x", "other.req.acme.batch", "batonx.req.a.b", "baton.req.A.b"] {
+        for bad in
+            ["baton.req.acme", "baton.req.acme.batch.x", "other.req.acme.batch", "batonx.req.a.b", "baton.req.A.b"]
+        {
             assert_eq!(layout.parse_request(bad), None, "{bad}");
         }
     }

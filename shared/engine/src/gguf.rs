@@ -264,7 +264,10 @@ impl Info {
             return Err(Error::UnsupportedType { tensor: name, found: Type::describe_ggml(kind) });
         };
         if !offset.is_multiple_of(alignment) {
-            return Err(damaged("a tensor's offset must be a multiple of the alignment", format!("{offset} for {name}")));
+            return Err(damaged(
+                "a tensor's offset must be a multiple of the alignment",
+                format!("{offset} for {name}"),
+            ));
         }
         let range = || {
             let row = dims.first().copied().filter(|row| row.is_multiple_of(dtype.block_len() as u64))?;

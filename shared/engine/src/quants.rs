@@ -137,3 +137,40 @@ fn nibbles(bytes: &[u8], out: &mut [f32], value: impl Fn(f32) -> f32) {
         *high = value(f32::from(byte >> 4));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(dtype: Type, bytes: &[u8]) -> Vec<f32> {
+        let mut out = vec![f32::NAN; bytes.len() / dtype.block_bytes() * dtype.block_len()];
+        dtype.dequantize(bytes, &mut out);
+        out
+    }
+
+    #[test]
+    fn formats_are_what_ggml_defines() {
+        assert_eq!(values(Type::F32, &1.25f32.to_le_bytes()), [1.25]);
+        // Sign, 5 bits of exponent less 15, 10 of fraction: -2^1 * 1.5.
+        assert_eq!(values(Type::F16, &[0x00, 0xc2]), [-3.0]);
+        // The upper half of an f32: 2^0 * 1.5.
+        assert_eq!(values(Type::BF16, &[0xc0, 0x3f]), [1.5]);
+
+        // d = 0.5 (f16 0x3800); value 0 is byte 0's low nibble, value 16 its high one.
+        let mut block = vec![0x00, 0x38];
+        block.extend([0x5a; 16]);
+        block[2] = 0xf0;
+        let q4_0 = values(Type::Q4_0, &block);
+        assert_eq!((q4_0[0], q4_0[16], q4_0[1], q4_0[31]), (-4.0, 3.5, 1.0, -1.5));
+
+        // The same nibbles with m = -2 (f16 0xc000).
+        block.splice(2..2, [0x00, 0xc0]);
+        let q4_1 = values(Type::Q4_1, &block);
+        assert_eq!((q4_1[0], q4_1[16], q4_1[1], q4_1[31]), (-2.0, 5.5, 3.0, 0.5));
+
+        let mut block = vec![0x00, 0x38];
+        block.extend((0..32).map(|i| (i * 8 - 128) as u8));
+        let q8_0 = values(Type::Q8_0, &block.repeat(2));
+        assert_eq!((q8_0.len(), q8_0[0], q8_0[16], q8_0[31], q8_0[63]), (64, -64.0, 0.0, 60.0, 60.0));
+    }
+}

@@ -37,8 +37,9 @@ async fn none_left(text: &str) {
 async fn the_demo_answers_every_prompt_and_leaves_nothing_behind() {
     let (_, model) = support::provisioned();
     let home = model.parent().and_then(Path::parent).unwrap();
-    let child = Command::new(BATON).args(["demo", "--json"]).kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = { child }.spawn().unwrap();
+    let mut demo = Command::new(BATON);
+    demo.args(["demo", "--json"]).kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = demo.spawn().unwrap();
     let directory = home.join("demo").join(child.id().unwrap().to_string());
     let output = timeout(PATIENCE, child.wait_with_output()).await.expect("too slow").unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -114,7 +115,8 @@ async fn doctor_tells_what_works_and_what_does_not() {
 async fn verify_agrees_with_the_reference_engine() {
     support::provisioned();
     for (file, cases) in [("smollm2-chat.jsonl", 12), ("smollm2-raw.jsonl", 5)] {
-        let verify = Command::new(BATON).args(["verify", "--json", "--reference"]).arg(support::reference(file)).output();
+        let verify =
+            Command::new(BATON).args(["verify", "--json", "--reference"]).arg(support::reference(file)).output();
         let output = timeout(PATIENCE, verify).await.expect("too slow").unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 
-use baton_bus::client::Event;
+use baton_bus::{client::Event, jobs::Jobs};
 use baton_contract::{
+    JobId, Name,
     outcome::{Outcome, Status},
     record::State,
 };
@@ -27,6 +28,15 @@ fn one_process() -> Outcome {
     std::fs::write(&file, support::lines(&[request()])).unwrap();
     let output = std::process::Command::new(BATON).args(["run", "--json", "--jsonl"]).arg(file).output().unwrap();
     support::outcomes(&output).remove(0)
+}
+
+async fn until_state(jobs: &Jobs, tenant: &Name, job: &JobId, state: State) {
+    let reached = async {
+        while jobs.get(tenant, job).await.unwrap().is_none_or(|stored| stored.record.state != state) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("job {job} did not reach {state:?}"));
 }
 
 #[tokio::test]
@@ -55,8 +65,8 @@ async fn a_decode_worker_killed_mid_answer_changes_nothing() {
     assert_eq!(outcome.tokens, expected.tokens);
     assert_eq!(outcome.timings.decode_worker, "decode-2");
     assert!(outcome.timings.decode_attempt >= 2);
-    let record = bus.jobs().await.unwrap().get(&tenant, &job).await.unwrap().unwrap().record;
-    assert_eq!(record.state, State::Completed);
+    // The record follows the result.
+    until_state(&bus.jobs().await.unwrap(), &tenant, &job, State::Completed).await;
 }
 
 #[tokio::test]
@@ -71,13 +81,7 @@ async fn damaged_and_missing_chunks_are_computed_again() {
     let prefill = ground.worker("prefill", "prefill-1").await;
     let jobs = bus.jobs().await.unwrap();
     // A prefill worker that has drained has handed its job on.
-    timeout(PATIENCE, async {
-        while jobs.get(&tenant, &job).await.unwrap().is_none_or(|stored| stored.record.state != State::Prefill) {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("the job did not reach prefill");
+    until_state(&jobs, &tenant, &job, State::Prefill).await;
     prefill.drain().await;
 
     let chunks: Vec<_> = support::files(&ground.store());

@@ -36,7 +36,9 @@ async fn each_bad_request_gets_its_own_error_and_good_ones_go_on() {
         assert_eq!(outcome.status, expected, "{id}");
     }
     // What can't be read at all is told under the id that the message's place in the stream gives it.
-    for (body, code) in [(&b"{\"prompt\": \"a\""[..], Code::InvalidJson), (b"{\"prompt\": \"\xff\"}", Code::InvalidUtf8)] {
+    for (body, code) in
+        [(&b"{\"prompt\": \"a\""[..], Code::InvalidJson), (b"{\"prompt\": \"\xff\"}", Code::InvalidUtf8)]
+    {
         let mut all = bus.follow(&tenant).await.unwrap();
         bus.submit(&tenant, &lane, body.to_vec()).await.unwrap();
         let outcome = crate::support::any_result(&mut all).await;

@@ -34,8 +34,7 @@ fn one_process(requests: &[Value]) -> BTreeMap<String, Outcome> {
     let file = directory.path().join("requests.jsonl");
     std::fs::write(&file, support::lines(requests)).unwrap();
     support::provisioned();
-    let output =
-        std::process::Command::new(BATON).args(["run", "--json", "--jsonl"]).arg(&file).output().unwrap();
+    let output = std::process::Command::new(BATON).args(["run", "--json", "--jsonl"]).arg(&file).output().unwrap();
     support::outcomes(&output).into_iter().map(|outcome| (outcome.id.to_string(), outcome)).collect()
 }
 

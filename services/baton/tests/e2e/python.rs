@@ -20,7 +20,16 @@ async fn the_readmes_nats_py_client_publishes_a_request_and_reads_the_result() {
     let _workers = ground.workers().await;
     let packages = ground.directory.path().join("packages");
     let install = Command::new("python3")
-        .args(["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", "nats-py==2.11.0", "--target"])
+        .args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-input",
+            "--disable-pip-version-check",
+            "nats-py==2.11.0",
+            "--target",
+        ])
         .arg(&packages)
         .output()
         .await

@@ -66,6 +66,7 @@ impl Ground {
         let mut ground = Self { server, settings: Vec::new(), environment: Vec::new(), directory };
         ground.settings.push(format!("broker.url={}", ground.server.url()));
         ground.settings.push(format!("store.url=file://{}", ground.store().display()));
+        ground.settings.push("telemetry.log=warn".into());
         ground.settings.extend(settings.iter().map(ToString::to_string));
         ground
     }

@@ -31,7 +31,7 @@ fn exp<I: Isa>(isa: I, x: I::V) -> I::V {
     let x = isa.min(isa.splat(88.0), x);
     let rounded = isa.fma(x, isa.splat(std::f32::consts::LOG2_E), isa.splat(ROUND));
     let n = isa.sub(rounded, isa.splat(ROUND));
-    let r = isa.fma(n, isa.splat(-0.693_359_375), x);
+    let r = isa.fma(n, isa.splat(-355.0 / 512.0), x);
     let r = isa.fma(n, isa.splat(2.121_944_4e-4), r);
     let mut sum = isa.splat(1.0 / 5040.0);
     for factorial in [720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0] {

@@ -77,8 +77,7 @@ impl Network<'_> {
     fn rotation(&self, segments: &[Segment<'_>]) -> Rotation {
         let (size, rope) = (self.config.heads.size, &self.config.rope);
         let half = rope.width / 2;
-        let frequencies: Vec<f64> =
-            (0..half).map(|i| rope.base.powf(-((2 * i) as f64) / rope.width as f64)).collect();
+        let frequencies: Vec<f64> = (0..half).map(|i| rope.base.powf(-((2 * i) as f64) / rope.width as f64)).collect();
         let rows: usize = segments.iter().map(|segment| segment.tokens.len()).sum();
         // What lies beyond the rotated values is kept: times 1, plus 0.
         let (mut cos, mut sin) = (vec![1.0f32; rows * size], vec![0.0f32; rows * size]);
@@ -112,17 +111,12 @@ impl Network<'_> {
         x + self.linear(gated, &layer.down)
     }
 
-    fn attention(
-        &self,
-        qkv: Tensor<2>,
-        index: usize,
-        rotation: &Rotation,
-        segments: &mut [Segment<'_>],
-    ) -> Tensor<2> {
+    fn attention(&self, qkv: Tensor<2>, index: usize, rotation: &Rotation, segments: &mut [Segment<'_>]) -> Tensor<2> {
         let heads = self.config.heads;
         let rows = qkv.dims()[0];
         let (queries, kv) = (heads.queries * heads.size, heads.kv_width());
-        let rotating = qkv.clone().slice([0..rows, 0..queries + kv]).reshape([rows, heads.queries + heads.kv, heads.size]);
+        let rotating =
+            qkv.clone().slice([0..rows, 0..queries + kv]).reshape([rows, heads.queries + heads.kv, heads.size]);
         let rotated = rotate(rotating, rotation, self.config.rope.width);
         let mixed = self.linear(rotated.reshape([rows * (heads.queries + heads.kv), heads.size]), &self.weights.mixing);
         let mixed = mixed.reshape([rows, heads.queries + heads.kv, heads.size]);

@@ -9,6 +9,8 @@ mod config;
 mod forward;
 mod ops;
 mod stock;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use std::collections::HashMap;

@@ -192,8 +192,7 @@ impl KernelOps for Flex {
             });
         }
         let (cached_keys, cached_values) = (keys.storage::<bf16>(), values.storage::<bf16>());
-        let out =
-            with_values(q, |q| kernels::attention(Level::best(), heads, q, cached_keys, cached_values, start));
+        let out = with_values(q, |q| kernels::attention(Level::best(), heads, q, cached_keys, cached_values, start));
         (from_values(out, rows, width), keys, values)
     }
 }

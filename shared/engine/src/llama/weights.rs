@@ -71,7 +71,7 @@ impl Weights {
         let head =
             operators.load(device, config.hidden, config.vocabulary, |token, row| head.dequantize_row(token, row));
         let size = config.heads.size;
-        let mixing = operators.load(device, size, size, |o, row| hadamard(o, row));
+        let mixing = operators.load(device, size, size, hadamard);
         Ok(Weights { layers, norm: norm("output_norm.weight")?, mixing, head })
     }
 }

@@ -1,0 +1,119 @@
+//! Files that are cut, flipped or lie about their sizes: an error, never a panic.
+
+use baton_engine::gguf::{Error, Value};
+use baton_engine::llama;
+use baton_engine::model::Model;
+use proptest::prelude::*;
+
+use crate::writer::{F32, Q4_0, Tiny, Writer};
+use crate::{load, open};
+
+#[test]
+fn values_and_tensors_are_read_as_written() {
+    let mut writer = Writer::new(1);
+    writer.pair("u8", 0, &[200]);
+    writer.pair("i16", 3, &(-5i16).to_le_bytes());
+    writer.pair("bool", 7, &[1]);
+    writer.pair("f64", 12, &0.1f64.to_le_bytes());
+    writer.pair(
+        "nested",
+        9,
+        &[&9u32.to_le_bytes()[..], &1u64.to_le_bytes(), &[0; 4], &2u64.to_le_bytes(), &[7, 8]].concat(),
+    );
+    writer.tensor("t", &[2, 3], F32, &[1.5f32.to_le_bytes(), 2.5f32.to_le_bytes()].concat().repeat(3));
+    let file = open(&writer.finish()).unwrap();
+    assert_eq!(file.unsigned("u8").unwrap(), 200);
+    assert_eq!(file.get("i16").unwrap().as_i64(), Some(-5));
+    assert_eq!(file.get("i16").unwrap().as_u64(), None);
+    assert_eq!(file.get("bool").unwrap().as_bool(), Some(true));
+    assert_eq!(file.float("f64").unwrap(), 0.1);
+    let inner = Value::Array(vec![Value::Unsigned(7), Value::Unsigned(8)]);
+    assert_eq!(file.get("nested").unwrap().as_array(), Some(&[inner][..]));
+    let tensor = file.tensor("t").unwrap();
+    assert_eq!((tensor.dims, tensor.rows(), tensor.row_len()), (&[2, 3][..], 3, 2));
+    let mut row = [0.0; 2];
+    tensor.dequantize_row(2, &mut row);
+    assert_eq!(row, [1.5, 2.5]);
+    assert_eq!(file.string("u8").unwrap_err().to_string(), "u8 must be a string, found an unsigned integer");
+    assert!(matches!(file.unsigned("none"), Err(Error::MissingKey { .. })));
+    assert_eq!(file.digest(), *blake3::hash(&writer.finish()).as_bytes());
+}
+
+#[test]
+fn every_truncation_is_an_error() {
+    let file = Tiny { layers: 1, ..Tiny::new(1) }.file();
+    let header = 2600;
+    for len in (0..header).chain((header..file.len() - 32).step_by(997)) {
+        assert!(open(&file[..len]).is_err(), "{len} of {} bytes were accepted", file.len());
+    }
+}
+
+#[test]
+fn lies_about_sizes_are_errors() {
+    let with = |build: &dyn Fn(&mut Writer)| {
+        let mut writer = Writer::new(1);
+        build(&mut writer);
+        open(&writer.finish()).unwrap_err()
+    };
+    let huge = u64::MAX.to_le_bytes();
+    let truncated = |error| assert!(matches!(error, Error::Truncated { .. }), "{error}");
+    let damaged = |error| assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    truncated(with(&|w| w.pair("string", 8, &huge)));
+    let array = with(&|w| w.pair("array", 9, &[&[0; 4][..], &1_000_000u64.to_le_bytes()].concat()));
+    assert!(matches!(array, Error::Truncated { what: "an array", .. }), "refused before its values: {array}");
+    damaged(with(&|w| w.pair("array", 9, &[&[0; 4][..], &huge].concat())));
+    damaged(with(&|w| w.pair("deep", 9, &[&9u32.to_le_bytes()[..], &1u64.to_le_bytes()].concat().repeat(50))));
+    damaged(with(&|w| w.pair("kind", 13, &[0; 64])));
+    damaged(with(&|w| w.pair("general.alignment", 4, &3u32.to_le_bytes())));
+    damaged(with(&|w| (0..2).for_each(|_| w.number("twice", 1))));
+    damaged(with(&|w| w.tensor("overflow", &[32, usize::MAX, usize::MAX], F32, &[])));
+    damaged(with(&|w| w.tensor("beyond", &[32, 1000], F32, &[0; 128])));
+    damaged(with(&|w| w.tensor("empty", &[0, usize::MAX], F32, &[])));
+    damaged(with(&|w| w.tensor("half a block", &[16], Q4_0, &[0; 18])));
+    damaged(with(&|w| w.tensor("dimensions", &[1; 5], F32, &[0; 4])));
+    let unsupported = with(&|w| w.tensor("t", &[256], 12, &[0; 144])).to_string();
+    assert!(unsupported.contains("12 (Q4_K)") && unsupported.contains("Q8_0"), "{unsupported}");
+    for at in [8, 16] {
+        let mut file = Writer::new(1).finish();
+        file[at..at + 8].copy_from_slice(&huge);
+        truncated(open(&file).unwrap_err());
+    }
+    let mut other = Writer::new(1).finish();
+    other[4..8].copy_from_slice(&3u32.to_be_bytes());
+    assert!(matches!(open(&other), Err(Error::Version { .. })));
+}
+
+#[test]
+fn other_models_are_refused_by_name() {
+    let refused = |from: &str, to: &str| {
+        assert_eq!(from.len(), to.len());
+        let file = Tiny::new(1).file();
+        let at = file.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+        let file = [&file[..at], to.as_bytes(), &file[at + to.len()..]].concat();
+        load(&file).err().unwrap().to_string()
+    };
+    assert!(refused("llama", "qwen2").contains("\"qwen2\""));
+    assert!(refused("llama.block_count", "llama.block_counx").contains("no llama.block_count"));
+    assert!(refused("blk.1.ffn_up.weight", "blk.1.ffn_xp.weight").contains("no tensor blk.1.ffn_up.weight"));
+    assert!(matches!(load(&Tiny { rope: 18, ..Tiny::new(1) }.file()), Err(llama::Error::Unsupported { .. })));
+    assert!(matches!(load(&Tiny { queries: 6, kv: 4, ..Tiny::new(1) }.file()), Err(llama::Error::Unsupported { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whatever a flip leaves readable loads and computes, or is refused.
+    #[test]
+    fn flipped_bytes_never_panic(flips in prop::collection::vec((0usize..2600, 1u8..), 1..4)) {
+        let mut file = Tiny { layers: 1, ..Tiny::new(1) }.file();
+        for (at, mask) in flips {
+            file[at] ^= mask;
+        }
+        if let Ok(mut model) = load(&file) {
+            let tokens = [0];
+            let sequence = model.open(1).unwrap();
+            let step = baton_engine::model::Step { sequence, tokens: &tokens, logits: true };
+            prop_assert_eq!(model.forward(&[step]).unwrap()[0].as_ref().unwrap().len(), model.spec().vocabulary);
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The llama engine: hostile files, the same bits for any batch and split, and another engine's answers.
+
+mod hostile;
+mod invariance;
+mod reference;
+mod writer;
+
+use std::io::Write;
+
+use baton_engine::llama::{self, Llama};
+use baton_engine::{device, gguf};
+
+fn open(bytes: &[u8]) -> Result<gguf::File, gguf::Error> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(bytes).unwrap();
+    // The map outlives the name.
+    gguf::File::open(file.path())
+}
+
+fn load(bytes: &[u8]) -> Result<Llama, llama::Error> {
+    Llama::load(open(bytes)?, device::by_name("flex").unwrap())
+}

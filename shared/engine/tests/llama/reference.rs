@@ -1,0 +1,77 @@
+//! Another engine's answers, teacher-forced, on the real model: `BATON_TEST_MODEL`, or where `baton setup` puts it.
+
+use std::path::{Path, PathBuf};
+
+use baton_engine::llama::{self, Llama};
+use baton_engine::model::{Model, Step};
+use baton_engine::{device, gguf};
+use serde::Deserialize;
+
+/// Where the reference's best two log-probabilities differ by more, the best token must be the same.
+const CLEAR: f64 = 0.05;
+
+#[derive(Deserialize)]
+struct Case {
+    id: String,
+    prompt_tokens: Vec<u32>,
+    completion_tokens: Vec<u32>,
+    /// Of the tokens that end a character: the reference tells nothing about the bytes before.
+    steps: Vec<Reference>,
+}
+
+#[derive(Deserialize)]
+struct Reference {
+    token: u32,
+    logprob: f64,
+    top: Vec<(u32, f64)>,
+}
+
+fn model_path() -> PathBuf {
+    let home = || match std::env::var_os("BATON_HOME") {
+        Some(home) => PathBuf::from(home),
+        None => Path::new(&std::env::var_os("HOME").expect("HOME is set")).join(".local/share/baton"),
+    };
+    let default = || home().join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let path = std::env::var_os("BATON_TEST_MODEL").map_or_else(default, PathBuf::from);
+    assert!(path.exists(), "{} is missing: run `baton setup`, or set BATON_TEST_MODEL", path.display());
+    path
+}
+
+/// Log-probability of `token`, and the likeliest token.
+fn judge(logits: &[f32], token: u32) -> (f64, u32) {
+    let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+    let highest = f64::from(logits[best]);
+    let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - highest).exp()).sum();
+    (f64::from(logits[token as usize]) - highest - sum.ln(), best as u32)
+}
+
+#[test]
+fn real_answers_agree_with_another_engine() {
+    let file = gguf::File::open(&model_path()).unwrap();
+    let spec = llama::spec(&file).unwrap();
+    let mut model = Llama::load(file, device::by_name("flex").unwrap()).unwrap();
+    assert_eq!(model.spec(), &spec);
+
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/smollm2-raw.jsonl");
+    let (mut count, mut sum) = (0, 0.0);
+    for line in std::fs::read_to_string(path).unwrap().lines() {
+        let case: Case = serde_json::from_str(line).unwrap();
+        let sequence = model.open(case.prompt_tokens.len() + case.completion_tokens.len()).unwrap();
+        let mut next = case.prompt_tokens;
+        let mut tokens = case.completion_tokens.into_iter();
+        for step in &case.steps {
+            next.extend(tokens.by_ref().take_while(|token| *token != step.token));
+            let logits = model.forward(&[Step { sequence, tokens: &next, logits: true }]).unwrap().remove(0).unwrap();
+            let (logprob, best) = judge(&logits, step.token);
+            sum += (logprob - step.logprob).abs();
+            count += 1;
+            if step.top[0].1 - step.top[1].1 > CLEAR {
+                assert_eq!(best, step.top[0].0, "{} after {:?}", case.id, &next);
+            }
+            next = vec![step.token];
+        }
+        model.close(sequence);
+    }
+    let mean = sum / f64::from(count);
+    assert!(count > 150 && mean < 0.01, "mean error {mean} over {count} steps");
+}
