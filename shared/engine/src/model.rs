@@ -71,7 +71,9 @@ pub enum Error {
     TokenOutOfRange { token: u32, vocabulary: usize },
     #[error("tokens {start}..{end} were asked for, the sequence holds {len}")]
     RangeOutOfBounds { start: usize, end: usize, len: usize },
-    #[error("the KV block holds {found} values in {layers} layers, the model's shape demands {expected} in {expected_layers}")]
+    #[error(
+        "the KV block holds {found} values in {layers} layers, the model's shape demands {expected} in {expected_layers}"
+    )]
     BlockMismatch { found: usize, layers: usize, expected: usize, expected_layers: usize },
     #[error("a step needs at least one token")]
     EmptyStep,
