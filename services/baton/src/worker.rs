@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, io::Write, time::Duration};
 
 use anyhow::Context;
+use baton_bus::pull;
 use baton_contract::{Name, kv, subject::Stage};
 use baton_engine::model::Model;
 use baton_storage::{codec::Codec, kv::KvStore};
@@ -74,16 +75,9 @@ async fn serve(stage: Stage, plan: &Plan, worker: &str, shutdown: CancellationTo
     match stage {
         Stage::Ingest => {
             let models = ingest_models(plan).await?;
-            let settings = &plan.stages.ingest;
-            let options = baton_ingest::Options {
-                lanes: plan.lanes.clone(),
-                slots: settings.slots,
-                ack_wait: settings.ack_wait,
-                max_deliver: settings.max_deliver as u64,
-                drain: DRAIN,
-            };
+            let pull = pull_options(plan, stage, &plan.stages.ingest, &[]);
             ready(worker)?;
-            baton_ingest::run(bus, options, models, shutdown).await?;
+            baton_ingest::run(bus, pull, models, shutdown).await?;
         }
         Stage::Prefill => {
             let settings = &plan.stages.prefill;
@@ -95,11 +89,7 @@ async fn serve(stage: Stage, plan: &Plan, worker: &str, shutdown: CancellationTo
                 served.push(baton_prefill::Served { name: name.clone(), model, store });
             }
             let options = baton_prefill::Options {
-                lanes: plan.lanes.clone(),
-                slots: settings.stage.slots,
-                ack_wait: settings.stage.ack_wait,
-                max_deliver: settings.stage.max_deliver as u64,
-                drain: DRAIN,
+                pull: pull_options(plan, stage, &settings.stage, &settings.models),
                 chunk_tokens: plan.store.chunk_tokens,
                 worker: worker.to_owned(),
             };
@@ -116,20 +106,25 @@ async fn serve(stage: Stage, plan: &Plan, worker: &str, shutdown: CancellationTo
                 let vocabulary = context::vocabulary(&plan.models[name])?;
                 served.push(baton_decode::Served { name: name.clone(), model, vocabulary, store });
             }
-            let options = baton_decode::Options {
-                lanes: plan.lanes.clone(),
-                slots: settings.stage.slots,
-                ack_wait: settings.stage.ack_wait,
-                max_deliver: settings.stage.max_deliver as u64,
-                drain: DRAIN,
-                worker: worker.to_owned(),
-            };
+            let pull = pull_options(plan, stage, &settings.stage, &settings.models);
             ready(worker)?;
-            baton_decode::run(bus, options, served, shutdown).await?;
+            baton_decode::run(bus, baton_decode::Options { pull, worker: worker.to_owned() }, served, shutdown).await?;
         }
     }
     tracing::info!("the worker has drained");
     Ok(())
+}
+
+fn pull_options(plan: &Plan, stage: Stage, settings: &baton_topology::Stage, models: &[Name]) -> pull::Options {
+    pull::Options {
+        stage,
+        models: models.to_vec(),
+        lanes: plan.lanes.clone(),
+        slots: settings.slots,
+        ack_wait: settings.ack_wait,
+        max_deliver: settings.max_deliver as u64,
+        drain: DRAIN,
+    }
 }
 
 /// Tells whoever started the worker that it takes jobs.

@@ -10,8 +10,7 @@ mod engine;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use baton_bus::{
-    Bus,
-    pull::{self, Queue},
+    Bus, pull,
     stage::{self, Handler, Next, Retry, StageError, Work},
     unix_ms,
 };
@@ -20,7 +19,6 @@ use baton_contract::{
     envelope::{DecodeTask, Piece},
     job::{Answer, Job},
     outcome::{Code, Delta, Failure, FinishReason, Timings},
-    subject::Stage,
 };
 use baton_engine::{
     generation::{Emitted, Generation},
@@ -40,13 +38,9 @@ const FETCHES: usize = 4;
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    pub lanes: Vec<Name>,
-    /// Jobs generated at once.
-    pub slots: usize,
-    pub ack_wait: Duration,
-    pub max_deliver: u64,
-    /// How long a shutdown waits for what is being worked on.
-    pub drain: Duration,
+    /// All slots' answers are generated together, a token each per step.
+    pub pull: pull::Options,
+    /// Names this worker in claims and results.
     pub worker: String,
 }
 
@@ -68,25 +62,13 @@ pub enum Error {
 
 /// Runs until `shutdown`, then drains.
 pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: CancellationToken) -> Result<(), Error> {
-    let queues = served.iter().flat_map(|served| {
-        let queue = |lane: &Name| Queue { stage: Stage::Decode, model: Some(served.name.clone()), lane: lane.clone() };
-        options.lanes.iter().map(queue)
-    });
-    let pull = pull::Options {
-        queues: queues.collect(),
-        slots: options.slots,
-        ack_wait: options.ack_wait,
-        drain: options.drain,
-    };
     let mut models = BTreeMap::new();
     for Served { name, model, vocabulary, store } in served {
         let engine = Engine::start(model).map_err(|source| Error::Thread { model: name.clone(), source })?;
         models.insert(name, Arc::new(Pool { engine, vocabulary, store }));
     }
     let decode = Decode { bus: bus.clone(), models };
-    let options =
-        stage::Options { stage: Stage::Decode, pull, max_deliver: options.max_deliver, worker: options.worker };
-    Ok(stage::run(&bus, options, decode, shutdown).await?)
+    Ok(stage::run(&bus, options.pull, options.worker, decode, shutdown).await?)
 }
 
 struct Decode {

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use baton_bus::{
     Bus,
     jobs::Jobs,
-    pull::{self, Delivery, Queue, Receiver, Settle},
+    pull::{self, Delivery, Receiver, Settle},
     trace, unix_ms,
 };
 use baton_contract::{
@@ -29,18 +29,6 @@ use tracing::{Instrument, info_span};
 /// A publisher may name the job in this header; needed only where the body might be unreadable.
 const ID_HEADER: &str = "Baton-Job-Id";
 
-#[derive(Clone, Debug)]
-pub struct Options {
-    pub lanes: Vec<Name>,
-    /// Requests worked on at once.
-    pub slots: usize,
-    pub ack_wait: Duration,
-    /// Deliveries after which a request fails instead of being tried again.
-    pub max_deliver: u64,
-    /// How long a shutdown waits for what is being worked on.
-    pub drain: Duration,
-}
-
 /// The models that requests may name.
 #[derive(Clone)]
 pub struct Models {
@@ -52,19 +40,13 @@ pub struct Models {
 /// Runs until `shutdown`, then drains.
 pub async fn run(
     bus: Bus,
-    options: Options,
+    options: pull::Options,
     models: Models,
     shutdown: CancellationToken,
 ) -> Result<(), baton_bus::Error> {
-    let queues = options.lanes.iter().map(|lane| Queue { stage: Stage::Ingest, model: None, lane: lane.clone() });
-    let pull = pull::Options {
-        queues: queues.collect(),
-        slots: options.slots,
-        ack_wait: options.ack_wait,
-        drain: options.drain,
-    };
-    let ingest = Ingest { jobs: bus.jobs().await?, bus: bus.clone(), models, max_deliver: options.max_deliver };
-    pull::run(&bus, pull, Arc::new(ingest), shutdown).await
+    let max_deliver = options.max_deliver;
+    let ingest = Ingest { jobs: bus.jobs().await?, bus: bus.clone(), models, max_deliver };
+    pull::run(&bus, &options, Arc::new(ingest), shutdown).await
 }
 
 struct Ingest {

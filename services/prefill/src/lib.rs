@@ -7,18 +7,16 @@
 
 mod engine;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use baton_bus::{
-    Bus,
-    pull::{self, Queue},
+    Bus, pull,
     stage::{self, Handler, Next, Retry, StageError, Work},
 };
 use baton_contract::{
     Name,
     envelope::{self, DecodeTask, Piece, PrefillTask},
     outcome::Code,
-    subject::Stage,
 };
 use baton_engine::model::Model;
 use baton_storage::{
@@ -33,15 +31,11 @@ use crate::engine::{Computed, Engine};
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    pub lanes: Vec<Name>,
-    /// Jobs held at once. One is computed at a time; the others' chunks are on their way to the store.
-    pub slots: usize,
-    pub ack_wait: Duration,
-    pub max_deliver: u64,
-    /// How long a shutdown waits for what is being worked on.
-    pub drain: Duration,
+    /// One prompt is computed at a time; the other slots' chunks are on their way to the store.
+    pub pull: pull::Options,
     /// Tokens in a KV chunk; all workers of a pipeline must agree.
     pub chunk_tokens: usize,
+    /// Names this worker in claims and results.
     pub worker: String,
 }
 
@@ -62,16 +56,6 @@ pub enum Error {
 
 /// Runs until `shutdown`, then drains.
 pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: CancellationToken) -> Result<(), Error> {
-    let queues = served.iter().flat_map(|served| {
-        let queue = |lane: &Name| Queue { stage: Stage::Prefill, model: Some(served.name.clone()), lane: lane.clone() };
-        options.lanes.iter().map(queue)
-    });
-    let pull = pull::Options {
-        queues: queues.collect(),
-        slots: options.slots,
-        ack_wait: options.ack_wait,
-        drain: options.drain,
-    };
     let mut models = BTreeMap::new();
     for Served { name, model, store } in served {
         let fingerprint = model.spec().fingerprint;
@@ -79,9 +63,7 @@ pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: Canc
         models.insert(name, Arc::new(Pool { engine, store, fingerprint }));
     }
     let prefill = Prefill { bus: bus.clone(), models, chunk_tokens: options.chunk_tokens };
-    let options =
-        stage::Options { stage: Stage::Prefill, pull, max_deliver: options.max_deliver, worker: options.worker };
-    Ok(stage::run(&bus, options, prefill, shutdown).await?)
+    Ok(stage::run(&bus, options.pull, options.worker, prefill, shutdown).await?)
 }
 
 struct Prefill {

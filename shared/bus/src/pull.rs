@@ -28,24 +28,23 @@ const SHORT_WAIT: Duration = Duration::from_millis(200);
 const BURST: usize = 64;
 
 /// One work queue: all workers that serve it share its messages.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Queue {
-    pub stage: Stage,
+pub(crate) struct Queue {
+    pub(crate) stage: Stage,
     /// Every stage but ingest has one queue a model.
-    pub model: Option<Name>,
-    pub lane: Name,
+    model: Option<Name>,
+    lane: Name,
 }
 
 impl Queue {
     /// The name of the durable consumer.
-    pub fn durable(&self) -> String {
+    pub(crate) fn durable(&self) -> String {
         match &self.model {
             Some(model) => format!("{model}-{}", self.lane),
             None => self.lane.to_string(),
         }
     }
 
-    pub fn subject(&self, layout: &Layout) -> String {
+    pub(crate) fn subject(&self, layout: &Layout) -> String {
         let any = "*";
         let model = self.model.as_ref().map_or(any, Name::as_str);
         let kind = match self.stage {
@@ -56,15 +55,35 @@ impl Queue {
     }
 }
 
+/// How a worker takes messages.
 #[derive(Clone, Debug)]
 pub struct Options {
-    pub queues: Vec<Queue>,
+    pub stage: Stage,
+    /// The models whose queues the worker serves; none for ingest, which has one queue a lane.
+    pub models: Vec<Name>,
+    pub lanes: Vec<Name>,
     /// Messages held at once.
     pub slots: usize,
     /// After this long without a sign of life the broker gives a message to another worker; heartbeats come thrice as often.
     pub ack_wait: Duration,
+    /// Deliveries after which a job fails instead of being tried again.
+    pub max_deliver: u64,
     /// How long a shutdown waits for what is being worked on before it hands the rest back.
     pub drain: Duration,
+}
+
+impl Options {
+    fn queues(&self) -> Vec<Queue> {
+        let stage = self.stage;
+        let queue = |model: Option<&Name>, lane: &Name| Queue { stage, model: model.cloned(), lane: lane.clone() };
+        match stage {
+            Stage::Ingest => self.lanes.iter().map(|lane| queue(None, lane)).collect(),
+            Stage::Prefill | Stage::Decode => {
+                let lanes = |model| self.lanes.iter().map(move |lane| queue(Some(model), lane));
+                self.models.iter().flat_map(lanes).collect()
+            }
+        }
+    }
 }
 
 /// One delivery of a message.
@@ -142,20 +161,21 @@ pub trait Receiver: Send + Sync + 'static {
 /// Takes and settles messages until `shutdown`, then drains.
 pub async fn run<R: Receiver>(
     bus: &Bus,
-    options: Options,
+    options: &Options,
     receiver: Arc<R>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let queues = options.queues();
     let slots = Arc::new(Semaphore::new(options.slots));
     // Fires when the drain's time is over: whoever still works then hands its message back.
     let abandon = CancellationToken::new();
     let mut pullers = JoinSet::new();
-    for queue in &options.queues {
+    for queue in &queues {
         let consumer = bus.consumer(queue, options.ack_wait).await?;
         let puller = Puller {
             consumer,
             slots: slots.clone(),
-            wait: if options.queues.len() > options.slots { SHORT_WAIT } else { WAIT },
+            wait: if queues.len() > options.slots { SHORT_WAIT } else { WAIT },
             heartbeat: options.ack_wait / 3,
             receiver: receiver.clone(),
             abandon: abandon.clone(),

@@ -23,16 +23,6 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-#[derive(Clone, Debug)]
-pub struct Options {
-    pub stage: Stage,
-    pub pull: pull::Options,
-    /// Deliveries after which a job fails instead of being tried again.
-    pub max_deliver: u64,
-    /// Names this worker in claims and results.
-    pub worker: String,
-}
-
 /// One job in a worker's hands.
 pub struct Work<T> {
     pub task: T,
@@ -90,22 +80,24 @@ pub trait Handler<T: Task>: Send + Sync + 'static {
     fn handle(&self, work: Work<T>) -> impl Future<Output = Result<Next, StageError>> + Send;
 }
 
-/// Runs a stage until `shutdown`, then drains.
+/// Runs a stage until `shutdown`, then drains. `worker` names it in claims and results.
 pub async fn run<T: Task + Sync + Clone, H: Handler<T>>(
     bus: &Bus,
-    options: Options,
+    options: pull::Options,
+    worker: String,
     handler: H,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let pull = options.pull.clone();
-    let stage = StageLoop { bus: bus.clone(), jobs: bus.jobs().await?, options, handler, task: PhantomData };
-    pull::run(bus, pull, Arc::new(stage), shutdown).await
+    let (bus, jobs) = (bus.clone(), bus.jobs().await?);
+    let stage = Arc::new(StageLoop { bus, jobs, options, worker, handler, task: PhantomData });
+    pull::run(&stage.bus, &stage.options, stage.clone(), shutdown).await
 }
 
 struct StageLoop<T, H> {
     bus: Bus,
     jobs: Jobs,
-    options: Options,
+    options: pull::Options,
+    worker: String,
     handler: H,
     task: PhantomData<fn() -> T>,
 }
@@ -145,7 +137,7 @@ impl<T: Task + Sync + Clone, H: Handler<T>> StageLoop<T, H> {
             stage: self.options.stage,
             sequence: delivery.sequence,
             attempt: delivery.attempt,
-            worker: self.options.worker.clone(),
+            worker: self.worker.clone(),
         };
         let fresh = Record::accepted(job.request_digest.clone(), timings.accepted_at_ms);
         match self.jobs.claim(&job.tenant, &job.id, claim.clone(), fresh).await? {

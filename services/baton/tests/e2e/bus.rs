@@ -9,8 +9,7 @@ use std::{
 };
 
 use baton_bus::{
-    Bus, Retention,
-    pull::{self, Queue},
+    Bus, Retention, pull,
     stage::{self, Handler, Next, Retry, StageError, Work},
 };
 use baton_contract::{
@@ -56,17 +55,15 @@ async fn provisioned(ground: &Ground) -> Bus {
     bus
 }
 
-fn options(worker: &str, max_deliver: u64) -> stage::Options {
-    stage::Options {
+fn options(max_deliver: u64) -> pull::Options {
+    pull::Options {
         stage: Stage::Prefill,
-        pull: pull::Options {
-            queues: vec![Queue { stage: Stage::Prefill, model: Some(name("m")), lane: name("batch") }],
-            slots: 2,
-            ack_wait: Duration::from_secs(1),
-            drain: Duration::from_millis(100),
-        },
+        models: vec![name("m")],
+        lanes: vec![name("batch")],
+        slots: 2,
+        ack_wait: Duration::from_secs(1),
         max_deliver,
-        worker: worker.into(),
+        drain: Duration::from_millis(100),
     }
 }
 
@@ -102,7 +99,7 @@ async fn a_job_is_tried_again_until_its_attempts_are_used_up() {
         let handler = Failing { times, seen: seen.clone() };
         let running = tokio::spawn({
             let (bus, shutdown) = (bus.clone(), shutdown.clone());
-            async move { stage::run(&bus, options("w", 3), handler, shutdown).await }
+            async move { stage::run(&bus, options(3), "w".into(), handler, shutdown).await }
         });
         publish(&bus, id).await;
         let outcome = result(&mut follower, &job_id(id)).await;
@@ -138,8 +135,8 @@ async fn heartbeats_keep_a_job_and_a_shutdown_hands_it_over() {
     let start = |worker: &str| {
         let shutdown = CancellationToken::new();
         let handler = Slow { began: began.clone(), begun: begun.clone(), go: go.clone() };
-        let (bus, options, token) = (bus.clone(), options(worker, 5), shutdown.clone());
-        (shutdown, tokio::spawn(async move { stage::run(&bus, options, handler, token).await }))
+        let (bus, worker, token) = (bus.clone(), worker.to_owned(), shutdown.clone());
+        (shutdown, tokio::spawn(async move { stage::run(&bus, options(5), worker, handler, token).await }))
     };
     let (first_shutdown, first) = start("first");
     publish(&bus, "long").await;
