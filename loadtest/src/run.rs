@@ -26,6 +26,9 @@ use crate::{
     workload::Workload,
 };
 
+/// How long the follower is left alone after an error. It reads on by itself once the broker is back.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// How far a run is, the warm-up included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
@@ -92,6 +95,7 @@ struct Run<'a, P> {
 
 impl<P: FnMut(Progress)> Run<'_, P> {
     async fn until_all_ended(mut self, mut follower: Follower) -> Result<Vec<Record>, Error> {
+        let mut follow_from = self.start;
         loop {
             while self.records.get(self.oldest).is_some_and(|record| record.end.is_some()) {
                 self.oldest += 1;
@@ -107,16 +111,16 @@ impl<P: FnMut(Progress)> Run<'_, P> {
                 biased;
                 () = sleep_until(due), if !all_sent => self.send(),
                 Some(Ok(submitted)) = self.submissions.join_next() => self.submitted(submitted),
-                event = follower.next(&self.pending), if !self.pending.is_empty() => match event {
+                event = next(&mut follower, follow_from, &self.pending), if !self.pending.is_empty() => match event {
                     Ok(Event::Delta { job, delta }) => {
                         if let Some(index) = self.places.get(&job) {
                             self.records[*index].token(delta.index, self.start.elapsed());
                         }
                     }
                     Ok(Event::Result(outcome)) => self.ended(&outcome),
-                    // The broker was away when the follower asked it for missing results, which it will do again. A run
-                    // must outlive that: how a pipeline takes it may be what is measured.
-                    Err(_) => {}
+                    // A run must outlive a broker that is away for a while: how a pipeline takes it may be what is
+                    // measured. If it never comes back, the requests end as lost.
+                    Err(_) => follow_from = Instant::now() + PAUSE,
                 },
                 () = sleep_until(lost), if !self.pending.is_empty() => self.end(self.oldest, End::Lost),
             }
@@ -186,6 +190,12 @@ impl<P: FnMut(Progress)> Run<'_, P> {
         let (sent, total) = (self.sent, self.records.len());
         (self.progress)(Progress { sent, ended: sent - self.pending.len(), total });
     }
+}
+
+/// The follower's next event, not before `from`.
+async fn next(follower: &mut Follower, from: Instant, pending: &HashSet<JobId>) -> Result<Event, baton_bus::Error> {
+    sleep_until(from).await;
+    follower.next(pending).await
 }
 
 /// A code or status as it is written in JSON.

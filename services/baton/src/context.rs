@@ -178,7 +178,7 @@ pub fn vocabulary(model: &Model) -> anyhow::Result<Arc<Vocabulary>> {
     Ok(Arc::new(baton_engine::source::vocabulary(&source(model)?)?))
 }
 
-/// Ends when the process is asked to: Ctrl-C or SIGTERM.
+/// Ends when the process is asked to: Ctrl-C or SIGTERM. Being asked a second time ends the process at once.
 pub async fn asked_to_stop() -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
@@ -187,6 +187,13 @@ pub async fn asked_to_stop() -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(130);
+    });
     Ok(())
 }
 

@@ -42,6 +42,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let telemetry = context::telemetry(&plan, "baton-demo", "demo", "warn")?;
     let directory = setup::home().join("demo").join(std::process::id().to_string());
     let home = PipelineHome { directory: directory.clone() };
+    // What a killed demo of the same process id may have left.
+    let _ = std::fs::remove_dir_all(&directory);
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let log = directory.join("workers.log");
 

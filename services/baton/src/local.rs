@@ -104,12 +104,11 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         };
         let job = match baton_ingest::read(&models, &arrival, &request.body).await {
             Ok(job) => job,
-            Err(failure) if arguments.json => {
+            Err(failure) => {
                 code = ExitCode::FAILURE;
-                print_outcome(&arrival.refused(failure), true, None, false)?;
+                print_outcome(&arrival.refused(failure), arguments.json, None, false)?;
                 continue;
             }
-            Err(failure) => return Err(failure).context(format!("request {}", arrival.id)),
         };
         let vocabulary = vocabulary.clone();
         let json = arguments.json;

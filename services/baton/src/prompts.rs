@@ -1,13 +1,13 @@
 //! Requests from the command line: flags, files and standard input become the public JSON request.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs::File,
     io::{self, BufRead, BufReader, IsTerminal, Read},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use baton_contract::{
     JobId,
     request::{Deadline, Message, Prompt, Request, Stop},
@@ -99,6 +99,15 @@ impl PromptArguments {
     }
 
     fn text(&self) -> anyhow::Result<String> {
+        let text = self.given_text()?;
+        ensure!(
+            !text.trim().is_empty(),
+            "the prompt is empty: give a TEXT, --messages FILE or --jsonl FILE (see --help)"
+        );
+        Ok(text)
+    }
+
+    fn given_text(&self) -> anyhow::Result<String> {
         match self.text.as_deref() {
             Some("-") => read_stdin(),
             Some(text) => Ok(text.to_owned()),
@@ -116,7 +125,7 @@ impl PromptArguments {
             let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
             Box::new(BufReader::new(file))
         };
-        let mut prepared = Vec::new();
+        let (mut prepared, mut ids) = (Vec::new(), HashSet::new());
         for number in 1.. {
             let mut line = Vec::new();
             if input.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
@@ -126,9 +135,12 @@ impl PromptArguments {
                 continue;
             }
             let read = serde_json::from_slice::<Request>(&line);
-            let mut request = read.with_context(|| format!("line {number} of {} is not a request", path.display()))?;
+            let at = || format!("line {number} of {}", path.display());
+            let mut request = read.with_context(|| format!("{} is not a request", at()))?;
             self.fill(&mut request, model);
-            prepared.push(prepare(request)?);
+            let request = prepare(request).with_context(at)?;
+            ensure!(ids.insert(request.id.clone()), "{}: the id {} occurs twice", at(), request.id);
+            prepared.push(request);
         }
         Ok(prepared)
     }
@@ -156,7 +168,9 @@ impl PromptArguments {
 
 fn read_stdin() -> anyhow::Result<String> {
     let mut text = String::new();
-    io::stdin().take(LONGEST_LINE).read_to_string(&mut text).context("cannot read the prompt from standard input")?;
+    let mut input = io::stdin().take(LONGEST_LINE + 1);
+    input.read_to_string(&mut text).context("cannot read the prompt from standard input")?;
+    ensure!(text.len() as u64 <= LONGEST_LINE, "the prompt on standard input is longer than {LONGEST_LINE} bytes");
     Ok(text)
 }
 

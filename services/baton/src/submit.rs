@@ -136,11 +136,12 @@ impl Waiting {
                     self.pending.remove(&outcome.id);
                     bar.inc(1);
                     complete &= outcome.status == Status::Completed;
-                    ensure!(
-                        self.digests.get(&outcome.id) == Some(&outcome.request_digest),
-                        "the id {} belongs to an earlier, different request; choose another",
-                        outcome.id
-                    );
+                    if self.digests.get(&outcome.id) != Some(&outcome.request_digest) {
+                        complete = false;
+                        let message = "belongs to an earlier, different request; choose another";
+                        bar.suspend(|| eprintln!("error: the id {} {message}", outcome.id));
+                        continue;
+                    }
                     bar.suspend(|| {
                         print_outcome(&outcome, arguments.json, arguments.stream.then_some(&text), total > 1)
                     })?;
@@ -170,7 +171,10 @@ pub fn print_outcome(outcome: &Outcome, json: bool, streamed: Option<&String>, m
     match (&outcome.error, many) {
         (None, false) => writeln!(out, "{rest}"),
         (None, true) => writeln!(out, "{}: {rest}", outcome.id),
-        (Some(error), _) => {
+        (Some(error), many) => {
+            if many {
+                write!(out, "{}: ", outcome.id)?;
+            }
             writeln!(out, "{rest}")?;
             let status = format!("{:?}", outcome.status).to_lowercase();
             eprintln!("error: job {} {status}: {error}", outcome.id);

@@ -19,7 +19,7 @@ use tokio::{
     process::{Child, Command},
     sync::mpsc,
     task::{JoinSet, spawn_blocking},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +30,8 @@ use crate::{
     worker,
 };
 
-/// A worker that fails again and again is started again after a pause that grows up to this.
+/// A worker that fails again and again is started again after a pause that grows from the one to the other.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 #[derive(clap::Args)]
@@ -188,12 +189,16 @@ struct Keeper {
 
 impl Keeper {
     async fn run(self) {
-        let mut pause = Duration::from_millis(500);
+        let mut pause = FIRST_PAUSE;
         while !self.stopping.is_cancelled() {
+            let started = Instant::now();
             if let Err(error) = self.run_once().await {
                 tracing::warn!(worker = self.name, "{error:#}; it is started again");
                 // Nobody may be waiting any more.
                 let _ = self.told.try_send(Err(error.context(format!("worker {}", self.name))));
+            }
+            if started.elapsed() > LONGEST_PAUSE {
+                pause = FIRST_PAUSE;
             }
             tokio::select! {
                 () = self.stopping.cancelled() => return,
@@ -263,8 +268,9 @@ impl Sink {
     /// Copies a worker's lines, whole, until it ends.
     async fn copy(self: Arc<Self>, name: String, lines: Option<impl AsyncRead + Unpin>) {
         let Some(lines) = lines else { return };
-        let mut lines = BufReader::new(lines).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
+        let mut lines = BufReader::new(lines).split(b'\n');
+        while let Ok(Some(line)) = lines.next_segment().await {
+            let line = String::from_utf8_lossy(&line);
             // The worker's own lines name it; others (a panic, the dynamic linker) would be nobody's.
             let line = if line.contains(name.as_str()) { format!("{line}\n") } else { format!("{name}: {line}\n") };
             if let Ok(mut out) = self.0.lock() {

@@ -11,6 +11,7 @@ use baton_engine::{
     model::{self, Model, SequenceId, Step},
 };
 use tokio::sync::mpsc as channel;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) struct Engine {
     answers: mpsc::Sender<Answer>,
@@ -49,9 +50,13 @@ struct Running {
 }
 
 impl Engine {
-    pub(crate) fn start(model: Box<dyn Model>) -> std::io::Result<Self> {
+    /// Starts the thread; `ended` is cancelled when it ends, however that happens.
+    pub(crate) fn start(model: Box<dyn Model>, ended: CancellationToken) -> std::io::Result<Self> {
         let (answers, waiting) = mpsc::channel();
-        let thread = thread::Builder::new().name("decode-engine".into()).spawn(move || serve(model, waiting))?;
+        let thread = thread::Builder::new().name("decode-engine".into()).spawn(move || {
+            let _ended = ended.drop_guard();
+            serve(model, waiting);
+        })?;
         Ok(Self { answers, _thread: thread })
     }
 
@@ -88,6 +93,12 @@ fn serve(mut model: Box<dyn Model>, answers: mpsc::Receiver<Answer>) {
 /// Opens the answer's sequence and brings the prompt's KV cache into it.
 fn join(model: &mut dyn Model, answer: Answer) -> Option<Running> {
     let Answer { prompt, held, generation, first_token, events } = answer;
+    let vocabulary = model.spec().vocabulary;
+    if first_token as usize >= vocabulary {
+        // Found here it fails this answer alone; in the step it would fail the whole batch.
+        let _ = events.send(Event::Failed(model::Error::TokenOutOfRange { token: first_token, vocabulary }));
+        return None;
+    }
     let sequence = match model.open(prompt.len() + generation.max_tokens()) {
         Ok(sequence) => sequence,
         Err(error) => {
@@ -153,7 +164,10 @@ fn step(model: &mut dyn Model, running: &mut Vec<Running>) {
     };
     let mut logits = logits.into_iter();
     running.retain_mut(|answer| {
-        let Some(logits) = logits.next().flatten() else { return false };
+        let Some(logits) = logits.next().flatten() else {
+            model.close(answer.sequence);
+            return false;
+        };
         let token = answer.generation.sample(&logits);
         let emitted = answer.generation.accept(token);
         answer.last = token;

@@ -58,17 +58,32 @@ pub enum Error {
     Bus(#[from] baton_bus::Error),
     #[error("cannot start the thread of model {model}: {source}")]
     Thread { model: Name, source: std::io::Error },
+    #[error("the engine's thread ended (its own message is above); start the worker again")]
+    EngineEnded,
 }
 
 /// Runs until `shutdown`, then drains.
 pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: CancellationToken) -> Result<(), Error> {
+    let ended = CancellationToken::new();
     let mut models = BTreeMap::new();
     for Served { name, model, vocabulary, store } in served {
-        let engine = Engine::start(model).map_err(|source| Error::Thread { model: name.clone(), source })?;
+        let engine =
+            Engine::start(model, ended.clone()).map_err(|source| Error::Thread { model: name.clone(), source })?;
         models.insert(name, Arc::new(Pool { engine, vocabulary, store }));
     }
     let decode = Decode { bus: bus.clone(), models };
-    Ok(stage::run(&bus, options.pull, options.worker, decode, shutdown).await?)
+    let stop = shutdown.child_token();
+    let running = stage::run(&bus, options.pull, options.worker, decode, stop.clone());
+    tokio::pin!(running);
+    tokio::select! {
+        outcome = &mut running => Ok(outcome?),
+        // Without its engine a worker would only take jobs away from those that can do them.
+        () = ended.cancelled() => {
+            stop.cancel();
+            running.await?;
+            Err(Error::EngineEnded)
+        }
+    }
 }
 
 struct Decode {

@@ -110,13 +110,7 @@ impl Receiver for Ingest {
         trace::continue_from(&span, delivery.headers());
         let arrival = Arrival { id, tenant, lane, digest: request_digest(body), timings };
         async {
-            let admitted = if delivery.attempt > self.max_deliver {
-                let message = format!("ingest was tried {} times, and no worker finished it", self.max_deliver);
-                self.refuse(arrival, Failure::new(Code::AttemptsExhausted, message)).await
-            } else {
-                self.admit(arrival, body).await
-            };
-            match admitted {
+            match self.admit(arrival, body, delivery.attempt).await {
                 Ok(()) => Settle::Ack,
                 Err(error) => {
                     tracing::warn!(%error, "the request was not admitted and is tried again");
@@ -130,7 +124,7 @@ impl Receiver for Ingest {
 }
 
 impl Ingest {
-    async fn admit(&self, mut arrival: Arrival, body: &[u8]) -> Result<(), baton_bus::Error> {
+    async fn admit(&self, mut arrival: Arrival, body: &[u8], attempt: u64) -> Result<(), baton_bus::Error> {
         let started = Instant::now();
         let record = Record::accepted(arrival.digest.clone(), arrival.timings.accepted_at_ms);
         if let Err(present) = self.jobs.create(&arrival.tenant, &arrival.id, record).await? {
@@ -142,6 +136,10 @@ impl Ingest {
             if present.state != State::Accepted {
                 return Ok(());
             }
+        }
+        if attempt > self.max_deliver {
+            let message = format!("ingest was tried {} times, and no worker finished it", self.max_deliver);
+            return self.refuse(arrival, Failure::new(Code::AttemptsExhausted, message)).await;
         }
         match read(&self.models, &arrival, body).await {
             Ok(job) => {

@@ -12,9 +12,7 @@ use baton_engine::{
     model::{self, Model, Step},
 };
 use tokio::sync::mpsc as channel;
-
-/// Pieces that may wait for the store while the next ones are computed.
-const AHEAD: usize = 4;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) struct Engine {
     prompts: mpsc::Sender<Prompt>,
@@ -39,9 +37,13 @@ pub(crate) enum Computed {
 }
 
 impl Engine {
-    pub(crate) fn start(model: Box<dyn Model>) -> std::io::Result<Self> {
+    /// Starts the thread; `ended` is cancelled when it ends, however that happens.
+    pub(crate) fn start(model: Box<dyn Model>, ended: CancellationToken) -> std::io::Result<Self> {
         let (prompts, waiting) = mpsc::channel();
-        let thread = thread::Builder::new().name("prefill-engine".into()).spawn(move || serve(model, waiting))?;
+        let thread = thread::Builder::new().name("prefill-engine".into()).spawn(move || {
+            let _ended = ended.drop_guard();
+            serve(model, waiting);
+        })?;
         Ok(Self { prompts, _thread: thread })
     }
 
@@ -52,7 +54,7 @@ impl Engine {
         pieces: Vec<Range<usize>>,
         sampling: Sampling,
     ) -> channel::Receiver<Computed> {
-        let (computed, receiver) = channel::channel(AHEAD);
+        let (computed, receiver) = channel::channel(super::AHEAD);
         // If the thread has ended, the receiver closes without a word, which the caller reports.
         let _ = self.prompts.send(Prompt { tokens, pieces, sampling, computed });
         receiver

@@ -16,18 +16,26 @@ use baton_bus::{
 use baton_contract::{
     Name,
     envelope::{self, DecodeTask, Piece, PrefillTask},
-    outcome::Code,
+    outcome::{Code, Timings},
 };
 use baton_engine::model::Model;
 use baton_storage::{
     key::{self, ChunkId, Root},
     kv::{KvStore, Stored},
 };
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use crate::engine::{Computed, Engine};
+
+type PutResult = Result<Stored, baton_storage::kv::Error>;
+
+/// Pieces of a prompt that may wait for the engine's receiver, and as many that may be on their way to the store.
+const AHEAD: usize = 4;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -52,18 +60,33 @@ pub enum Error {
     Bus(#[from] baton_bus::Error),
     #[error("cannot start the thread of model {model}: {source}")]
     Thread { model: Name, source: std::io::Error },
+    #[error("the engine's thread ended (its own message is above); start the worker again")]
+    EngineEnded,
 }
 
 /// Runs until `shutdown`, then drains.
 pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: CancellationToken) -> Result<(), Error> {
+    let ended = CancellationToken::new();
     let mut models = BTreeMap::new();
     for Served { name, model, store } in served {
         let fingerprint = model.spec().fingerprint;
-        let engine = Engine::start(model).map_err(|source| Error::Thread { model: name.clone(), source })?;
+        let engine =
+            Engine::start(model, ended.clone()).map_err(|source| Error::Thread { model: name.clone(), source })?;
         models.insert(name, Arc::new(Pool { engine, store, fingerprint }));
     }
     let prefill = Prefill { bus: bus.clone(), models, chunk_tokens: options.chunk_tokens };
-    Ok(stage::run(&bus, options.pull, options.worker, prefill, shutdown).await?)
+    let stop = shutdown.child_token();
+    let running = stage::run(&bus, options.pull, options.worker, prefill, stop.clone());
+    tokio::pin!(running);
+    tokio::select! {
+        outcome = &mut running => Ok(outcome?),
+        // Without its engine a worker would only take jobs away from those that can do them.
+        () = ended.cancelled() => {
+            stop.cancel();
+            running.await?;
+            Err(Error::EngineEnded)
+        }
+    }
 }
 
 struct Prefill {
@@ -90,13 +113,17 @@ impl Handler<PrefillTask> for Prefill {
         let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
         let mut computed = pool.engine.prefill(job.prompt.clone(), ranges, job.sampling.clone());
 
-        let mut puts: JoinSet<Result<Stored, baton_storage::kv::Error>> = JoinSet::new();
+        let mut puts: JoinSet<PutResult> = JoinSet::new();
         let mut ids = pieces.iter().map(|piece| piece.id);
         let mut started = None;
         let first_token = loop {
             match computed.recv().await {
                 Some(Computed::Started) => started = Some(Instant::now()),
                 Some(Computed::Piece(block)) => {
+                    // No more pieces in memory than this: a slow store slows prefill down.
+                    while puts.len() >= AHEAD {
+                        note(&mut timings, puts.join_next().await)?;
+                    }
                     let id: ChunkId = ids.next().ok_or_else(|| StageError::passing("more KV pieces than planned"))?;
                     let store = pool.store.clone();
                     let span = info_span!("kv.put", tokens = block.tokens);
@@ -111,9 +138,7 @@ impl Handler<PrefillTask> for Prefill {
         };
         let done = Instant::now();
         while let Some(put) = puts.join_next().await {
-            let stored = put.map_err(StageError::passing)?.map_err(StageError::passing)?;
-            timings.kv_raw_bytes += stored.raw_bytes;
-            timings.kv_stored_bytes += stored.stored_bytes;
+            note(&mut timings, Some(put))?;
         }
         // Jobs of one worker are computed in turn; waiting for the engine is part of the queue.
         let started = started.unwrap_or(done);
@@ -136,4 +161,14 @@ impl Handler<PrefillTask> for Prefill {
             .map_err(|error| StageError::new(Retry::Never, Code::Internal, error.to_string()))?;
         Ok(Next::Forward { subject, payload })
     }
+}
+
+/// Notes what a finished put stored.
+fn note(timings: &mut Timings, put: Option<Result<PutResult, JoinError>>) -> Result<(), StageError> {
+    if let Some(put) = put {
+        let stored = put.map_err(StageError::passing)?.map_err(StageError::passing)?;
+        timings.kv_raw_bytes += stored.raw_bytes;
+        timings.kv_stored_bytes += stored.stored_bytes;
+    }
+    Ok(())
 }

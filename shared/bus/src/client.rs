@@ -4,7 +4,10 @@ use std::collections::{HashSet, VecDeque};
 
 use async_nats::{
     Subscriber,
-    jetstream::consumer::{DeliverPolicy, push},
+    jetstream::consumer::{
+        DeliverPolicy,
+        push::{self, OrderedErrorKind},
+    },
 };
 use baton_contract::{
     JobId, Name,
@@ -29,21 +32,21 @@ impl Bus {
     pub async fn follow(&self, tenant: &Name) -> Result<Follower, Error> {
         let failed = |message: String| Error::Read { what: format!("the jobs of tenant {tenant}"), message };
         let jobs = self.jobs().await?;
+        let stream = self.jetstream.get_stream(self.layout.result_stream()).await;
+        let stream = stream.map_err(|error| failed(error.to_string()))?;
+        let before = stream.cached_info().state.last_sequence;
         let config = push::OrderedConfig {
             deliver_subject: self.client.new_inbox(),
             filter_subject: self.layout.results(tenant),
-            deliver_policy: DeliverPolicy::New,
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: before + 1 },
             ..Default::default()
         };
-        let consumer = self
-            .jetstream
-            .create_consumer_on_stream(config, self.layout.result_stream())
-            .await
-            .map_err(|error| failed(error.to_string()))?;
+        let consumer = stream.create_consumer(config).await.map_err(|error| failed(error.to_string()))?;
         let results = consumer.messages().await.map_err(|error| failed(error.to_string()))?;
         let subject = self.layout.all_tokens(tenant);
         let tokens = self.client.subscribe(subject).await.map_err(|error| failed(error.to_string()))?;
         self.flush().await?;
+        let results = Results { messages: results, before };
         Ok(Follower { jobs, tenant: tenant.clone(), results, tokens, found: VecDeque::new() })
     }
 }
@@ -52,7 +55,7 @@ impl Bus {
 pub struct Follower {
     jobs: Jobs,
     tenant: Name,
-    results: push::Ordered,
+    results: Results,
     tokens: Subscriber,
     /// Results that were there before.
     found: VecDeque<Outcome>,
@@ -99,7 +102,7 @@ impl Follower {
                         return Ok(Event::Delta { job, delta });
                     }
                 }
-                outcome = next_result(&mut self.results) => self.found.push_back(outcome?),
+                outcome = self.results.next() => self.found.push_back(outcome?),
             }
         }
     }
@@ -119,14 +122,36 @@ impl Follower {
     pub async fn next_result(&mut self) -> Result<Outcome, Error> {
         match self.found.pop_front() {
             Some(outcome) => Ok(outcome),
-            None => next_result(&mut self.results).await,
+            None => self.results.next().await,
         }
     }
 }
 
-async fn next_result(results: &mut push::Ordered) -> Result<Outcome, Error> {
-    let failed = |message: String| Error::Read { what: "results".into(), message };
-    let message = results.next().await.ok_or_else(|| failed("the connection was closed".into()))?;
-    let message = message.map_err(|error| failed(error.to_string()))?;
-    serde_json::from_slice(&message.payload).map_err(|error| failed(error.to_string()))
+/// A tenant's results after a place in their stream.
+struct Results {
+    messages: push::Ordered,
+    /// Results up to this sequence are older: a consumer that was lost before its first message starts from the beginning.
+    before: u64,
+}
+
+impl Results {
+    async fn next(&mut self) -> Result<Outcome, Error> {
+        let failed = |message: String| Error::Read { what: "results".into(), message };
+        loop {
+            let message = match self.messages.next().await {
+                Some(Ok(message)) => message,
+                // The consumer is made anew at the next turn.
+                Some(Err(error)) if error.kind() == OrderedErrorKind::MissingHeartbeat => continue,
+                Some(Err(error)) => return Err(failed(error.to_string())),
+                None => return Err(failed("the connection was closed".into())),
+            };
+            if message.info().is_ok_and(|info| info.stream_sequence <= self.before) {
+                continue;
+            }
+            match serde_json::from_slice(&message.payload) {
+                Ok(outcome) => return Ok(outcome),
+                Err(error) => tracing::warn!(%error, subject = %message.subject, "an unreadable result was skipped"),
+            }
+        }
+    }
 }

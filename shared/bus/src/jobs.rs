@@ -81,11 +81,6 @@ impl Jobs {
         Err(Error::Contended { job: job.to_string() })
     }
 
-    /// Whether `claim` still holds the job.
-    pub async fn holds(&self, tenant: &Name, job: &JobId, claim: &Claim) -> Result<bool, Error> {
-        Ok(self.get(tenant, job).await?.is_some_and(|stored| stored.record.is_held_by(claim)))
-    }
-
     /// Publishes a job's result unless it has one, then notes the end in its record. Returns whether this result counts.
     pub async fn finish(&self, outcome: &Outcome, headers: HeaderMap) -> Result<bool, Error> {
         let counts = self.publish_result(outcome, headers).await?;

@@ -31,6 +31,9 @@ use baton_contract::{
     job::Job,
     subject::{Layout, Stage},
 };
+use tokio::time::timeout;
+
+const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
 /// How to reach the broker.
 #[derive(Clone, Debug)]
@@ -233,12 +236,13 @@ impl Bus {
         self.client.publish(subject.clone(), payload.into()).await.map_err(|error| failed(error.to_string()))
     }
 
-    /// Sends what is still buffered.
+    /// Sends what is still buffered, if the broker can be reached within some seconds.
     pub async fn flush(&self) -> Result<(), Error> {
-        self.client
-            .flush()
-            .await
-            .map_err(|error| Error::Publish { subject: "(all)".into(), message: error.to_string() })
+        let failed = |message: String| Error::Publish { subject: "(all)".into(), message };
+        match timeout(FLUSH_WITHIN, self.client.flush()).await {
+            Ok(flushed) => flushed.map_err(|error| failed(error.to_string())),
+            Err(_) => Err(failed(format!("the broker did not answer within {FLUSH_WITHIN:?}"))),
+        }
     }
 }
 

@@ -22,8 +22,10 @@ use crate::{Bus, Error};
 
 /// How long one pull waits at an empty queue.
 const WAIT: Duration = Duration::from_secs(5);
-/// The same where slots are fewer than queues, which then take turns.
+/// The same where slots are few: an empty queue must not keep them from a full one.
 const SHORT_WAIT: Duration = Duration::from_millis(200);
+/// The broker answers a pull that does not wait at once; beyond this the answer was lost with a connection.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Messages taken by one pull at most.
 const BURST: usize = 64;
 
@@ -175,7 +177,7 @@ pub async fn run<R: Receiver>(
         let puller = Puller {
             consumer,
             slots: slots.clone(),
-            wait: if queues.len() > options.slots { SHORT_WAIT } else { WAIT },
+            wait: if options.slots < 2 * queues.len() { SHORT_WAIT } else { WAIT },
             heartbeat: options.ack_wait / 3,
             receiver: receiver.clone(),
             abandon: abandon.clone(),
@@ -235,7 +237,10 @@ impl<R: Receiver> Puller<R> {
         }
         let mut waiting = self.consumer.fetch().max_messages(permits.len()).messages().await?;
         let mut taken = false;
-        while let Some(message) = waiting.next().await {
+        // Not ended by a shutdown: dropping a half-read batch would cost its messages ack_wait and an attempt.
+        while let Some(message) =
+            timeout(ANSWER, waiting.next()).await.map_err(|_| "the broker did not answer a pull in time")?
+        {
             taken = true;
             self.spawn(message?, &mut permits);
         }

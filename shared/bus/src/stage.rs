@@ -19,8 +19,8 @@ use crate::{
     trace, unix_ms,
 };
 
-/// The pause before the first retry after a passing fault; it doubles with each attempt.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The pause before the first retry after a passing fault; each further one is four times as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// One job in a worker's hands.
@@ -106,6 +106,10 @@ impl<T: Task + Sync + Clone, H: Handler<T>> Receiver for StageLoop<T, H> {
     async fn receive(&self, delivery: &Delivery) -> Settle {
         let task: T = match envelope::decode(delivery.payload()) {
             Ok(task) => task,
+            Err(error @ envelope::Error::Version(_)) => {
+                tracing::warn!(%error, "a message of another release was left to its workers");
+                return Settle::Nak(Some(LONGEST_PAUSE));
+            }
             Err(error) => return self.bury(delivery, &error).await,
         };
         let job = task.job();
@@ -175,8 +179,10 @@ impl<T: Task + Sync + Clone, H: Handler<T>> StageLoop<T, H> {
                 }
             }
         };
-        if !self.jobs.holds(&job.tenant, &job.id, &claim).await? {
-            return Ok(Settle::Leave);
+        match self.jobs.get(&job.tenant, &job.id).await? {
+            Some(stored) if stored.record.is_held_by(&claim) => {}
+            Some(stored) if stored.record.state.is_final() => return Ok(Settle::Ack),
+            _ => return Ok(Settle::Leave),
         }
         match next {
             Next::Forward { subject, payload } => {
@@ -210,5 +216,5 @@ impl<T: Task + Sync + Clone, H: Handler<T>> StageLoop<T, H> {
 }
 
 fn pause(attempt: u64) -> Duration {
-    (FIRST_PAUSE * (1 << attempt.clamp(1, 8) as u32 >> 1)).min(LONGEST_PAUSE)
+    (FIRST_PAUSE * 4u32.pow(attempt.clamp(1, 4) as u32 - 1)).min(LONGEST_PAUSE)
 }

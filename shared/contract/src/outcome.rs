@@ -43,6 +43,8 @@ pub enum Code {
     Internal,
 }
 
+const MAX_MESSAGE_BYTES: usize = 2_000;
+
 /// What went wrong, for programs and people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
@@ -52,8 +54,14 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// A message longer than 2,000 bytes, as one that quotes a hostile request may be, is cut.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        let mut message = message.into();
+        if message.len() > MAX_MESSAGE_BYTES {
+            message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
+            message.push_str("...");
+        }
+        Self { code, message }
     }
 
     /// How a job ends that failed so.

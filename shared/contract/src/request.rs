@@ -145,8 +145,11 @@ pub fn parse(body: &[u8], lane: &Name, accepted_ms: u64) -> Result<Checked, Fail
 
 /// The id that a request names for itself, for reporting on one that is otherwise unreadable.
 pub fn id_hint(body: &[u8]) -> Option<JobId> {
-    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
-    JobId::new(value.get("id")?.as_str()?).ok()
+    #[derive(Deserialize)]
+    struct Hint {
+        id: String,
+    }
+    JobId::new(&serde_json::from_slice::<Hint>(body).ok()?.id).ok()
 }
 
 fn unreadable(error: serde_path_to_error::Error<serde_json::Error>) -> Failure {
@@ -312,6 +315,13 @@ mod tests {
             assert!(failure.message.contains(part), "{text}: {}", failure.message);
         }
         assert_eq!(parse(b"\xff", &Name::new("batch").unwrap(), 0).unwrap_err().code, Code::InvalidUtf8);
+    }
+
+    #[test]
+    fn a_hostile_name_does_not_fill_the_error() {
+        let failure = parse_text(&format!(r#"{{"prompt":"a","{}":1}}"#, "x".repeat(1 << 20))).unwrap_err();
+        assert_eq!(failure.code, Code::UnknownField);
+        assert!(failure.message.len() < 3_000);
     }
 
     #[test]

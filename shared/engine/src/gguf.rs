@@ -242,7 +242,18 @@ fn parse(bytes: &[u8]) -> Result<Contents, Error> {
         }
         tensors.insert(name, entry);
     }
+    refuse_overlaps(&tensors)?;
     Ok((metadata, tensors))
+}
+
+/// Tensors that share bytes would let a small file stand for any amount of weights.
+fn refuse_overlaps(tensors: &BTreeMap<String, Entry>) -> Result<(), Error> {
+    let mut places: Vec<_> = tensors.iter().map(|(name, entry)| (entry.start, entry.end, name)).collect();
+    places.sort_unstable();
+    match places.windows(2).find(|pair| pair[1].0 < pair[0].1) {
+        Some(pair) => Err(damaged("tensors must not overlap", format!("{} and {}", pair[0].2, pair[1].2))),
+        None => Ok(()),
+    }
 }
 
 fn damaged(what: &'static str, found: impl Into<String>) -> Error {

@@ -14,7 +14,8 @@ pub struct Spec {
     pub vocabulary: usize,
     /// Tokens the model can attend to, prompt and answer together.
     pub context: usize,
-    /// BLAKE3 of everything that determines the KV cache: weights, tokenizer, rope parameters, KV type and layout.
+    /// BLAKE3 of everything that determines the KV cache: weights, tokenizer, rope parameters, KV type and layout; of a
+    /// loaded model also the kind of device and its kernels.
     /// Equal fingerprints mean interchangeable KV.
     pub fingerprint: [u8; 32],
 }
@@ -36,7 +37,8 @@ pub struct Step<'a> {
 /// A loaded model with its KV cache.
 ///
 /// The result for a sequence depends on its own tokens only: not on its neighbours in the batch, not on how its tokens
-/// were split into passes, not on whether a part of its KV cache was imported. Every implementation keeps that to the bit.
+/// were split into passes, not on whether a part of its KV cache was imported: to the bit on `flex` and in the sim engine;
+/// other devices round by the shape of the batch.
 pub trait Model: Send {
     fn spec(&self) -> &Spec;
 

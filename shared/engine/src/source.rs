@@ -20,6 +20,8 @@ pub enum Source {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("the tokenizer has {tokens} tokens, the model's embeddings only {rows}; fetch or convert the file again")]
+    Vocabulary { tokens: usize, rows: usize },
     #[error(transparent)]
     File(#[from] gguf::Error),
     #[error(transparent)]
@@ -53,7 +55,11 @@ pub fn vocabulary(source: &Source) -> Result<Vocabulary, Error> {
                     chat::Template::new(text, bos.unwrap_or_default(), eos.unwrap_or_default())
                 })
                 .transpose()?;
-            Ok(Vocabulary { spec: llama::spec(&file)?, tokenizer, template })
+            let spec = llama::spec(&file)?;
+            if tokenizer.len() > spec.vocabulary {
+                return Err(Error::Vocabulary { tokens: tokenizer.len(), rows: spec.vocabulary });
+            }
+            Ok(Vocabulary { spec, tokenizer, template })
         }
         Source::Sim(options) => {
             let template = chat::Template::new(Sim::CHAT_TEMPLATE, "", "")?;

@@ -64,7 +64,8 @@ impl fmt::Debug for Root {
 }
 
 impl Root {
-    /// The root for a model's `fingerprint` and a tenant's secret salt, of any length.
+    /// The root for a model's `fingerprint` and a tenant's salt, of any length; tenants with different salts share no chunk. Only a
+    /// secret salt also keeps others from computing the keys of texts they guess.
     pub fn new(fingerprint: &[u8; 32], tenant_salt: &[u8]) -> Self {
         let key =
             *blake3::Hasher::new_derive_key(ROOT_CONTEXT).update(fingerprint).update(tenant_salt).finalize().as_bytes();

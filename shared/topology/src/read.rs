@@ -204,7 +204,7 @@ fn compute(mut section: Section<'_>, models: &BTreeMap<Name, Model>) -> Option<C
 }
 
 fn results(mut section: Section<'_>) -> Results {
-    let keep = section.duration("keep", 60 * SECOND..=YEAR);
+    let keep = section.duration("keep", 3600 * SECOND..=YEAR);
     section.finish();
     Results { keep }
 }

@@ -157,7 +157,7 @@ fn all_mistakes_are_listed_with_their_keys() {
       stages.prefill.threads: expected an integer from 0 to 1024, found "many" (set by BATON__STAGES__PREFILL__THREADS)
       stages.prefill.slot: unknown key; did you mean "slots"? (set on the command line)
       stages.decode: expected a table, found 3
-      results.keep: expected a duration from 1m to 1year such as "90s", found "always" (set on the command line)
+      results.keep: expected a duration from 1h to 1year such as "90s", found "always" (set on the command line)
       retries: unknown key
     "#);
 }

@@ -4,8 +4,8 @@ use std::{path::Path, process::Stdio, time::Duration};
 
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::Command,
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    process::{Child, Command},
     time::{sleep, timeout},
 };
 
@@ -69,18 +69,7 @@ async fn up_serves_submit_and_its_children_die_with_it() {
         }
         command
     };
-    let mut up = command(&["up"]).stderr(Stdio::piped()).spawn().unwrap();
-    let mut log = BufReader::new(up.stderr.take().unwrap()).lines();
-    let started = timeout(PATIENCE, async {
-        while let Some(line) = log.next_line().await.unwrap() {
-            if line.contains("the pipeline runs") {
-                return;
-            }
-        }
-        panic!("baton up ended");
-    });
-    started.await.expect("baton up did not start");
-    tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+    let mut up = up(command(&["up"])).await;
 
     let streamed = command(&["submit", "hello", "--id", "hi", "--stream", "--max-tokens", "12"]).output();
     let streamed = timeout(PATIENCE, streamed).await.expect("too slow").unwrap();
@@ -95,7 +84,37 @@ async fn up_serves_submit_and_its_children_die_with_it() {
     assert!(processes_of(home.to_str().unwrap()).len() >= 4, "nats-server and three workers");
     up.kill().await.unwrap();
     none_left(home.to_str().unwrap()).await;
+
+    // Started again on the same folder, and asked to end: it drains and takes its children along.
+    let mut up = self::up(command(&["up"])).await;
+    let mut pipe = command(&["submit", "--wait", "--max-tokens", "7", "--json"]);
+    let mut pipe = pipe.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    pipe.stdin.take().unwrap().write_all(b"a prompt on standard input").await.unwrap();
+    let piped = timeout(PATIENCE, pipe.wait_with_output()).await.expect("too slow").unwrap();
+    assert_eq!(support::outcomes(&piped)[0].tokens.len(), 7);
+    let pid = nix::unistd::Pid::from_raw(up.id().unwrap() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let status = timeout(PATIENCE, up.wait()).await.expect("baton up did not drain").unwrap();
+    assert!(status.success(), "{status}");
+    none_left(home.to_str().unwrap()).await;
     std::fs::remove_dir_all(home).unwrap();
+}
+
+/// A running `baton up`.
+async fn up(mut command: Command) -> Child {
+    let mut up = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(up.stderr.take().unwrap()).lines();
+    let started = timeout(PATIENCE, async {
+        while let Some(line) = log.next_line().await.unwrap() {
+            if line.contains("the pipeline runs") {
+                return;
+            }
+        }
+        panic!("baton up ended");
+    });
+    started.await.expect("baton up did not start");
+    tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+    up
 }
 
 #[tokio::test]

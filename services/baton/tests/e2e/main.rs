@@ -4,6 +4,7 @@ mod bus;
 mod commands;
 mod faults;
 mod inputs;
+mod load;
 mod pipeline;
 mod python;
 mod support;

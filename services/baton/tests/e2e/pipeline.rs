@@ -77,7 +77,12 @@ async fn answers_are_those_of_one_process_with_every_codec_and_store() {
 
 #[tokio::test]
 async fn workers_share_jobs_each_runs_once_and_more_join_any_time() {
-    let ground = Ground::sim(&["models.sim.sim.decode_s_per_step=0.005", "stages.decode.slots=4"]).await;
+    let ground = Ground::sim(&[
+        "models.sim.sim.prefill_s_per_token=0.001",
+        "models.sim.sim.decode_s_per_step=0.01",
+        "stages.decode.slots=4",
+    ])
+    .await;
     let mut workers = vec![ground.worker("ingest", "ingest-1").await];
     for prefill in ["prefill-1", "prefill-2"] {
         workers.push(ground.worker("prefill", prefill).await);
@@ -90,13 +95,15 @@ async fn workers_share_jobs_each_runs_once_and_more_join_any_time() {
     let mut follower = bus.follow(&tenant).await.unwrap();
     let mut pending = HashSet::new();
     for number in 0..40 {
+        if number == 20 {
+            // The third decode worker comes while the others work.
+            workers.push(ground.worker("decode", "decode-3").await);
+        }
         let id = format!("job-{number}");
         let request = json!({ "id": id, "prompt": format!("prompt number {number}"), "max_tokens": 60 });
         bus.submit(&tenant, &lane, request.to_string().into_bytes()).await.unwrap();
         pending.insert(job_id(&id));
     }
-    // The third decode worker comes while the others work.
-    workers.push(ground.worker("decode", "decode-3").await);
     let (mut prefills, mut decodes, mut ends) = (BTreeSet::new(), BTreeSet::new(), 0);
     while !pending.is_empty() {
         let event = timeout(PATIENCE, follower.next(&pending)).await.expect("no result in time").unwrap();

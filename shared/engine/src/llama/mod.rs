@@ -84,7 +84,14 @@ impl Llama {
         let config = Config::read(&file)?;
         config.embedding(&file)?;
         let weights = Weights::load(&file, &config, operators, &device)?;
-        let spec = config.spec(&file);
+        let mut spec = config.spec(&file);
+        // Devices and bodies round differently: their KV is not interchangeable.
+        let mut fingerprint = blake3::Hasher::new();
+        fingerprint.update(&spec.fingerprint).update(operators.tag());
+        if operators == Operators::Stock {
+            fingerprint.update(format!("{:?}", device.as_dispatch()).as_bytes());
+        }
+        spec.fingerprint = *fingerprint.finalize().as_bytes();
         Ok(Llama { file, config, spec, weights, operators, device, sequences: HashMap::new(), next: 0 })
     }
 

@@ -42,6 +42,14 @@ impl Operators {
         }
     }
 
+    /// Names the bodies and their numerics; to be raised when a change of a body changes any bit of its results.
+    pub(super) fn tag(self) -> &'static [u8] {
+        match self {
+            Operators::Kernels => b"kernels 1",
+            Operators::Stock => b"stock 1",
+        }
+    }
+
     /// Loads weights; `row(o, values)` writes the `inputs` weights of output `o`.
     pub(super) fn load(
         self,

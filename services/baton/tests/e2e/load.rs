@@ -1,40 +1,27 @@
 //! The load client against a real broker and a pipeline that this file plays itself.
 
 use std::{
-    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use baton_bus::{
     Bus, Retention,
-    pull::{self, Delivery, Queue, Receiver, Settle},
-    server::{self, Server},
+    pull::{self, Delivery, Receiver, Settle},
 };
 use baton_contract::{
     Name,
     job::{Answer, Job},
     outcome::{Code, Delta, Failure, FinishReason, Outcome, Timings},
     request::{self, Input},
-    subject::{Layout, Stage},
+    subject::Stage,
 };
 use baton_loadtest::Options;
 use tokio_util::sync::CancellationToken;
 
-const JOBS: usize = 12;
+use crate::support::Ground;
 
-/// `nats-server` from the PATH, or the one that `baton setup` brought.
-fn nats_server() -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let home = |name: &str, rest: &str| std::env::var_os(name).map(|home| PathBuf::from(home).join(rest));
-    std::env::split_paths(&path)
-        .map(|directory| directory.join("nats-server"))
-        .chain(home("BATON_HOME", "bin/nats-server"))
-        .chain(home("XDG_DATA_HOME", "baton/bin/nats-server"))
-        .chain(home("HOME", ".local/share/baton/bin/nats-server"))
-        .find(|path| path.is_file())
-        .expect("no nats-server; run `cargo run -p baton -- setup`")
-}
+const JOBS: usize = 12;
 
 /// A pipeline that answers nobody until it holds all requests: a client that waits for answers would never end.
 struct Hoarder {
@@ -100,18 +87,10 @@ impl Hoarder {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn all_requests_go_out_before_any_answer_and_each_is_counted_once() {
-    let directory = tempfile::tempdir().unwrap();
-    let options =
-        server::Options { binary: nats_server(), directory: directory.path().to_owned(), launcher: Vec::new() };
-    let server = Server::start(options).await.unwrap();
-    let connect = async |name: &str| {
-        let layout = Layout::new(Name::new("played").unwrap());
-        let options = baton_bus::Options { url: server.url().into(), credentials: None, name: name.into(), layout };
-        Bus::connect(options).await.unwrap()
-    };
-    let bus = connect("pipeline").await;
+    let ground = Ground::new(&[]).await;
+    let bus = ground.bus().await;
     bus.provision(&Retention { replicas: 1, results: Duration::from_secs(600) }).await.unwrap();
 
     let options = Options {
@@ -126,21 +105,23 @@ async fn all_requests_go_out_before_any_answer_and_each_is_counted_once() {
     let receiver = Arc::new(Hoarder { bus: bus.clone(), lane: lane.clone(), held: Mutex::default() });
     let shutdown = CancellationToken::new();
     let pulling = pull::Options {
-        queues: vec![Queue { stage: Stage::Ingest, model: None, lane }],
+        stage: Stage::Ingest,
+        models: Vec::new(),
+        lanes: vec![lane],
         slots: 1,
         ack_wait: Duration::from_secs(30),
+        max_deliver: 1,
         drain: Duration::from_secs(1),
     };
     let pipeline = tokio::spawn({
         let (bus, shutdown) = (bus.clone(), shutdown.clone());
-        async move { pull::run(&bus, pulling, receiver, shutdown).await }
+        async move { pull::run(&bus, &pulling, receiver, shutdown).await }
     });
 
     let mut seen = Vec::new();
-    let report = baton_loadtest::run(&connect("client").await, &options, |progress| seen.push(progress)).await.unwrap();
+    let report = baton_loadtest::run(&ground.bus().await, &options, |progress| seen.push(progress)).await.unwrap();
     shutdown.cancel();
     pipeline.await.unwrap().unwrap();
-    server.stop().await.unwrap();
 
     let counts = (report.submitted, report.completed, report.failed, report.lost);
     assert_eq!(counts, (11, 9, 1, 1), "{:?}", report.failures);
@@ -154,4 +135,14 @@ async fn all_requests_go_out_before_any_answer_and_each_is_counted_once() {
     let last = seen.last().unwrap();
     assert_eq!((last.sent, last.ended, last.total), (12, 12, 12));
     assert!(seen.windows(2).all(|pair| pair[0].sent <= pair[1].sent && pair[0].ended <= pair[1].ended));
+}
+
+#[tokio::test]
+async fn a_sim_pipeline_completes_the_load() {
+    let ground = Ground::sim(&["models.sim.sim.decode_s_per_step=0.001"]).await;
+    let _workers = ground.workers().await;
+    let options = Options { output_tokens: "uniform:4:16".parse().unwrap(), ..Options::new(50.0, 100).unwrap() };
+    let report = baton_loadtest::run(&ground.bus().await, &options, |_| {}).await.unwrap();
+    assert_eq!((report.completed, report.failed, report.lost), (100, 0, 0), "{:?}", report.failures);
+    assert_eq!(report.ttft_ms.unwrap().count, 100);
 }
