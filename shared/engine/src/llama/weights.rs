@@ -115,7 +115,7 @@ fn unpair(i: usize, rope_width: usize) -> usize {
 /// Row `o` of an orthogonal matrix that spreads every value evenly over a power-of-two block of the head (Sylvester's
 /// Hadamard matrix, scaled). Being orthogonal, it leaves the products of queries and keys as they are; but keys have a
 /// few channels far larger than the rest, in which bf16 rounding does most of its damage, and mixed keys have none
-/// (Ashkboos et al., "QuaRot", 2024). It halves what the bf16 cache costs in accuracy.
+/// (Ashkboos et al., "QuaRot", 2024). With SmolLM2 it takes the greatest log-probability error from 0.13 to 0.045.
 fn hadamard(o: usize, row: &mut [f32]) {
     let block = 1 << row.len().trailing_zeros();
     let scale = 1.0 / (block as f32).sqrt();
