@@ -50,7 +50,7 @@ fn real_answers_agree_with_another_engine() {
     let file = gguf::File::open(&model_path()).unwrap();
     let spec = llama::spec(&file).unwrap();
     let mut model = Llama::load(file, device::by_name("flex").unwrap()).unwrap();
-    assert_eq!(model.spec(), &spec);
+    assert_eq!((model.spec().kv, model.spec().vocabulary), (spec.kv, spec.vocabulary));
 
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/smollm2-raw.jsonl");
     let (mut count, mut sum) = (0, 0.0);
