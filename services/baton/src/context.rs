@@ -42,6 +42,10 @@ impl PipelineArguments {
                 Some(fs::read_to_string(path).with_context(|| format!("cannot read the pipeline {}", path.display()))?)
             }
         };
+        self.plan_of(text.as_deref())
+    }
+
+    fn plan_of(&self, text: Option<&str>) -> anyhow::Result<Plan> {
         let mut overrides = self.set.clone();
         overrides.extend(self.nats.iter().map(|url| format!("broker.url={url}")));
         overrides.extend(self.store.iter().map(|url| format!("store.url={url}")));
@@ -49,15 +53,21 @@ impl PipelineArguments {
         let environment = std::env::vars_os();
         let environment =
             environment.filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-        Ok(Plan::load(text.as_deref(), environment, &overrides)?)
+        Ok(Plan::load(text, environment, &overrides)?)
     }
 
-    /// The plan with the URLs of the running pipeline in place of `embedded`.
+    /// The plan with the URLs of the running pipeline in place of `embedded`. Without a pipeline file it is the running
+    /// pipeline's own plan.
     pub fn running_plan(&self) -> anyhow::Result<Plan> {
         let mut plan = self.plan()?;
         let home = PipelineHome::new(&plan.root);
         if plan.broker.url == BrokerUrl::Embedded {
-            plan.broker.url = BrokerUrl::Servers(home.running()?.nats_url);
+            let running = home.running()?;
+            if self.pipeline.is_none() {
+                plan =
+                    self.plan_of(Some(&fs::read_to_string(home.plan_file()).context("cannot read the running plan")?))?;
+            }
+            plan.broker.url = BrokerUrl::Servers(running.nats_url);
         }
         if plan.store.url == StoreUrl::Embedded {
             plan.store.url = StoreUrl::Url(home.store_url());
@@ -84,6 +94,11 @@ impl PipelineHome {
 
     pub fn store_url(&self) -> String {
         format!("file://{}", self.directory.join("store").display())
+    }
+
+    /// Where the running pipeline's plan lies, every URL known.
+    pub fn plan_file(&self) -> PathBuf {
+        self.directory.join("plan.toml")
     }
 
     fn running_file(&self) -> PathBuf {

@@ -100,9 +100,6 @@ impl Pipeline {
         }
         // Before anybody hears of the pipeline, so that submitters need not wait for the first worker.
         context::connect(&plan, "baton-up").await?.provision(&context::retention(&plan)).await?;
-        if let Some(server) = &server {
-            home.announce(&Running { nats_url: server.url().to_owned() })?;
-        }
         if plan.store.url == StoreUrl::Embedded {
             plan.store.url = StoreUrl::Url(home.store_url());
         }
@@ -110,8 +107,11 @@ impl Pipeline {
         for model in plan.models.values().cloned().collect::<Vec<_>>() {
             spawn_blocking(move || context::source(&model)).await??;
         }
-        let resolved = home.directory.join("plan.toml");
+        let resolved = home.plan_file();
         std::fs::write(&resolved, plan.to_toml()).with_context(|| format!("cannot write {}", resolved.display()))?;
+        if let Some(server) = &server {
+            home.announce(&Running { nats_url: server.url().to_owned() })?;
+        }
 
         let stopping = CancellationToken::new();
         let (told, ready) = mpsc::channel(64);

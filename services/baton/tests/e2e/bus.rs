@@ -61,7 +61,7 @@ fn options(max_deliver: u64) -> pull::Options {
         models: vec![name("m")],
         lanes: vec![name("batch")],
         slots: 2,
-        ack_wait: Duration::from_secs(1),
+        ack_wait: Duration::from_secs(2),
         max_deliver,
         drain: Duration::from_millis(100),
     }
@@ -141,9 +141,9 @@ async fn heartbeats_keep_a_job_and_a_shutdown_hands_it_over() {
     let (first_shutdown, first) = start("first");
     publish(&bus, "long").await;
     begun.notified().await;
-    // Three times ack_wait: only heartbeats keep the broker from giving the job to somebody else.
+    // More than twice ack_wait: only heartbeats keep the broker from giving the job to somebody else.
     let (second_shutdown, second) = start("second");
-    let elsewhere = tokio::time::timeout(Duration::from_secs(3), begun.notified()).await;
+    let elsewhere = tokio::time::timeout(Duration::from_secs(5), begun.notified()).await;
     assert!(elsewhere.is_err(), "the job was delivered again although its worker lives");
     // The drain's time is short and the job is not done: it goes back and to the other worker.
     first_shutdown.cancel();

@@ -60,12 +60,13 @@ async fn up_serves_submit_and_its_children_die_with_it() {
     let root = format!("up-{}", std::process::id());
     let (_, model) = support::provisioned();
     let home = model.parent().and_then(Path::parent).unwrap().join("pipelines").join(&root);
-    let settings = [format!("root={root}"), "models.sim.source=sim".into(), "default_model=sim".into()];
+    let root = format!("root={root}");
+    // The other commands learn lanes and models from the running pipeline.
     let command = |words: &[&str]| {
         let mut command = Command::new(BATON);
-        command.args(words).kill_on_drop(true);
-        for setting in &settings {
-            command.arg("--set").arg(setting);
+        command.args(words).args(["--set", &root]).kill_on_drop(true);
+        if words == ["up"] {
+            command.args(["--set", "models.sim.source=sim", "--set", "default_model=sim", "--set", "lanes=slow,fast"]);
         }
         command
     };
