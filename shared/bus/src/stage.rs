@@ -81,7 +81,7 @@ pub trait Handler<T: Task>: Send + Sync + 'static {
 }
 
 /// Runs a stage until `shutdown`, then drains. `worker` names it in claims and results.
-pub async fn run<T: Task + Sync + Clone, H: Handler<T>>(
+pub async fn run<T: Task + Sync, H: Handler<T>>(
     bus: &Bus,
     options: pull::Options,
     worker: String,
@@ -102,7 +102,7 @@ struct StageLoop<T, H> {
     task: PhantomData<fn() -> T>,
 }
 
-impl<T: Task + Sync + Clone, H: Handler<T>> Receiver for StageLoop<T, H> {
+impl<T: Task + Sync, H: Handler<T>> Receiver for StageLoop<T, H> {
     async fn receive(&self, delivery: &Delivery) -> Settle {
         let task: T = match envelope::decode(delivery.payload()) {
             Ok(task) => task,
@@ -134,7 +134,7 @@ impl<T: Task + Sync + Clone, H: Handler<T>> Receiver for StageLoop<T, H> {
     }
 }
 
-impl<T: Task + Sync + Clone, H: Handler<T>> StageLoop<T, H> {
+impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
     async fn work(&self, delivery: &Delivery, task: T) -> Result<Settle, Error> {
         let (job, timings) = (task.job().clone(), task.timings().clone());
         let claim = Claim {

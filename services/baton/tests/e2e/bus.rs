@@ -1,6 +1,7 @@
 //! The stage loop against a real broker: claims, redelivery, attempts, shutdown.
 
 use std::{
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,14 +16,20 @@ use baton_bus::{
 use baton_contract::{
     envelope::{self, PrefillTask},
     job::{Answer, Job},
+    kv::Block,
     outcome::{Code, FinishReason, Status, Timings},
     sampling::Sampling,
     subject::Stage,
 };
+use baton_engine::{
+    model::{self, Model, SequenceId, Spec, Step},
+    sim::{self, Sim},
+};
+use baton_storage::{Codec, Store, kv::KvStore};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Ground, job_id, name, result};
+use crate::support::{Ground, PATIENCE, job_id, name, result};
 
 fn task(id: &str) -> PrefillTask {
     PrefillTask {
@@ -158,4 +165,52 @@ async fn heartbeats_keep_a_job_and_a_shutdown_hands_it_over() {
     second_shutdown.cancel();
     second.await.unwrap().unwrap();
     assert_eq!(began.load(Ordering::SeqCst), 2);
+}
+
+/// A model whose device is gone.
+struct Broken(Sim);
+
+impl Model for Broken {
+    fn spec(&self) -> &Spec {
+        self.0.spec()
+    }
+
+    fn open(&mut self, capacity: usize) -> Result<SequenceId, model::Error> {
+        self.0.open(capacity)
+    }
+
+    fn close(&mut self, sequence: SequenceId) {
+        self.0.close(sequence);
+    }
+
+    fn len(&self, sequence: SequenceId) -> Result<usize, model::Error> {
+        self.0.len(sequence)
+    }
+
+    fn forward(&mut self, _: &[Step<'_>]) -> Result<Vec<Option<Vec<f32>>>, model::Error> {
+        panic!("the device is gone")
+    }
+
+    fn export(&self, sequence: SequenceId, tokens: Range<usize>) -> Result<Block, model::Error> {
+        self.0.export(sequence, tokens)
+    }
+
+    fn import(&mut self, sequence: SequenceId, tokens: &[u32], block: &Block) -> Result<(), model::Error> {
+        self.0.import(sequence, tokens, block)
+    }
+}
+
+#[tokio::test]
+async fn a_worker_whose_engine_died_ends_and_leaves_its_job_to_others() {
+    let ground = Ground::new(&[]).await;
+    let bus = provisioned(&ground).await;
+    publish(&bus, "left").await;
+    let model = Broken(Sim::new(sim::Options::default()).unwrap());
+    let store = KvStore::new(Store::open("memory:").unwrap(), model.spec().kv, Codec::Raw);
+    let served = vec![baton_prefill::Served { name: name("m"), model: Box::new(model), store }];
+    let options = baton_prefill::Options { pull: options(5), chunk_tokens: 256, worker: "broken".into() };
+    let running = baton_prefill::run(bus.clone(), options, served, CancellationToken::new());
+    let ended = tokio::time::timeout(PATIENCE, running).await.expect("the worker lives on without an engine");
+    assert!(matches!(ended, Err(baton_prefill::Error::EngineEnded)), "{ended:?}");
+    assert_eq!(bus.jobs().await.unwrap().result(&name("acme"), &job_id("left")).await.unwrap(), None);
 }
