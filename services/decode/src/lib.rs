@@ -149,7 +149,7 @@ impl Handler<DecodeTask> for Decode {
                     }
                 }
                 Some(Event::Failed(error)) => {
-                    return Err(StageError::new(Retry::Backoff, Code::Internal, format!("decode failed: {error}")));
+                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("decode failed: {error}")));
                 }
                 None => return Err(StageError::passing("the engine's thread ended")),
             }

@@ -4,20 +4,20 @@
 //! It must never load weights, and never let one request's fault touch another.
 #![forbid(unsafe_code)]
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use baton_bus::{
     Bus,
     jobs::Jobs,
     pull::{self, Delivery, Receiver, Settle},
-    trace, unix_ms,
+    stage, trace, unix_ms,
 };
 use baton_contract::{
     JobId, Name,
     envelope::{self, PrefillTask},
     job::Job,
     outcome::{Code, Failure, Outcome, Timings, Usage, request_digest},
-    record::{Record, State},
+    record::{Admission, Record},
     request::{self, Input},
     subject::Stage,
 };
@@ -110,11 +110,11 @@ impl Receiver for Ingest {
         trace::continue_from(&span, delivery.headers());
         let arrival = Arrival { id, tenant, lane, digest: request_digest(body), timings };
         async {
-            match self.admit(arrival, body, delivery.attempt).await {
+            match self.admit(arrival, body).await {
                 Ok(()) => Settle::Ack,
                 Err(error) => {
                     tracing::warn!(%error, "the request was not admitted and is tried again");
-                    Settle::Nak(Some(Duration::from_secs(1)))
+                    Settle::Nak(Some(stage::pause(delivery.attempt)))
                 }
             }
         }
@@ -124,20 +124,35 @@ impl Receiver for Ingest {
 }
 
 impl Ingest {
-    async fn admit(&self, mut arrival: Arrival, body: &[u8], attempt: u64) -> Result<(), baton_bus::Error> {
+    async fn admit(&self, arrival: Arrival, body: &[u8]) -> Result<(), baton_bus::Error> {
         let started = Instant::now();
         let record = Record::accepted(arrival.digest.clone(), arrival.timings.accepted_at_ms);
-        if let Err(present) = self.jobs.create(&arrival.tenant, &arrival.id, record).await? {
-            let present = present.record;
-            if present.request_digest != arrival.digest {
+        let record = match self.jobs.admit(&arrival.tenant, &arrival.id, record).await? {
+            Admission::Take(record) => record,
+            Admission::Settled => return Ok(()),
+            Admission::Conflict => {
                 tracing::warn!("a request was dropped: its id belongs to an earlier, different request");
                 return Ok(());
             }
-            if present.state != State::Accepted {
-                return Ok(());
-            }
+        };
+        let (tenant, id) = (arrival.tenant.clone(), arrival.id.clone());
+        let passed_on = self.pass_on(arrival, body, record.tries, started).await;
+        if passed_on.is_err() {
+            // The broker's fault, not the request's; if this fails too, the try counts.
+            let _ = self.jobs.give_back(&tenant, &id, None).await;
         }
-        if attempt > self.max_deliver {
+        passed_on
+    }
+
+    /// Hands an admitted request to prefill, or refuses it.
+    async fn pass_on(
+        &self,
+        mut arrival: Arrival,
+        body: &[u8],
+        tries: u32,
+        started: Instant,
+    ) -> Result<(), baton_bus::Error> {
+        if u64::from(tries) > self.max_deliver {
             let message = format!("ingest was tried {} times, and no worker finished it", self.max_deliver);
             return self.refuse(arrival, Failure::new(Code::AttemptsExhausted, message)).await;
         }

@@ -131,7 +131,7 @@ impl Handler<PrefillTask> for Prefill {
                 }
                 Some(Computed::FirstToken(token)) => break token,
                 Some(Computed::Failed(error)) => {
-                    return Err(StageError::new(Retry::Backoff, Code::Internal, format!("prefill failed: {error}")));
+                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("prefill failed: {error}")));
                 }
                 None => return Err(StageError::passing("the engine's thread ended")),
             }

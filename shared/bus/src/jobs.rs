@@ -4,7 +4,7 @@ use async_nats::jetstream::{context::PublishErrorKind, kv, stream::DirectGetErro
 use baton_contract::{
     JobId, Name,
     outcome::{Outcome, Status},
-    record::{Claim, Record, Verdict},
+    record::{Admission, Claim, Record, Verdict},
 };
 
 use crate::{Bus, Error, HeaderMap};
@@ -49,17 +49,33 @@ impl Jobs {
         Ok(Some(Stored { record, revision: entry.revision }))
     }
 
-    /// Stores the record of a new job; returns the present one instead if the id is taken.
-    pub async fn create(&self, tenant: &Name, job: &JobId, record: Record) -> Result<Result<(), Stored>, Error> {
+    /// Admits a request under an id, by the rules of [`Record::admit`]; stores the record of a new job.
+    pub async fn admit(&self, tenant: &Name, job: &JobId, fresh: Record) -> Result<Admission, Error> {
         for _ in 0..RACES {
-            if self.store(tenant, job, &record, None).await? {
-                return Ok(Ok(()));
+            if self.store(tenant, job, &fresh, None).await? {
+                return Ok(Admission::Take(fresh));
             }
-            if let Some(present) = self.get(tenant, job).await? {
-                return Ok(Err(present));
+            let Some(stored) = self.get(tenant, job).await? else { continue };
+            match stored.record.admit(&fresh.request_digest) {
+                Admission::Take(next) => {
+                    if self.store(tenant, job, &next, Some(stored.revision)).await? {
+                        return Ok(Admission::Take(next));
+                    }
+                }
+                admission => return Ok(admission),
             }
         }
         Err(Error::Contended { job: job.to_string() })
+    }
+
+    /// Gives a job back that could not be worked on for no fault of its own; see [`Record::give_back`].
+    pub async fn give_back(&self, tenant: &Name, job: &JobId, holder: Option<&Claim>) -> Result<(), Error> {
+        let Some(stored) = self.get(tenant, job).await? else { return Ok(()) };
+        if let Some(next) = stored.record.give_back(holder) {
+            // Whoever changed the record meanwhile has taken the job over.
+            self.store(tenant, job, &next, Some(stored.revision)).await?;
+        }
+        Ok(())
     }
 
     /// Claims a job for a worker, by the rules of [`Record::claim`]. A job whose record is gone starts anew from `fresh`.

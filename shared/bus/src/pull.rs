@@ -158,6 +158,11 @@ impl Delivery {
 /// What a stage does with a delivery.
 pub trait Receiver: Send + Sync + 'static {
     fn receive(&self, delivery: &Delivery) -> impl Future<Output = Settle> + Send;
+
+    /// Called when [`Receiver::receive`] was cut short by a shutdown, before the message goes back.
+    fn give_back(&self, _delivery: &Delivery) -> impl Future<Output = ()> + Send {
+        async {}
+    }
 }
 
 /// Takes and settles messages until `shutdown`, then drains.
@@ -273,7 +278,10 @@ impl<R: Receiver> Puller<R> {
             };
             let settle = tokio::select! {
                 settle = with_heartbeat(&delivery, heartbeat, receiver.receive(&delivery)) => settle,
-                () = abandon.cancelled() => Settle::Nak(None),
+                () = abandon.cancelled() => {
+                    receiver.give_back(&delivery).await;
+                    Settle::Nak(None)
+                }
             };
             delivery.settle(settle).await;
         });

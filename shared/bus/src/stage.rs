@@ -19,7 +19,7 @@ use crate::{
     trace, unix_ms,
 };
 
-/// The pause before the first retry after a passing fault; each further one is four times as long.
+/// The pause before the first retry; each further one is four times as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -42,9 +42,9 @@ pub enum Next {
 /// Where and when a failed attempt may be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// After a pause: the fault may pass.
+    /// After a pause, as often as it takes: the fault is the surroundings' and may pass.
     Backoff,
-    /// At once, on whichever worker is free: this one can't.
+    /// At once, on whichever worker is free; a job that fails so again and again fails for good.
     Elsewhere,
     /// Not at all: it would fail again.
     Never,
@@ -125,6 +125,7 @@ impl<T: Task + Sync, H: Handler<T>> Receiver for StageLoop<T, H> {
                 Err(error) => {
                     let pause = pause(delivery.attempt);
                     tracing::warn!(%error, ?pause, "the job was not settled and goes back to the queue");
+                    self.give_back(delivery).await;
                     Settle::Nak(Some(pause))
                 }
             }
@@ -132,23 +133,36 @@ impl<T: Task + Sync, H: Handler<T>> Receiver for StageLoop<T, H> {
         .instrument(span)
         .await
     }
+
+    async fn give_back(&self, delivery: &Delivery) {
+        let Ok(task) = envelope::decode::<T>(delivery.payload()) else { return };
+        let (job, claim) = (task.job(), self.claim(delivery));
+        if let Err(error) = self.jobs.give_back(&job.tenant, &job.id, Some(&claim)).await {
+            tracing::warn!(%error, job = %job.id, "a job that goes back was not noted as such; its try counts");
+        }
+    }
 }
 
 impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
-    async fn work(&self, delivery: &Delivery, task: T) -> Result<Settle, Error> {
-        let (job, timings) = (task.job().clone(), task.timings().clone());
-        let claim = Claim {
+    fn claim(&self, delivery: &Delivery) -> Claim {
+        Claim {
             stage: self.options.stage,
             sequence: delivery.sequence,
             attempt: delivery.attempt,
             worker: self.worker.clone(),
-        };
+        }
+    }
+
+    async fn work(&self, delivery: &Delivery, task: T) -> Result<Settle, Error> {
+        let (job, timings) = (task.job().clone(), task.timings().clone());
+        let claim = self.claim(delivery);
         let fresh = Record::accepted(job.request_digest.clone(), timings.accepted_at_ms);
-        match self.jobs.claim(&job.tenant, &job.id, claim.clone(), fresh).await? {
-            Verdict::Take(_) => {}
+        let record = match self.jobs.claim(&job.tenant, &job.id, claim.clone(), fresh).await? {
+            Verdict::Take(record) => record,
             Verdict::Settled => return Ok(Settle::Ack),
             Verdict::Superseded => return Ok(Settle::Leave),
-        }
+        };
+        let tries = u64::from(record.tries);
         let end = |failure: Failure| Next::Finish(Box::new(job.failed(failure, Answer::default(), timings.clone())));
         // A worker that died after publishing the result left only the bookkeeping.
         if delivery.attempt > 1
@@ -160,7 +174,7 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
         let now = unix_ms();
         let next = if job.deadline_ms.is_some_and(|deadline| deadline <= now) {
             end(Failure::new(Code::DeadlineExceeded, format!("the deadline passed before {}", self.options.stage)))
-        } else if delivery.attempt > self.options.max_deliver {
+        } else if tries > self.options.max_deliver {
             let attempts = self.options.max_deliver;
             end(Failure::new(
                 Code::AttemptsExhausted,
@@ -171,11 +185,16 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
             match self.handler.handle(Work { task, claim: claim.clone(), queue_ms }).await {
                 Ok(next) => next,
                 Err(error) if error.retry == Retry::Never => end(error.failure),
-                Err(error) if delivery.attempt == self.options.max_deliver => end(error.failure),
+                Err(error) if error.retry == Retry::Backoff => {
+                    let pause = pause(delivery.attempt);
+                    tracing::warn!(%error, ?pause, "a fault that may pass; the job is tried again");
+                    self.give_back(delivery).await;
+                    return Ok(Settle::Nak(Some(pause)));
+                }
+                Err(error) if tries >= self.options.max_deliver => end(error.failure),
                 Err(error) => {
-                    let pause = (error.retry == Retry::Backoff).then(|| pause(delivery.attempt));
-                    tracing::warn!(%error, retry = ?error.retry, "an attempt failed");
-                    return Ok(Settle::Nak(pause));
+                    tracing::warn!(%error, tries, "an attempt failed; the job is tried elsewhere");
+                    return Ok(Settle::Nak(None));
                 }
             }
         };
@@ -215,6 +234,7 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
     }
 }
 
-fn pause(attempt: u64) -> Duration {
+/// How long a message that was delivered `attempt` times waits before it is delivered again.
+pub fn pause(attempt: u64) -> Duration {
     (FIRST_PAUSE * 4u32.pow(attempt.clamp(1, 4) as u32 - 1)).min(LONGEST_PAUSE)
 }

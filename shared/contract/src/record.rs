@@ -17,6 +17,8 @@ pub struct Record {
     pub request_digest: String,
     /// Milliseconds since 1970.
     pub accepted_at_ms: u64,
+    /// How often a worker of the present stage took the job and neither handed it on nor gave it back.
+    pub tries: u32,
     /// Who works on the job, or did last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<Claim>,
@@ -43,6 +45,17 @@ pub struct Claim {
     /// How often the broker has delivered that message.
     pub attempt: u64,
     pub worker: String,
+}
+
+/// What ingest must do with a request whose id is known already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// An earlier attempt at this very request was cut short: go on, once this record is stored.
+    Take(Record),
+    /// The job is under way or has ended.
+    Settled,
+    /// The id belongs to another request.
+    Conflict,
 }
 
 /// What a worker that was handed a message must do with it.
@@ -75,7 +88,18 @@ impl From<Status> for State {
 
 impl Record {
     pub fn accepted(request_digest: String, accepted_at_ms: u64) -> Self {
-        Self { state: State::Accepted, request_digest, accepted_at_ms, claim: None }
+        Self { state: State::Accepted, request_digest, accepted_at_ms, tries: 1, claim: None }
+    }
+
+    /// Decides about a request that arrives under this record's id.
+    pub fn admit(&self, request_digest: &str) -> Admission {
+        if self.request_digest != request_digest {
+            Admission::Conflict
+        } else if self.state != State::Accepted {
+            Admission::Settled
+        } else {
+            Admission::Take(Self { tries: self.tries.saturating_add(1), ..self.clone() })
+        }
     }
 
     /// Decides about a worker's wish to work on the job.
@@ -98,7 +122,15 @@ impl Record {
                 return Verdict::Superseded;
             }
         }
-        Verdict::Take(Self { state, claim: Some(claim), ..self.clone() })
+        let tries = if self.state == state { self.tries.saturating_add(1) } else { 1 };
+        Verdict::Take(Self { state, tries, claim: Some(claim), ..self.clone() })
+    }
+
+    /// The record once its holder (nobody for ingest) gives the job back for no fault of the job's: the try does not
+    /// count. Nothing if the job is somebody else's by now.
+    pub fn give_back(&self, holder: Option<&Claim>) -> Option<Self> {
+        let held = !self.state.is_final() && self.claim.as_ref() == holder;
+        held.then(|| Self { tries: self.tries.saturating_sub(1), ..self.clone() })
     }
 
     /// Whether `claim` still holds the job.
@@ -126,13 +158,18 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Event {
         Claim(Claim),
+        GiveBack(Claim),
         Finish(Status),
     }
 
     fn any_event() -> impl Strategy<Value = Event> {
         let status =
             prop_oneof![Just(Status::Completed), Just(Status::Failed), Just(Status::Cancelled), Just(Status::Expired)];
-        prop_oneof![8 => any_claim().prop_map(Event::Claim), 1 => status.prop_map(Event::Finish)]
+        prop_oneof![
+            8 => any_claim().prop_map(Event::Claim),
+            2 => any_claim().prop_map(Event::GiveBack),
+            1 => status.prop_map(Event::Finish),
+        ]
     }
 
     proptest! {
@@ -145,6 +182,11 @@ mod tests {
             for event in events {
                 let next = match event {
                     Event::Finish(status) => record.finish(status),
+                    Event::GiveBack(claim) => {
+                        let next = record.give_back(Some(&claim));
+                        prop_assert_eq!(next.is_some(), record.is_held_by(&claim));
+                        next
+                    }
                     Event::Claim(claim) => match record.claim(claim.clone()) {
                         Verdict::Take(next) => {
                             prop_assert!(next.is_held_by(&claim));
@@ -154,6 +196,7 @@ mod tests {
                     },
                 };
                 let Some(next) = next else { continue };
+                prop_assert!(next.tries <= record.tries + 1, "one event is one try at most");
                 prop_assert!(!record.state.is_final(), "a job that ended changed");
                 ends += usize::from(next.state.is_final());
                 if let (Some(old), Some(new)) = (&record.claim, &next.claim) {
@@ -167,6 +210,31 @@ mod tests {
             }
             prop_assert!(ends <= 1);
         }
+    }
+
+    #[test]
+    fn tries_count_within_a_stage_and_not_when_given_back() {
+        let claim = |stage, attempt| Claim { stage, sequence: 1, attempt, worker: "a".into() };
+        let take = |record: &Record, claim: Claim| match record.claim(claim) {
+            Verdict::Take(next) => next,
+            verdict => panic!("{verdict:?}"),
+        };
+        let first = take(&Record::accepted("d".into(), 1), claim(Stage::Prefill, 1));
+        let back = first.give_back(first.claim.as_ref()).unwrap();
+        assert_eq!((first.tries, back.tries), (1, 0));
+        let crashed = take(&take(&back, claim(Stage::Prefill, 2)), claim(Stage::Prefill, 3));
+        assert_eq!(crashed.tries, 2);
+        assert_eq!(take(&crashed, claim(Stage::Decode, 1)).tries, 1);
+        assert_eq!(crashed.give_back(None), None);
+    }
+
+    #[test]
+    fn only_the_same_request_is_admitted_again() {
+        let accepted = Record::accepted("d".into(), 1);
+        let Admission::Take(again) = accepted.admit("d") else { panic!() };
+        assert_eq!(again.tries, 2);
+        assert_eq!(accepted.admit("e"), Admission::Conflict);
+        assert_eq!(accepted.finish(Status::Failed).unwrap().admit("d"), Admission::Settled);
     }
 
     #[test]

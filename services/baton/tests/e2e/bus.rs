@@ -81,13 +81,14 @@ fn finish(task: &PrefillTask) -> Next {
 /// Fails a number of times, then finishes.
 struct Failing {
     times: u64,
+    retry: Retry,
     seen: Arc<AtomicU64>,
 }
 
 impl Handler<PrefillTask> for Failing {
     async fn handle(&self, work: Work<PrefillTask>) -> Result<Next, StageError> {
         if self.seen.fetch_add(1, Ordering::SeqCst) < self.times {
-            return Err(StageError::new(Retry::Elsewhere, Code::Internal, "it broke"));
+            return Err(StageError::new(self.retry, Code::Internal, "it broke"));
         }
         Ok(finish(&work.task))
     }
@@ -98,15 +99,17 @@ async fn a_job_is_tried_again_until_its_attempts_are_used_up() {
     let ground = Ground::new(&[]).await;
     let bus = provisioned(&ground).await;
     let mut follower = bus.follow(&name("acme")).await.unwrap();
-    for (id, times, status, handled) in
-        [("heals", 2, Status::Completed, 3), ("never-heals", u64::MAX, Status::Failed, 3)]
-    {
+    for (id, retry, times, max_deliver, status, handled) in [
+        ("heals", Retry::Elsewhere, 2, 3, Status::Completed, 3),
+        ("never-heals", Retry::Elsewhere, u64::MAX, 3, Status::Failed, 3),
+        ("not-its-fault", Retry::Backoff, 2, 1, Status::Completed, 3),
+    ] {
         let seen = Arc::new(AtomicU64::new(0));
         let shutdown = CancellationToken::new();
-        let handler = Failing { times, seen: seen.clone() };
+        let handler = Failing { times, retry, seen: seen.clone() };
         let running = tokio::spawn({
             let (bus, shutdown) = (bus.clone(), shutdown.clone());
-            async move { stage::run(&bus, options(3), "w".into(), handler, shutdown).await }
+            async move { stage::run(&bus, options(max_deliver), "w".into(), handler, shutdown).await }
         });
         publish(&bus, id).await;
         let outcome = result(&mut follower, &job_id(id)).await;
