@@ -17,7 +17,7 @@ use baton_contract::{
     envelope::{self, PrefillTask},
     job::{Answer, Job},
     kv::Block,
-    outcome::{Code, FinishReason, Status, Timings},
+    outcome::{Code, Failure, FinishReason, Status, Timings},
     sampling::Sampling,
     subject::Stage,
 };
@@ -216,4 +216,18 @@ async fn a_worker_whose_engine_died_ends_and_leaves_its_job_to_others() {
     let ended = tokio::time::timeout(PATIENCE, running).await.expect("the worker lives on without an engine");
     assert!(matches!(ended, Err(baton_prefill::Error::EngineEnded)), "{ended:?}");
     assert_eq!(bus.jobs().await.unwrap().result(&name("acme"), &job_id("left")).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_job_has_one_result_whoever_publishes_another() {
+    let ground = Ground::new(&[]).await;
+    let bus = provisioned(&ground).await;
+    let jobs = bus.jobs().await.unwrap();
+    let PrefillTask { job, timings } = task("twice");
+    let answer = |text: &str| Answer { text: text.into(), tokens: vec![1] };
+    let first = job.completed(answer("first"), FinishReason::Stop, timings.clone());
+    let second = job.failed(Failure::new(Code::Internal, "late"), answer("second"), timings);
+    assert!(jobs.finish(&first, Default::default()).await.unwrap());
+    assert!(!jobs.finish(&second, Default::default()).await.unwrap());
+    assert_eq!(jobs.result(&job.tenant, &job.id).await.unwrap(), Some(first));
 }
