@@ -115,17 +115,16 @@ impl Handler<DecodeTask> for Decode {
             job.max_tokens as usize,
         );
         let mut progress = Progress { bus: &self.bus, job: &job, timings, answer: Answer::default(), first: None };
-        // An answer of one token needs no KV cache at all.
+        // The first token is known already; an answer of one token needs no KV cache at all.
         let first = generation.accept(first_token);
-        progress.timings.kv_get_ms = 0.0;
-        if let Some(reason) = first.finish {
-            progress.emit(first).await?;
+        let finish = first.finish;
+        progress.emit(first).await?;
+        if let Some(reason) = finish {
             return Ok(progress.completed(reason));
         }
         let fetching = Instant::now();
         let held = pool.fetch(&job, &pieces).instrument(info_span!("kv.get", pieces = pieces.len())).await?;
         progress.timings.kv_get_ms = fetching.elapsed().as_secs_f64() * 1e3;
-        progress.emit(first).await?;
 
         let mut events = pool.engine.start_answer(job.prompt.clone(), held, generation, first_token);
         let generating = Instant::now();

@@ -94,11 +94,6 @@ impl Server {
         &self.url
     }
 
-    /// The child's process id while it runs.
-    pub fn id(&self) -> Option<u32> {
-        self.child.id()
-    }
-
     /// Asks the server to end, waits until it has, and kills it if it takes too long.
     pub async fn stop(mut self) -> Result<(), Error> {
         if let Some(id) = self.child.id() {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use baton_contract::{job::Answer, outcome::FinishReason, sampling::Sampling};
+use baton_contract::{outcome::FinishReason, sampling::Sampling};
 
 use crate::{sampling, source::Vocabulary, text::TextStream};
 
@@ -26,7 +26,8 @@ pub struct Generation {
     sampling: Sampling,
     prompt_tokens: usize,
     max_tokens: usize,
-    answer: Answer,
+    /// Tokens accepted so far.
+    accepted: usize,
 }
 
 impl Generation {
@@ -39,18 +40,18 @@ impl Generation {
         max_tokens: usize,
     ) -> Self {
         let stream = TextStream::new(vocabulary.clone(), stop);
-        Self { vocabulary, stream, sampling, prompt_tokens, max_tokens, answer: Answer::default() }
+        Self { vocabulary, stream, sampling, prompt_tokens, max_tokens, accepted: 0 }
     }
 
     /// Chooses the next token from the logits after the last one.
     pub fn sample(&self, logits: &[f32]) -> u32 {
-        first_token(logits, &self.sampling, self.prompt_tokens + self.answer.tokens.len())
+        first_token(logits, &self.sampling, self.prompt_tokens + self.accepted)
     }
 
     /// Appends a token to the answer.
     pub fn accept(&mut self, token: u32) -> Emitted {
-        let index = self.answer.tokens.len() as u32;
-        self.answer.tokens.push(token);
+        let index = self.accepted as u32;
+        self.accepted += 1;
         let mut text = String::new();
         let mut finish = None;
         if self.vocabulary.is_end(token) {
@@ -61,22 +62,17 @@ impl Generation {
             text.push_str(&delta.text);
             if delta.stopped {
                 finish = Some(FinishReason::Stop);
-            } else if self.answer.tokens.len() >= self.max_tokens {
+            } else if self.accepted >= self.max_tokens {
                 text.push_str(&self.stream.finish());
                 finish = Some(FinishReason::Length);
             }
         }
-        self.answer.text.push_str(&text);
         Emitted { index, token, text, finish }
     }
 
     /// Tokens the answer may have.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
-    }
-
-    pub fn into_answer(self) -> Answer {
-        self.answer
     }
 }
 
