@@ -18,7 +18,7 @@ use baton_contract::{
 use baton_engine::{
     generation::{Generation, first_token},
     model::{Model, Step},
-    source::{self, Source, Vocabulary},
+    source::{self, Vocabulary},
     verify::{self, Report},
 };
 use clap::ValueEnum;
@@ -43,24 +43,18 @@ struct EngineArguments {
 }
 
 impl EngineArguments {
-    fn source(&self) -> anyhow::Result<Source> {
-        context::source(&match self.model.as_str() {
+    fn model(&self) -> baton_topology::Model {
+        match self.model.as_str() {
             "default" => baton_topology::Model::Default,
             "sim" => baton_topology::Model::Sim(baton_topology::Sim::default()),
             path => baton_topology::Model::File(path.to_owned()),
-        })
+        }
     }
 
     async fn load(&self) -> anyhow::Result<(Arc<Vocabulary>, Box<dyn Model>)> {
         baton_engine::use_threads(self.threads)?;
-        let (source, device) = (
-            spawn_blocking({
-                let arguments = (self.model.clone(), self.device.clone());
-                move || EngineArguments { model: arguments.0, device: arguments.1, threads: 0 }.source()
-            })
-            .await??,
-            self.device.clone(),
-        );
+        let (model, device) = (self.model(), self.device.clone());
+        let source = spawn_blocking(move || context::source(&model)).await??;
         let load = move || Ok((Arc::new(source::vocabulary(&source)?), source::load(&source, &device)?));
         let loaded: Result<_, source::Error> = spawn_blocking(load).await?;
         loaded.with_context(|| format!("cannot load model {}", self.model))

@@ -60,8 +60,6 @@ pub enum Error {
     Bus(#[from] baton_bus::Error),
     #[error("cannot start the thread of model {model}: {source}")]
     Thread { model: Name, source: std::io::Error },
-    #[error("the engine's thread ended (its own message is above); start the worker again")]
-    EngineEnded,
 }
 
 /// Runs until `shutdown`, then drains.
@@ -75,18 +73,7 @@ pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: Canc
         models.insert(name, Arc::new(Pool { engine, store, fingerprint }));
     }
     let prefill = Prefill { bus: bus.clone(), models, chunk_tokens: options.chunk_tokens };
-    let stop = shutdown.child_token();
-    let running = stage::run(&bus, options.pull, options.worker, prefill, stop.clone());
-    tokio::pin!(running);
-    tokio::select! {
-        outcome = &mut running => Ok(outcome?),
-        // Without its engine a worker would only take jobs away from those that can do them.
-        () = ended.cancelled() => {
-            stop.cancel();
-            running.await?;
-            Err(Error::EngineEnded)
-        }
-    }
+    Ok(stage::run(&bus, options.pull, options.worker, prefill, ended, shutdown).await?)
 }
 
 struct Prefill {

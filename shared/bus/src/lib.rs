@@ -74,6 +74,8 @@ pub enum Error {
     Read { what: String, message: String },
     #[error("cannot store the record of job {job}: {message}")]
     Record { job: String, message: String },
+    #[error("the engine's thread ended (its own message is above); start the worker again")]
+    Broken,
     #[error("the record of job {job} kept changing; another worker holds it")]
     Contended { job: String },
 }

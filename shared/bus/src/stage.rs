@@ -80,17 +80,29 @@ pub trait Handler<T: Task>: Send + Sync + 'static {
     fn handle(&self, work: Work<T>) -> impl Future<Output = Result<Next, StageError>> + Send;
 }
 
-/// Runs a stage until `shutdown`, then drains. `worker` names it in claims and results.
+/// Runs a stage until `shutdown`, then drains. `worker` names it in claims and results. When `broken` is cancelled, the
+/// handler can't work any more: the stage drains too, and fails, for it would only take jobs away from those that can.
 pub async fn run<T: Task + Sync, H: Handler<T>>(
     bus: &Bus,
     options: pull::Options,
     worker: String,
     handler: H,
+    broken: CancellationToken,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let (bus, jobs) = (bus.clone(), bus.jobs().await?);
     let stage = Arc::new(StageLoop { bus, jobs, options, worker, handler, task: PhantomData });
-    pull::run(&stage.bus, &stage.options, stage.clone(), shutdown).await
+    let stop = shutdown.child_token();
+    let running = pull::run(&stage.bus, &stage.options, stage.clone(), stop.clone());
+    tokio::pin!(running);
+    tokio::select! {
+        ended = &mut running => ended,
+        () = broken.cancelled() => {
+            stop.cancel();
+            running.await?;
+            Err(Error::Broken)
+        }
+    }
 }
 
 struct StageLoop<T, H> {

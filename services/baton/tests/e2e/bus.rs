@@ -109,7 +109,9 @@ async fn a_job_is_tried_again_until_its_attempts_are_used_up() {
         let handler = Failing { times, retry, seen: seen.clone() };
         let running = tokio::spawn({
             let (bus, shutdown) = (bus.clone(), shutdown.clone());
-            async move { stage::run(&bus, options(max_deliver), "w".into(), handler, shutdown).await }
+            async move {
+                stage::run(&bus, options(max_deliver), "w".into(), handler, CancellationToken::new(), shutdown).await
+            }
         });
         publish(&bus, id).await;
         let outcome = result(&mut follower, &job_id(id)).await;
@@ -146,7 +148,12 @@ async fn heartbeats_keep_a_job_and_a_shutdown_hands_it_over() {
         let shutdown = CancellationToken::new();
         let handler = Slow { began: began.clone(), begun: begun.clone(), go: go.clone() };
         let (bus, worker, token) = (bus.clone(), worker.to_owned(), shutdown.clone());
-        (shutdown, tokio::spawn(async move { stage::run(&bus, options(5), worker, handler, token).await }))
+        (
+            shutdown,
+            tokio::spawn(async move {
+                stage::run(&bus, options(5), worker, handler, CancellationToken::new(), token).await
+            }),
+        )
     };
     let (first_shutdown, first) = start("first");
     publish(&bus, "long").await;
@@ -214,7 +221,7 @@ async fn a_worker_whose_engine_died_ends_and_leaves_its_job_to_others() {
     let options = baton_prefill::Options { pull: options(5), chunk_tokens: 256, worker: "broken".into() };
     let running = baton_prefill::run(bus.clone(), options, served, CancellationToken::new());
     let ended = tokio::time::timeout(PATIENCE, running).await.expect("the worker lives on without an engine");
-    assert!(matches!(ended, Err(baton_prefill::Error::EngineEnded)), "{ended:?}");
+    assert!(matches!(ended, Err(baton_prefill::Error::Bus(baton_bus::Error::Broken))), "{ended:?}");
     assert_eq!(bus.jobs().await.unwrap().result(&name("acme"), &job_id("left")).await.unwrap(), None);
 }
 
