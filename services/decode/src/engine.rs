@@ -25,6 +25,8 @@ pub(crate) enum Held {
 }
 
 pub(crate) enum Event {
+    /// The answer's turn to join the batch has come.
+    Joining,
     /// The prompt's KV cache is complete; so many of its tokens had to be computed again.
     Imported {
         recomputed: usize,
@@ -93,6 +95,8 @@ fn serve(mut model: Box<dyn Model>, answers: mpsc::Receiver<Answer>) {
 /// Opens the answer's sequence and brings the prompt's KV cache into it.
 fn join(model: &mut dyn Model, answer: Answer) -> Option<Running> {
     let Answer { prompt, held, generation, first_token, events } = answer;
+    // A closed channel shows at the first token.
+    let _ = events.send(Event::Joining);
     let vocabulary = model.spec().vocabulary;
     if first_token as usize >= vocabulary {
         // Found here it fails this answer alone; in the step it would fail the whole batch.
@@ -107,7 +111,6 @@ fn join(model: &mut dyn Model, answer: Answer) -> Option<Running> {
         }
     };
     let joined = bring(model, sequence, &prompt, held).map(|recomputed| {
-        // A closed channel shows at the first token.
         let _ = events.send(Event::Imported { recomputed });
     });
     match joined {

@@ -115,6 +115,7 @@ impl Handler<DecodeTask> for Decode {
 
         let mut events = pool.engine.start_answer(job.prompt.clone(), held, generation, first_token);
         let generating = Instant::now();
+        let mut joined = false;
         let deadline = job.deadline_ms.map(|ms| generating + Duration::from_millis(ms.saturating_sub(unix_ms())));
         loop {
             let event = tokio::select! {
@@ -125,6 +126,7 @@ impl Handler<DecodeTask> for Decode {
                 }
             };
             match event {
+                Some(Event::Joining) => joined = true,
                 Some(Event::Imported { recomputed }) => progress.timings.recomputed_tokens = recomputed as u32,
                 Some(Event::Token(emitted)) => {
                     let finish = emitted.finish;
@@ -136,6 +138,11 @@ impl Handler<DecodeTask> for Decode {
                 }
                 Some(Event::Failed(error)) => {
                     return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("decode failed: {error}")));
+                }
+                // Which answer of the batch was to blame can't be told: the try counts for all that were in it.
+                None if joined => {
+                    let message = "the engine's thread ended while it generated the answer";
+                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
                 }
                 None => return Err(StageError::passing("the engine's thread ended")),
             }

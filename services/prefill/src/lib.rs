@@ -120,6 +120,11 @@ impl Handler<PrefillTask> for Prefill {
                 Some(Computed::Failed(error)) => {
                     return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("prefill failed: {error}")));
                 }
+                // The try counts for the prompt that the engine was at, and for no other.
+                None if started.is_some() => {
+                    let message = "the engine's thread ended while it computed the prompt";
+                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
+                }
                 None => return Err(StageError::passing("the engine's thread ended")),
             }
         };

@@ -222,7 +222,10 @@ async fn a_worker_whose_engine_died_ends_and_leaves_its_job_to_others() {
     let running = baton_prefill::run(bus.clone(), options, served, CancellationToken::new());
     let ended = tokio::time::timeout(PATIENCE, running).await.expect("the worker lives on without an engine");
     assert!(matches!(ended, Err(baton_prefill::Error::Bus(baton_bus::Error::Broken))), "{ended:?}");
-    assert_eq!(bus.jobs().await.unwrap().result(&name("acme"), &job_id("left")).await.unwrap(), None);
+    let jobs = bus.jobs().await.unwrap();
+    assert_eq!(jobs.result(&name("acme"), &job_id("left")).await.unwrap(), None);
+    // It was at work on this very job, so the try counts: a job that kills every engine must come to an end.
+    assert_eq!(jobs.get(&name("acme"), &job_id("left")).await.unwrap().unwrap().record.tries, 1);
 }
 
 #[tokio::test]
