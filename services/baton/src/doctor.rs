@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use baton_bus::server::{self, Server};
-use baton_engine::model::Step;
+use baton_engine::model::{self, Step};
 use baton_topology::{BrokerUrl, Model, Plan, StoreUrl};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
@@ -97,11 +97,12 @@ async fn store(plan: &Plan) -> anyhow::Result<String> {
 }
 
 /// The model loads and computes.
-async fn load(model: Model, device: &'static str) -> anyhow::Result<String> {
+async fn load(source: Model, device: &'static str) -> anyhow::Result<String> {
     spawn_blocking(move || {
-        let mut model = baton_engine::source::load(&context::source(&model)?, device)?;
-        let sequence = model.open(1)?;
-        model.forward(&[Step { sequence, tokens: &[0], logits: true }])?;
+        let options = model::Options { device: device.to_owned(), ..model::Options::default() };
+        let mut model = baton_engine::source::load(&context::source(&source)?, &options)?;
+        let sequence = model.open();
+        model.forward(&[Step { sequence, tokens: &[0], logits: 1 }])?;
         let spec = model.spec();
         Ok(format!("{} loads on {device}: {} layers, context {}", spec.name, spec.kv.layers, spec.context))
     })

@@ -17,7 +17,7 @@ use baton_contract::{
 };
 use baton_engine::{
     generation::{Generation, first_token},
-    model::{Model, Step},
+    model::{self, Model, Step},
     source::{self, Vocabulary},
     verify::{self, Report},
 };
@@ -53,9 +53,10 @@ impl EngineArguments {
 
     async fn load(&self) -> anyhow::Result<(Arc<Vocabulary>, Box<dyn Model>)> {
         baton_engine::use_threads(self.threads)?;
-        let (model, device) = (self.model(), self.device.clone());
+        let model = self.model();
+        let options = model::Options { device: self.device.clone(), ..model::Options::default() };
         let source = spawn_blocking(move || context::source(&model)).await??;
-        let load = move || Ok((Arc::new(source::vocabulary(&source)?), source::load(&source, &device)?));
+        let load = move || Ok((Arc::new(source::vocabulary(&source)?), source::load(&source, &options)?));
         let loaded: Result<_, source::Error> = spawn_blocking(load).await?;
         loaded.with_context(|| format!("cannot load model {}", self.model))
     }
@@ -125,16 +126,16 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
 /// Answers one job, token by token; prints the text as it comes if asked.
 fn answer(model: &mut dyn Model, vocabulary: Arc<Vocabulary>, job: &Job, print: bool) -> anyhow::Result<Outcome> {
     let prompt = &job.prompt;
-    let sequence = model.open(prompt.len() + job.max_tokens as usize)?;
+    let sequence = model.open();
     let mut generation =
         Generation::new(vocabulary, job.sampling.clone(), &job.stop, prompt.len(), job.max_tokens as usize);
     let mut answer = Answer::default();
-    let mut logits = None;
+    let mut logits = Vec::new();
     for (index, tokens) in prompt.chunks(PASS).enumerate() {
-        let last = (index + 1) * PASS >= prompt.len();
-        logits = model.forward(&[Step { sequence, tokens, logits: last }])?.pop().flatten();
+        let last = usize::from((index + 1) * PASS >= prompt.len());
+        logits = model.forward(&[Step { sequence, tokens, logits: last }])?.remove(0);
     }
-    let mut token = first_token(&logits.context("the model gave no logits")?, &job.sampling, prompt.len());
+    let mut token = first_token(&logits, &job.sampling, prompt.len());
     let reason: FinishReason = loop {
         let emitted = generation.accept(token);
         if print {
@@ -147,8 +148,8 @@ fn answer(model: &mut dyn Model, vocabulary: Arc<Vocabulary>, job: &Job, print: 
         if let Some(reason) = emitted.finish {
             break reason;
         }
-        let logits = model.forward(&[Step { sequence, tokens: &[token], logits: true }])?.pop().flatten();
-        token = generation.sample(&logits.context("the model gave no logits")?);
+        let logits = model.forward(&[Step { sequence, tokens: &[token], logits: 1 }])?.remove(0);
+        token = generation.sample(&logits);
     };
     model.close(sequence);
     Ok(job.completed(answer, reason, Timings::default()))

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io::Write, time::Duration};
 use anyhow::Context;
 use baton_bus::pull;
 use baton_contract::{Name, kv, subject::Stage};
-use baton_engine::model::Model;
+use baton_engine::model::{self, Model};
 use baton_storage::{codec::Codec, kv::KvStore};
 use baton_topology::{Compute, Plan};
 use clap::ValueEnum;
@@ -144,8 +144,9 @@ async fn ingest_models(plan: &Plan) -> anyhow::Result<baton_ingest::Models> {
 }
 
 async fn load(plan: &Plan, settings: &Compute, name: &Name) -> anyhow::Result<Box<dyn Model>> {
-    let (model, device) = (plan.models[name].clone(), context::device(settings.device));
-    let load = move || Ok(baton_engine::source::load(&context::source(&model)?, device)?);
+    let model = plan.models[name].clone();
+    let options = model::Options { device: context::device(settings.device).to_owned(), ..model::Options::default() };
+    let load = move || Ok(baton_engine::source::load(&context::source(&model)?, &options)?);
     let loaded: anyhow::Result<_> = spawn_blocking(load).await?;
     loaded.with_context(|| format!("cannot load model {name}"))
 }

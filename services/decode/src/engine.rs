@@ -103,13 +103,7 @@ fn join(model: &mut dyn Model, answer: Answer) -> Option<Running> {
         let _ = events.send(Event::Failed(model::Error::TokenOutOfRange { token: first_token, vocabulary }));
         return None;
     }
-    let sequence = match model.open(prompt.len() + generation.max_tokens()) {
-        Ok(sequence) => sequence,
-        Err(error) => {
-            let _ = events.send(Event::Failed(error));
-            return None;
-        }
-    };
+    let sequence = model.open();
     let joined = bring(model, sequence, &prompt, held).map(|recomputed| {
         let _ = events.send(Event::Imported { recomputed });
     });
@@ -136,7 +130,7 @@ fn bring(model: &mut dyn Model, sequence: SequenceId, prompt: &[u32], held: Vec<
             }
             Held::Missing { tokens } => {
                 let end = start + tokens;
-                model.forward(&[Step { sequence, tokens: &prompt[start..end], logits: false }])?;
+                model.forward(&[Step { sequence, tokens: &prompt[start..end], logits: 0 }])?;
                 recomputed += tokens;
                 start = end;
             }
@@ -152,7 +146,7 @@ fn step(model: &mut dyn Model, running: &mut Vec<Running>) {
     }
     let steps: Vec<Step<'_>> = running
         .iter()
-        .map(|answer| Step { sequence: answer.sequence, tokens: std::slice::from_ref(&answer.last), logits: true })
+        .map(|answer| Step { sequence: answer.sequence, tokens: std::slice::from_ref(&answer.last), logits: 1 })
         .collect();
     let logits = match model.forward(&steps) {
         Ok(logits) => logits,
@@ -167,7 +161,7 @@ fn step(model: &mut dyn Model, running: &mut Vec<Running>) {
     };
     let mut logits = logits.into_iter();
     running.retain_mut(|answer| {
-        let Some(logits) = logits.next().flatten() else {
+        let Some(logits) = logits.next() else {
             model.close(answer.sequence);
             return false;
         };

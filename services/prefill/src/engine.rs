@@ -75,19 +75,16 @@ fn serve(mut model: Box<dyn Model>, prompts: mpsc::Receiver<Prompt>) {
 
 fn compute(model: &mut dyn Model, prompt: &Prompt) -> Result<(), Gone> {
     let send = |computed| prompt.computed.blocking_send(computed).map_err(|_| Gone);
-    let sequence = match model.open(prompt.tokens.len()) {
-        Ok(sequence) => sequence,
-        Err(error) => return send(Computed::Failed(error)),
-    };
+    let sequence = model.open();
     let mut work = || -> Result<Result<(), Gone>, model::Error> {
         for range in &prompt.pieces {
             let last = range.end == prompt.tokens.len();
-            let step = Step { sequence, tokens: &prompt.tokens[range.clone()], logits: last };
-            let logits = model.forward(&[step])?.pop().flatten();
+            let step = Step { sequence, tokens: &prompt.tokens[range.clone()], logits: usize::from(last) };
+            let logits = model.forward(&[step])?.remove(0);
             if send(Computed::Piece(model.export(sequence, range.clone())?)).is_err() {
                 return Ok(Err(Gone));
             }
-            if let Some(logits) = logits {
+            if last {
                 let token = first_token(&logits, &prompt.sampling, prompt.tokens.len());
                 return Ok(send(Computed::FirstToken(token)));
             }

@@ -1,5 +1,6 @@
 //! What every engine offers to prefill, decode and the one-process reference.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use baton_contract::kv;
@@ -30,8 +31,67 @@ pub struct Step<'a> {
     pub sequence: SequenceId,
     /// Tokens to append, at least one.
     pub tokens: &'a [u32],
-    /// Whether the caller wants the logits after the last of them.
-    pub logits: bool,
+    /// After how many of them, the last ones, the caller wants the logits.
+    pub logits: usize,
+}
+
+/// The memory that a model has for KV caches, in pages of some tokens each. A page belongs to one sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvMemory {
+    pub page_tokens: usize,
+    pub pages: usize,
+    pub free_pages: usize,
+}
+
+impl KvMemory {
+    /// Pages that `tokens` tokens of one sequence take.
+    pub fn pages_for(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.page_tokens)
+    }
+}
+
+/// How a model computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Compute {
+    /// In f32 on de-quantized weights: the reference.
+    Exact,
+    /// On quantized weights and activations where the device has kernels for that, else as `Exact`.
+    #[default]
+    Fast,
+}
+
+impl std::str::FromStr for Compute {
+    type Err = UnknownCompute;
+
+    fn from_str(name: &str) -> Result<Compute, UnknownCompute> {
+        match name {
+            "exact" => Ok(Compute::Exact),
+            "fast" => Ok(Compute::Fast),
+            _ => Err(UnknownCompute { name: name.to_owned() }),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("compute mode {name} is unknown: expected exact or fast")]
+pub struct UnknownCompute {
+    name: String,
+}
+
+/// How to load a model.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A name that [`crate::device::by_name`] knows.
+    pub device: String,
+    pub compute: Compute,
+    /// Bytes that the KV caches of all open sequences may take; at least one page is always there.
+    pub kv_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { device: "flex".to_owned(), compute: Compute::default(), kv_bytes: 1 << 30 }
+    }
 }
 
 /// A loaded model with its KV cache.
@@ -42,8 +102,11 @@ pub struct Step<'a> {
 pub trait Model: Send {
     fn spec(&self) -> &Spec;
 
-    /// Opens an empty sequence with room for `capacity` tokens (at most the context).
-    fn open(&mut self, capacity: usize) -> Result<SequenceId, Error>;
+    /// The memory for KV caches, and what of it is free.
+    fn memory(&self) -> KvMemory;
+
+    /// Opens an empty sequence, which takes no memory until it has tokens.
+    fn open(&mut self) -> SequenceId;
 
     /// Frees a sequence's memory. Closing an unknown sequence does nothing.
     fn close(&mut self, sequence: SequenceId);
@@ -51,9 +114,10 @@ pub trait Model: Send {
     /// Tokens whose KV the sequence holds.
     fn len(&self, sequence: SequenceId) -> Result<usize, Error>;
 
-    /// Appends each step's tokens to its sequence and returns, in the same order, the logits after the last token
-    /// (`[vocabulary]`, natural log-odds before softmax) of each step that asked for them. A sequence occurs once.
-    fn forward(&mut self, steps: &[Step<'_>]) -> Result<Vec<Option<Vec<f32>>>, Error>;
+    /// Appends each step's tokens to its sequence and returns, in the same order, the logits that each step asked for
+    /// (`[logits, vocabulary]`, natural log-odds before softmax). A step that can't be taken fails all, and nothing has
+    /// changed then.
+    fn forward(&mut self, steps: &[Step<'_>]) -> Result<Vec<Vec<f32>>, Error>;
 
     /// Copies the KV cache of a range of a sequence's tokens.
     fn export(&self, sequence: SequenceId, tokens: Range<usize>) -> Result<kv::Block, Error>;
@@ -63,12 +127,55 @@ pub trait Model: Send {
     fn import(&mut self, sequence: SequenceId, tokens: &[u32], block: &kv::Block) -> Result<(), Error>;
 }
 
+/// Refuses steps that a model could not take as a whole.
+pub(crate) fn check_steps(model: &dyn Model, steps: &[Step<'_>]) -> Result<(), Error> {
+    // What each sequence holds at first, and what all of its steps add.
+    let mut grown: BTreeMap<SequenceId, (usize, usize)> = BTreeMap::new();
+    for step in steps {
+        let held = model.len(step.sequence)?;
+        if step.tokens.is_empty() || step.tokens.len() < step.logits {
+            return Err(Error::EmptyStep);
+        }
+        check_tokens(model, step.tokens)?;
+        grown.entry(step.sequence).or_insert((held, 0)).1 += step.tokens.len();
+    }
+    check_room(model, grown.into_values())
+}
+
+pub(crate) fn check_tokens(model: &dyn Model, tokens: &[u32]) -> Result<(), Error> {
+    let vocabulary = model.spec().vocabulary;
+    match tokens.iter().find(|token| **token as usize >= vocabulary) {
+        Some(token) => Err(Error::TokenOutOfRange { token: *token, vocabulary }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses sequences that would grow from so many tokens by so many more beyond the context or the memory.
+pub(crate) fn check_room(model: &dyn Model, growth: impl IntoIterator<Item = (usize, usize)>) -> Result<(), Error> {
+    let (memory, context) = (model.memory(), model.spec().context);
+    let mut needed = 0;
+    for (held, more) in growth {
+        let end = held.saturating_add(more);
+        if end > context {
+            return Err(Error::ContextExceeded { context, needed: end });
+        }
+        needed += memory.pages_for(end) - memory.pages_for(held);
+    }
+    let KvMemory { page_tokens, pages, free_pages: free } = memory;
+    if needed > free { Err(Error::OutOfMemory { needed, free, pages, page_tokens }) } else { Ok(()) }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("no such sequence: {0:?}")]
     UnknownSequence(SequenceId),
-    #[error("the sequence has room for {capacity} tokens, {needed} are needed")]
-    Full { capacity: usize, needed: usize },
+    #[error("the context of the model is {context} tokens, {needed} are needed")]
+    ContextExceeded { context: usize, needed: usize },
+    #[error(
+        "out of KV memory: {needed} pages of {page_tokens} tokens are needed, {free} of {pages} are free; close a sequence, \
+         or give the model more memory"
+    )]
+    OutOfMemory { needed: usize, free: usize, pages: usize, page_tokens: usize },
     #[error("token id {token} is outside the vocabulary of {vocabulary}")]
     TokenOutOfRange { token: u32, vocabulary: usize },
     #[error("tokens {start}..{end} were asked for, the sequence holds {len}")]
@@ -77,7 +184,7 @@ pub enum Error {
         "the KV block holds {found} values in {layers} layers, the model's shape demands {expected} in {expected_layers}"
     )]
     BlockMismatch { found: usize, layers: usize, expected: usize, expected_layers: usize },
-    #[error("a step needs at least one token")]
+    #[error("a step needs at least one token, and as many as it wants logits of")]
     EmptyStep,
     /// Told to each job of a batch whose step failed.
     #[error("the step of the whole batch failed: {0}")]

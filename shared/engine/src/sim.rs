@@ -8,9 +8,12 @@ use std::time::Duration;
 use baton_contract::kv;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Error, Model, SequenceId, Spec, Step};
+use crate::model::{self, Error, KvMemory, Model, SequenceId, Spec, Step};
 use crate::story::{self, Story};
 use crate::tokenizer;
+
+/// Tokens in a page of KV memory.
+const PAGE_TOKENS: usize = 64;
 
 /// How the simulated model behaves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,19 +117,23 @@ pub struct Sim {
     values: Values,
     sequences: BTreeMap<SequenceId, Sequence>,
     next_id: u64,
+    /// Pages that all sequences may take together.
+    pages: usize,
 }
 
 struct Sequence {
-    capacity: usize,
     /// bf16 bit patterns, `[token, layer, K then V]`: each token's are together, as they are read.
     rows: Vec<u16>,
     story: Story,
 }
 
 impl Sim {
-    pub fn new(options: Options) -> Result<Sim, OptionsError> {
+    /// `kv_bytes` bounds the KV of all open sequences; one page is always there.
+    pub fn new(options: Options, kv_bytes: u64) -> Result<Sim, OptionsError> {
         let spec = options.spec()?;
-        Ok(Sim { options, spec, values: Values::new(), sequences: BTreeMap::new(), next_id: 0 })
+        let page_bytes = (PAGE_TOKENS * spec.kv.layers * spec.kv.layer_values(1) * 2) as u64;
+        let pages = usize::try_from(kv_bytes / page_bytes).unwrap_or(usize::MAX).max(1);
+        Ok(Sim { options, spec, values: Values::new(), sequences: BTreeMap::new(), next_id: 0, pages })
     }
 
     /// The simulated model's tokenizer: bytes and `<end>`.
@@ -169,14 +176,17 @@ impl Model for Sim {
         &self.spec
     }
 
-    fn open(&mut self, capacity: usize) -> Result<SequenceId, Error> {
-        if capacity > self.spec.context {
-            return Err(Error::Full { capacity: self.spec.context, needed: capacity });
-        }
+    fn memory(&self) -> KvMemory {
+        let held = self.sequences.values().map(|sequence| sequence.rows.len() / self.row_values());
+        let used: usize = held.map(|tokens| tokens.div_ceil(PAGE_TOKENS)).sum();
+        KvMemory { page_tokens: PAGE_TOKENS, pages: self.pages, free_pages: self.pages - used }
+    }
+
+    fn open(&mut self) -> SequenceId {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        self.sequences.insert(id, Sequence { capacity, rows: Vec::new(), story: Story::default() });
-        Ok(id)
+        self.sequences.insert(id, Sequence { rows: Vec::new(), story: Story::default() });
+        id
     }
 
     fn close(&mut self, sequence: SequenceId) {
@@ -187,32 +197,26 @@ impl Model for Sim {
         Ok(self.sequence(sequence)?.rows.len() / self.row_values())
     }
 
-    fn forward(&mut self, steps: &[Step<'_>]) -> Result<Vec<Option<Vec<f32>>>, Error> {
+    fn forward(&mut self, steps: &[Step<'_>]) -> Result<Vec<Vec<f32>>, Error> {
         // Nothing is appended unless everything can be.
-        for step in steps {
-            let sequence = self.sequence(step.sequence)?;
-            sequence.check_room(self.len(step.sequence)?, step.tokens.len())?;
-            if step.tokens.is_empty() {
-                return Err(Error::EmptyStep);
-            }
-            let vocabulary = self.spec.vocabulary;
-            if let Some(&token) = step.tokens.iter().find(|&&token| token as usize >= vocabulary) {
-                return Err(Error::TokenOutOfRange { token, vocabulary });
-            }
-        }
+        model::check_steps(self, steps)?;
         self.sleep(steps);
         let row_values = self.row_values();
         let mut out = Vec::with_capacity(steps.len());
         for step in steps {
             let sequence = self.sequences.get_mut(&step.sequence).ok_or(Error::UnknownSequence(step.sequence))?;
-            for &token in step.tokens {
+            let mut logits = Vec::new();
+            for (index, &token) in step.tokens.iter().enumerate() {
                 let start = sequence.rows.len();
                 sequence.rows.resize(start + row_values, 0);
                 let row = &mut sequence.rows[start..];
                 self.values.fill(row, self.spec.kv, token, start / row_values);
                 sequence.story.read(row);
+                if index + step.logits >= step.tokens.len() {
+                    logits.extend(sequence.story.logits(self.options.answer_tokens));
+                }
             }
-            out.push(step.logits.then(|| sequence.story.logits(self.options.answer_tokens)));
+            out.push(logits);
         }
         Ok(out)
     }
@@ -250,8 +254,8 @@ impl Model for Sim {
                 expected_layers: shape.layers,
             });
         }
+        model::check_room(self, [(len, tokens.len())])?;
         let state = self.sequences.get_mut(&sequence).ok_or(Error::UnknownSequence(sequence))?;
-        state.check_room(len, tokens.len())?;
         state.rows.reserve(tokens.len() * row_values);
         let (width, mut differing) = (shape.width, 0);
         for (index, &token) in tokens.iter().enumerate() {
@@ -268,13 +272,6 @@ impl Model for Sim {
             tracing::warn!(differing, tokens = tokens.len(), "an imported KV block stood for other tokens than named");
         }
         Ok(())
-    }
-}
-
-impl Sequence {
-    fn check_room(&self, len: usize, more: usize) -> Result<(), Error> {
-        let needed = len.saturating_add(more);
-        if needed > self.capacity { Err(Error::Full { capacity: self.capacity, needed }) } else { Ok(()) }
     }
 }
 

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::model::{Model, Spec};
+use crate::model::{self, Model, Spec};
 use crate::sim::{self, Sim};
 use crate::tokenizer::{self, Tokenizer};
-use crate::{chat, device, gguf, llama};
+use crate::{chat, gguf, llama};
 
 /// A model to load.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,8 +26,6 @@ pub enum Error {
     File(#[from] gguf::Error),
     #[error(transparent)]
     Llama(#[from] llama::Error),
-    #[error(transparent)]
-    Device(#[from] device::Error),
     #[error(transparent)]
     Tokenizer(#[from] tokenizer::Error),
     #[error(transparent)]
@@ -68,14 +66,11 @@ pub fn vocabulary(source: &Source) -> Result<Vocabulary, Error> {
     }
 }
 
-/// Loads a model onto a device. The simulated model needs none and takes any name.
-pub fn load(source: &Source, device: &str) -> Result<Box<dyn Model>, Error> {
+/// Loads a model. The simulated model needs no device and takes any name.
+pub fn load(source: &Source, options: &model::Options) -> Result<Box<dyn Model>, Error> {
     match source {
-        Source::Gguf(path) => {
-            let device = device::by_name(device)?;
-            Ok(Box::new(llama::Llama::load(gguf::File::open(path)?, device)?))
-        }
-        Source::Sim(options) => Ok(Box::new(Sim::new(options.clone())?)),
+        Source::Gguf(path) => Ok(Box::new(llama::Llama::load(gguf::File::open(path)?, options)?)),
+        Source::Sim(sim) => Ok(Box::new(Sim::new(sim.clone(), options.kv_bytes)?)),
     }
 }
 

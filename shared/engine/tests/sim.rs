@@ -1,7 +1,7 @@
 //! The simulated model keeps the promises of every model, and its text shows what KV it read.
 
 use baton_contract::kv::Block;
-use baton_engine::model::{Error, Model, SequenceId, Step};
+use baton_engine::model::{self, Error, Model, SequenceId, Step};
 use baton_engine::sim::{AnswerTokens, Options, Sim};
 use baton_engine::source::{Source, vocabulary};
 use baton_engine::{sampling, source};
@@ -9,7 +9,7 @@ use baton_engine::{sampling, source};
 const PROMPT: &str = "user: What is a tide?\nassistant:\n";
 
 fn sim() -> Sim {
-    Sim::new(Options { layers: 3, kv_width: 6, ..Options::default() }).expect("good options")
+    Sim::new(Options { layers: 3, kv_width: 6, ..Options::default() }, 1 << 20).expect("good options")
 }
 
 fn tokens(text: &str) -> Vec<u32> {
@@ -17,8 +17,8 @@ fn tokens(text: &str) -> Vec<u32> {
 }
 
 fn forward(model: &mut Sim, sequence: SequenceId, tokens: &[u32]) -> Vec<f32> {
-    let mut rows = model.forward(&[Step { sequence, tokens, logits: true }]).expect("there is room");
-    rows.remove(0).expect("logits were asked for")
+    let mut rows = model.forward(&[Step { sequence, tokens, logits: 1 }]).expect("there is room");
+    rows.remove(0)
 }
 
 /// Goes on greedily from the logits after the last token.
@@ -32,7 +32,7 @@ fn generate(model: &mut Sim, sequence: SequenceId, mut logits: Vec<f32>, count: 
 }
 
 fn answer(model: &mut Sim, prompt: &str, count: usize) -> Vec<u32> {
-    let sequence = model.open(prompt.len() + count).expect("fits");
+    let sequence = model.open();
     let logits = forward(model, sequence, &tokens(prompt));
     generate(model, sequence, logits, count)
 }
@@ -40,7 +40,7 @@ fn answer(model: &mut Sim, prompt: &str, count: usize) -> Vec<u32> {
 /// The answer after importing `blocks` for the prompt but its last token.
 fn answer_from(blocks: &[Block], count: usize) -> Vec<u32> {
     let (model, prompt) = (&mut sim(), tokens(PROMPT));
-    let sequence = model.open(prompt.len() + count).expect("fits");
+    let sequence = model.open();
     for block in blocks {
         let at = model.len(sequence).expect("open");
         model.import(sequence, &prompt[at..at + block.tokens], block).expect("fits");
@@ -59,21 +59,21 @@ fn the_answer_is_the_same_alone_batched_split_and_imported() {
     assert_ne!(expected, answer(&mut sim(), "user: What is a bide?\nassistant:\n", 80));
 
     let (model, prompt) = (&mut sim(), tokens(PROMPT));
-    let [split, other] = [0, 0].map(|_| model.open(200).expect("fits"));
-    let none = model.forward(&[Step { sequence: split, tokens: &prompt[..5], logits: false }]).expect("there is room");
-    assert_eq!(none, [None]);
+    let [split, other] = [0, 0].map(|_| model.open());
+    let none = model.forward(&[Step { sequence: split, tokens: &prompt[..5], logits: 0 }]).expect("there is room");
+    assert_eq!(none, [vec![]]);
     let steps = [
-        Step { sequence: other, tokens: &prompt[3..9], logits: true },
-        Step { sequence: split, tokens: &prompt[5..], logits: true },
+        Step { sequence: other, tokens: &prompt[3..9], logits: 1 },
+        Step { sequence: split, tokens: &prompt[5..], logits: 1 },
     ];
     let rows = model.forward(&steps).expect("there is room");
-    let logits = rows[1].clone().expect("logits were asked for");
+    let logits = rows[1].clone();
     assert_eq!(generate(model, split, logits, 80), expected);
 
     let blocks = [0..7, 7..7, 7..20].map(|range| model.export(split, range).expect("computed"));
     assert_eq!(answer_from(&blocks, 80), expected);
     // Exported again, the block is the same, wherever it came from.
-    let copy = model.open(20).expect("fits");
+    let copy = model.open();
     model.import(copy, &prompt[..7], &blocks[0]).expect("fits");
     assert_eq!(model.export(copy, 0..7).expect("imported"), blocks[0]);
 }
@@ -81,7 +81,7 @@ fn the_answer_is_the_same_alone_batched_split_and_imported() {
 #[test]
 fn a_wrong_block_changes_the_answer() {
     let model = &mut sim();
-    let sequence = model.open(100).expect("fits");
+    let sequence = model.open();
     forward(model, sequence, &tokens(PROMPT));
     let block = model.export(sequence, 0..20).expect("computed");
     let right = answer_from(std::slice::from_ref(&block), 80);
@@ -101,8 +101,8 @@ fn a_wrong_block_changes_the_answer() {
 
 #[test]
 fn blocks_have_the_size_and_the_spread_of_real_kv() {
-    let model = &mut Sim::new(Options::default()).expect("good options");
-    let sequence = model.open(256).expect("fits");
+    let model = &mut Sim::new(Options::default(), 1 << 30).expect("good options");
+    let sequence = model.open();
     forward(model, sequence, &[101; 256]);
     let block = model.export(sequence, 0..256).expect("computed");
     assert!(block.fits(&model.spec().kv));
@@ -119,7 +119,8 @@ fn blocks_have_the_size_and_the_spread_of_real_kv() {
 #[test]
 fn answers_end_where_the_prompt_decides() {
     let answer_tokens = Some(AnswerTokens { min: 3, max: 12 });
-    let model = &mut Sim::new(Options { layers: 1, kv_width: 2, answer_tokens, ..Options::default() }).expect("good");
+    let model =
+        &mut Sim::new(Options { layers: 1, kv_width: 2, answer_tokens, ..Options::default() }, 1 << 20).expect("good");
     let length = |model: &mut Sim, prompt: &str| answer(model, prompt, 40).iter().position(|&token| token == 256);
     let mut lengths: Vec<usize> = (0..300).filter_map(|number| length(model, &format!("Prompt {number}:"))).collect();
     assert_eq!(lengths.len(), 300);
@@ -131,15 +132,16 @@ fn answers_end_where_the_prompt_decides() {
 
 #[test]
 fn impossible_requests_change_nothing() {
-    let model = &mut sim();
-    let sequence = model.open(4).expect("fits");
-    let step = |tokens: &'static [u32]| Step { sequence, tokens, logits: true };
+    // One page of 64 tokens, a context of 40.
+    let model = &mut Sim::new(Options { layers: 3, kv_width: 6, context: 40, ..Options::default() }, 0).expect("good");
+    let sequence = model.open();
+    let step = |tokens: &'static [u32]| Step { sequence, tokens, logits: 1 };
     let unknown = Step { sequence: SequenceId(99), ..step(&[1]) };
     assert!(matches!(model.forward(&[step(&[1]), unknown]), Err(Error::UnknownSequence(SequenceId(99)))));
-    assert!(matches!(model.forward(&[step(&[1, 2, 3, 4, 5])]), Err(Error::Full { capacity: 4, needed: 5 })));
+    assert!(matches!(model.forward(&[step(&[1; 41])]), Err(Error::ContextExceeded { context: 40, needed: 41 })));
+    assert!(matches!(model.forward(&[Step { logits: 2, ..step(&[1]) }]), Err(Error::EmptyStep)));
     assert!(matches!(model.forward(&[step(&[])]), Err(Error::EmptyStep)));
     assert!(matches!(model.forward(&[step(&[257])]), Err(Error::TokenOutOfRange { token: 257, vocabulary: 257 })));
-    assert!(matches!(model.open(8193), Err(Error::Full { .. })));
     assert_eq!(model.len(sequence).expect("open"), 0);
     forward(model, sequence, &[1, 2]);
     assert!(matches!(model.export(sequence, 1..3), Err(Error::RangeOutOfBounds { len: 2, .. })));
@@ -148,8 +150,13 @@ fn impossible_requests_change_nothing() {
     let thin = Block { tokens: 2, layers: block.layers[1..].to_vec() };
     assert!(matches!(model.import(sequence, &[1, 2], &thin), Err(Error::BlockMismatch { layers: 2, .. })));
     model.import(sequence, &[1, 2], &block).expect("there is room");
-    assert!(matches!(model.import(sequence, &[1, 2], &block), Err(Error::Full { needed: 6, .. })));
+    let other = model.open();
+    assert_eq!(model.memory().free_pages, 0);
+    let full = Error::OutOfMemory { needed: 1, free: 0, pages: 1, page_tokens: 64 };
+    assert_eq!(model.import(other, &[1, 2], &block).expect_err("no page is free").to_string(), full.to_string());
+    assert!(matches!(model.forward(&[Step { sequence: other, ..step(&[1]) }]), Err(Error::OutOfMemory { .. })));
     model.close(sequence);
+    assert_eq!(model.memory().free_pages, 1);
     assert!(matches!(model.len(sequence), Err(Error::UnknownSequence(_))));
 }
 
@@ -160,6 +167,6 @@ fn bad_options_are_refused_by_name() {
     assert!(refused(Options { decode_s_per_step: f64::NAN, ..Options::default() }).contains("sim.decode_s_per_step"));
     let answer_tokens = Some(AnswerTokens { min: 5, max: 4 });
     assert!(refused(Options { answer_tokens, ..Options::default() }).contains("min 5, max 4"));
-    let loaded = source::load(&Source::Sim(Options::default()), "any").expect("needs no device");
+    let loaded = source::load(&Source::Sim(Options::default()), &model::Options::default()).expect("needs no device");
     assert_eq!(loaded.spec(), vocabulary(&Source::Sim(Options::default())).expect("good").spec());
 }

@@ -125,11 +125,12 @@ fn hostile_templates_end() {
 
 #[test]
 fn verify_counts_what_differs() {
-    let mut model = sim::Sim::new(sim::Options { layers: 1, kv_width: 2, ..sim::Options::default() }).expect("a model");
-    let sequence = model.open(9).expect("fits");
+    let mut model =
+        sim::Sim::new(sim::Options { layers: 1, kv_width: 2, ..sim::Options::default() }, 1 << 20).expect("a model");
+    let sequence = model.open();
     let mut after = |token: u8| {
-        let step = Step { sequence, tokens: &[u32::from(token)], logits: true };
-        let logits = model.forward(&[step]).expect("there is room").remove(0).expect("logits were asked for");
+        let step = Step { sequence, tokens: &[u32::from(token)], logits: 1 };
+        let logits = model.forward(&[step]).expect("there is room").remove(0);
         (sampling::greedy(&logits) as u8, f64::from(sampling::logprob(&logits, sampling::greedy(&logits))))
     };
     // What the model says after each of the three tokens, whoever chose them.

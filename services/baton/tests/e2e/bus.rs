@@ -22,7 +22,7 @@ use baton_contract::{
     subject::Stage,
 };
 use baton_engine::{
-    model::{self, Model, SequenceId, Spec, Step},
+    model::{self, KvMemory, Model, SequenceId, Spec, Step},
     sim::{self, Sim},
 };
 use baton_storage::{Codec, Store, kv::KvStore};
@@ -185,8 +185,12 @@ impl Model for Broken {
         self.0.spec()
     }
 
-    fn open(&mut self, capacity: usize) -> Result<SequenceId, model::Error> {
-        self.0.open(capacity)
+    fn memory(&self) -> KvMemory {
+        self.0.memory()
+    }
+
+    fn open(&mut self) -> SequenceId {
+        self.0.open()
     }
 
     fn close(&mut self, sequence: SequenceId) {
@@ -197,7 +201,7 @@ impl Model for Broken {
         self.0.len(sequence)
     }
 
-    fn forward(&mut self, _: &[Step<'_>]) -> Result<Vec<Option<Vec<f32>>>, model::Error> {
+    fn forward(&mut self, _: &[Step<'_>]) -> Result<Vec<Vec<f32>>, model::Error> {
         panic!("the device is gone")
     }
 
@@ -215,7 +219,7 @@ async fn a_worker_whose_engine_died_ends_and_leaves_its_job_to_others() {
     let ground = Ground::new(&[]).await;
     let bus = provisioned(&ground).await;
     publish(&bus, "left").await;
-    let model = Broken(Sim::new(sim::Options::default()).unwrap());
+    let model = Broken(Sim::new(sim::Options::default(), 1 << 30).unwrap());
     let store = KvStore::new(Store::open("memory:").unwrap(), model.spec().kv, Codec::Raw);
     let served = vec![baton_prefill::Served { name: name("m"), model: Box::new(model), store }];
     let options = baton_prefill::Options { pull: options(5), chunk_tokens: 256, worker: "broken".into() };

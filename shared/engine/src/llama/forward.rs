@@ -15,8 +15,8 @@ pub(super) struct Segment<'a> {
     pub(super) start: usize,
     /// One entry a layer, with room for all of `tokens`.
     pub(super) caches: &'a mut [Cache],
-    /// Whether the logits after the last token are wanted.
-    pub(super) logits: bool,
+    /// Of how many of the last tokens the logits are wanted.
+    pub(super) logits: usize,
 }
 
 /// What a pass reads: the model.
@@ -35,7 +35,7 @@ struct Rotation {
 }
 
 impl Network<'_> {
-    /// Extends the caches by the segments' tokens, and returns the logits of the segments that want them.
+    /// Extends the caches by the segments' tokens, and returns the logits of each segment.
     pub(super) fn pass(&self, segments: &mut [Segment<'_>]) -> Vec<Vec<f32>> {
         let mut x = self.embed(segments);
         let rotation = self.rotation(segments);
@@ -45,19 +45,20 @@ impl Network<'_> {
 
         let mut end = 0;
         let mut wanted = Vec::new();
-        for segment in segments {
+        for segment in segments.iter() {
             end += segment.tokens.len();
-            wanted.extend(segment.logits.then_some(end as i64 - 1));
+            wanted.extend((end - segment.logits..end).map(|row| row as i64));
         }
         if wanted.is_empty() {
-            return Vec::new();
+            return vec![Vec::new(); segments.len()];
         }
         let count = wanted.len();
         let rows = Tensor::<1, Int>::from_data(TensorData::new(wanted, [count]), self.device);
         let x = self.operators.rms_norm(x.select(0, rows), &self.weights.norm, self.config.epsilon);
         let logits = self.linear(x, &self.weights.head).into_data();
         let logits = logits.as_slice::<f32>().expect("the layers compute in f32");
-        logits.chunks_exact(self.config.vocabulary).map(<[f32]>::to_vec).collect()
+        let mut rows = logits.chunks_exact(self.config.vocabulary);
+        segments.iter().map(|segment| rows.by_ref().take(segment.logits).flatten().copied().collect()).collect()
     }
 
     fn linear(&self, x: Tensor<2>, layer: &Linear) -> Tensor<2> {

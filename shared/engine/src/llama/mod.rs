@@ -20,8 +20,8 @@ use baton_contract::kv;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::bf16;
 
-use crate::gguf;
-use crate::model::{self, Model, SequenceId, Spec, Step};
+use crate::model::{self, KvMemory, Model, SequenceId, Spec, Step};
+use crate::{device, gguf};
 use config::Config;
 pub use config::spec;
 use forward::{Network, Segment};
@@ -34,6 +34,8 @@ const PASS_ROWS: usize = 512;
 /// Why a file is no model that we can run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error(transparent)]
+    Device(#[from] device::Error),
     #[error(transparent)]
     File(#[from] gguf::Error),
     #[error("the file's architecture is {found:?}, only \"llama\" is supported; choose a llama model")]
@@ -59,7 +61,6 @@ pub struct Llama {
 }
 
 struct Sequence {
-    capacity: usize,
     len: usize,
     /// One entry a layer.
     caches: Vec<Cache>,
@@ -70,12 +71,14 @@ struct Part<'a> {
     step: usize,
     sequence: SequenceId,
     tokens: &'a [u32],
-    logits: bool,
+    /// Of how many of the last tokens the logits are wanted.
+    logits: usize,
 }
 
 impl Llama {
     /// Reads the weights of `file` onto `device`.
-    pub fn load(file: gguf::File, device: Device) -> Result<Llama, Error> {
+    pub fn load(file: gguf::File, options: &model::Options) -> Result<Llama, Error> {
+        let device = device::by_name(&options.device)?;
         let operators = Operators::of(&device);
         Llama::load_with(file, device, operators)
     }
@@ -99,34 +102,8 @@ impl Llama {
         self.sequences.get(&id).ok_or(model::Error::UnknownSequence(id))
     }
 
-    fn check_tokens(&self, tokens: &[u32]) -> Result<(), model::Error> {
-        let vocabulary = self.spec.vocabulary;
-        match tokens.iter().find(|token| **token as usize >= vocabulary) {
-            Some(token) => Err(model::Error::TokenOutOfRange { token: *token, vocabulary }),
-            None => Ok(()),
-        }
-    }
-
-    /// Refuses steps before any of them has changed anything.
-    fn check_steps(&self, steps: &[Step<'_>]) -> Result<(), model::Error> {
-        let mut lens = HashMap::new();
-        for step in steps {
-            let Sequence { capacity, len, .. } = *self.sequence(step.sequence)?;
-            if step.tokens.is_empty() {
-                return Err(model::Error::EmptyStep);
-            }
-            self.check_tokens(step.tokens)?;
-            let needed = lens.entry(step.sequence).or_insert(len);
-            *needed += step.tokens.len();
-            if *needed > capacity {
-                return Err(model::Error::Full { capacity, needed: *needed });
-            }
-        }
-        Ok(())
-    }
-
     /// Runs parts of different sequences, together at most [`PASS_ROWS`] tokens.
-    fn pass(&mut self, parts: &[Part<'_>], logits: &mut [Option<Vec<f32>>]) {
+    fn pass(&mut self, parts: &[Part<'_>], logits: &mut [Vec<f32>]) {
         let mut taken: Vec<_> =
             parts.iter().filter_map(|part| Some((part, self.sequences.remove(&part.sequence)?))).collect();
         let mut segments: Vec<_> = taken
@@ -146,8 +123,8 @@ impl Llama {
             device: &self.device,
         };
         let found = network.pass(&mut segments);
-        for (part, found) in parts.iter().filter(|part| part.logits).zip(found) {
-            logits[part.step] = Some(found);
+        for (part, found) in parts.iter().zip(found) {
+            logits[part.step].extend(found);
         }
         for (part, mut sequence) in taken {
             sequence.len += part.tokens.len();
@@ -169,7 +146,7 @@ fn passes<'a>(steps: &[Step<'a>]) -> Vec<Vec<Part<'a>>> {
                 room = PASS_ROWS;
             }
             let (now, later) = tokens.split_at(room.min(tokens.len()));
-            let logits = step.logits && later.is_empty();
+            let logits = step.logits.saturating_sub(later.len()).min(now.len());
             pass.push(Part { step: index, sequence: step.sequence, tokens: now, logits });
             room -= now.len();
             tokens = later;
@@ -184,16 +161,17 @@ impl Model for Llama {
         &self.spec
     }
 
-    fn open(&mut self, capacity: usize) -> Result<SequenceId, model::Error> {
-        if capacity > self.spec.context {
-            return Err(model::Error::Full { capacity: self.spec.context, needed: capacity });
-        }
+    fn memory(&self) -> KvMemory {
+        KvMemory { page_tokens: 64, pages: 1 << 20, free_pages: 1 << 20 }
+    }
+
+    fn open(&mut self) -> SequenceId {
         let id = SequenceId(self.next);
         self.next += 1;
-        let width = self.spec.kv.width;
-        let caches = (0..self.spec.kv.layers).map(|_| Cache::new(capacity.max(1), width, &self.device)).collect();
-        self.sequences.insert(id, Sequence { capacity, len: 0, caches });
-        Ok(id)
+        let (width, capacity) = (self.spec.kv.width, self.spec.context);
+        let caches = (0..self.spec.kv.layers).map(|_| Cache::new(capacity, width, &self.device)).collect();
+        self.sequences.insert(id, Sequence { len: 0, caches });
+        id
     }
 
     fn close(&mut self, sequence: SequenceId) {
@@ -204,9 +182,9 @@ impl Model for Llama {
         Ok(self.sequence(sequence)?.len)
     }
 
-    fn forward(&mut self, steps: &[Step<'_>]) -> Result<Vec<Option<Vec<f32>>>, model::Error> {
-        self.check_steps(steps)?;
-        let mut logits = vec![None; steps.len()];
+    fn forward(&mut self, steps: &[Step<'_>]) -> Result<Vec<Vec<f32>>, model::Error> {
+        model::check_steps(self, steps)?;
+        let mut logits = vec![Vec::new(); steps.len()];
         for parts in passes(steps) {
             if !parts.is_empty() {
                 self.pass(&parts, &mut logits);
@@ -233,7 +211,7 @@ impl Model for Llama {
     }
 
     fn import(&mut self, sequence: SequenceId, tokens: &[u32], block: &kv::Block) -> Result<(), model::Error> {
-        let Sequence { capacity, len, .. } = *self.sequence(sequence)?;
+        let len = self.len(sequence)?;
         let shape = self.spec.kv;
         if block.tokens != tokens.len() || !block.fits(&shape) {
             return Err(model::Error::BlockMismatch {
@@ -243,11 +221,9 @@ impl Model for Llama {
                 expected_layers: shape.layers,
             });
         }
-        self.check_tokens(tokens)?;
+        model::check_tokens(self, tokens)?;
+        model::check_room(self, [(len, tokens.len())])?;
         let end = len + tokens.len();
-        if end > capacity {
-            return Err(model::Error::Full { capacity, needed: end });
-        }
         if tokens.is_empty() {
             return Ok(());
         }

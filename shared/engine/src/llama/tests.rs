@@ -60,13 +60,13 @@ fn a_model_computes_the_same_with_stock_operators() {
     let [kernels, stock] = [Operators::Kernels, Operators::Stock].map(|operators| {
         let file = gguf::File::open(file.path()).unwrap();
         let mut model = Llama::load_with(file, Device::flex(), operators).unwrap();
-        let [one, two] = [(); 2].map(|()| model.open(60).unwrap());
+        let [one, two] = [(); 2].map(|()| model.open());
         let tokens: Vec<u32> = (0..50).map(|i| i * 37 % 90).collect();
-        model.forward(&[Step { sequence: one, tokens: &tokens, logits: false }]).unwrap();
+        model.forward(&[Step { sequence: one, tokens: &tokens, logits: 0 }]).unwrap();
         let steps =
-            [Step { sequence: one, tokens: &[3], logits: true }, Step { sequence: two, tokens: &tokens, logits: true }];
+            [Step { sequence: one, tokens: &[3], logits: 1 }, Step { sequence: two, tokens: &tokens, logits: 1 }];
         let logits = model.forward(&steps).unwrap();
-        let logits: Vec<f32> = logits.into_iter().flatten().flatten().collect();
+        let logits: Vec<f32> = logits.into_iter().flatten().collect();
         Tensor::<1>::from_data(TensorData::new(logits, [180]), &Device::flex()).reshape([2, 90])
     });
     let scale = stock.clone().abs().max().into_scalar::<f32>();

@@ -111,9 +111,9 @@ proptest! {
         }
         if let Ok(mut model) = load(&file) {
             let tokens = [0];
-            let sequence = model.open(1).unwrap();
-            let step = baton_engine::model::Step { sequence, tokens: &tokens, logits: true };
-            prop_assert_eq!(model.forward(&[step]).unwrap()[0].as_ref().unwrap().len(), model.spec().vocabulary);
+            let sequence = model.open();
+            let step = baton_engine::model::Step { sequence, tokens: &tokens, logits: 1 };
+            prop_assert_eq!(model.forward(&[step]).unwrap()[0].len(), model.spec().vocabulary);
         }
     }
 }

@@ -14,8 +14,8 @@ fn bits(logits: &[f32]) -> Vec<u32> {
 
 /// The logits after the last token and the KV of all, computed alone and at once.
 fn alone(model: &mut Llama, tokens: &[u32]) -> (Vec<u32>, kv::Block) {
-    let sequence = model.open(tokens.len()).unwrap();
-    let logits = model.forward(&[Step { sequence, tokens, logits: true }]).unwrap().remove(0).unwrap();
+    let sequence = model.open();
+    let logits = model.forward(&[Step { sequence, tokens, logits: 1 }]).unwrap().remove(0);
     assert!(logits.iter().all(|logit| logit.is_finite()));
     let block = model.export(sequence, 0..tokens.len()).unwrap();
     model.close(sequence);
@@ -64,7 +64,7 @@ proptest! {
 
         let mut open: Vec<(SequenceId, usize)> = Vec::new();
         for (plan, (_, block)) in plans.iter().zip(&expected) {
-            let sequence = model.open(plan.tokens.len()).unwrap();
+            let sequence = model.open();
             let mut done = 0;
             if plan.import && plan.parts[0] < plan.tokens.len() {
                 done = plan.parts[0];
@@ -73,14 +73,14 @@ proptest! {
             }
             open.push((sequence, done));
         }
-        let mut last: Vec<Option<Vec<f32>>> = vec![None; plans.len()];
+        let mut last: Vec<Vec<f32>> = vec![Vec::new(); plans.len()];
         for round in 0.. {
             let mut steps = Vec::new();
             let mut who = Vec::new();
             for (index, (plan, (sequence, done))) in plans.iter().zip(&mut open).enumerate().rev() {
                 let end = plan.tokens.len().min(*done + plan.parts[round % plan.parts.len()]);
                 if *done < end {
-                    let logits = end == plan.tokens.len() || round % 2 == 0;
+                    let logits = usize::from(end == plan.tokens.len() || round % 2 == 0);
                     steps.push(Step { sequence: *sequence, tokens: &plan.tokens[*done..end], logits });
                     who.push(index);
                     *done = end;
@@ -94,7 +94,7 @@ proptest! {
             }
         }
         for (((plan, expected), (sequence, _)), logits) in plans.iter().zip(&expected).zip(&open).zip(&last) {
-            prop_assert_eq!(&bits(logits.as_ref().unwrap()), &expected.0);
+            prop_assert_eq!(&bits(logits), &expected.0);
             prop_assert_eq!(&model.export(*sequence, 0..plan.tokens.len()).unwrap(), &expected.1);
         }
     }
@@ -112,27 +112,26 @@ fn part_of(block: &kv::Block, tokens: usize, width: usize) -> kv::Block {
 #[test]
 fn bad_requests_are_refused_and_change_nothing() {
     let mut model = load(&Tiny::new(7).file()).unwrap();
-    let (one, two) = (model.open(4).unwrap(), model.open(4).unwrap());
-    model.forward(&[Step { sequence: one, tokens: &[1, 2], logits: false }]).unwrap();
+    let (one, two) = (model.open(), model.open());
+    model.forward(&[Step { sequence: one, tokens: &[1, 2], logits: 0 }]).unwrap();
     let block = model.export(one, 0..2).unwrap();
 
-    let good = Step { sequence: two, tokens: &[3], logits: true };
-    let with = |sequence, tokens| [good, Step { sequence, tokens, logits: false }];
+    let good = Step { sequence: two, tokens: &[3], logits: 1 };
+    let with = |sequence, tokens| [good, Step { sequence, tokens, logits: 0 }];
     let unknown = SequenceId(99);
     assert!(matches!(model.forward(&with(one, &[])), Err(Error::EmptyStep)));
     assert!(matches!(model.forward(&with(one, &[90])), Err(Error::TokenOutOfRange { token: 90, vocabulary: 90 })));
-    assert!(matches!(model.forward(&with(one, &[1, 2, 3])), Err(Error::Full { capacity: 4, needed: 5 })));
+    let long = [1; CONTEXT];
+    assert!(matches!(model.forward(&with(one, &long)), Err(Error::ContextExceeded { context: CONTEXT, .. })));
     assert!(matches!(model.forward(&with(unknown, &[1])), Err(Error::UnknownSequence(_))));
-    assert!(matches!(model.forward(&[good; 5]), Err(Error::Full { capacity: 4, needed: 5 })));
+    assert!(matches!(model.forward(&[good; CONTEXT + 1]), Err(Error::ContextExceeded { context: CONTEXT, .. })));
     assert!(matches!(model.export(one, 1..3), Err(Error::RangeOutOfBounds { start: 1, end: 3, len: 2 })));
     assert!(matches!(model.import(one, &[1], &block), Err(Error::BlockMismatch { .. })));
     assert!(matches!(model.import(one, &[1, 90], &block), Err(Error::TokenOutOfRange { .. })));
-    assert!(matches!(model.open(CONTEXT + 1), Err(Error::Full { capacity: CONTEXT, .. })));
     assert_eq!((model.len(one).unwrap(), model.len(two).unwrap()), (2, 0));
     assert_eq!(model.export(one, 0..2).unwrap(), block);
 
     model.import(one, &[1, 2], &block).unwrap();
-    assert!(matches!(model.import(one, &[1, 2], &block), Err(Error::Full { capacity: 4, needed: 6 })));
     model.close(one);
     assert!(matches!(model.len(one), Err(Error::UnknownSequence(_))));
     assert_eq!(model.forward(&[]).unwrap().len(), 0);

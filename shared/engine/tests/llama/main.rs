@@ -7,8 +7,9 @@ mod writer;
 
 use std::io::Write;
 
+use baton_engine::gguf;
 use baton_engine::llama::{self, Llama};
-use baton_engine::{device, gguf};
+use baton_engine::model::{self, Compute};
 
 fn open(bytes: &[u8]) -> Result<gguf::File, gguf::Error> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -18,5 +19,5 @@ fn open(bytes: &[u8]) -> Result<gguf::File, gguf::Error> {
 }
 
 fn load(bytes: &[u8]) -> Result<Llama, llama::Error> {
-    Llama::load(open(bytes)?, device::by_name("flex").unwrap())
+    Llama::load(open(bytes)?, &model::Options { compute: Compute::Exact, ..model::Options::default() })
 }
