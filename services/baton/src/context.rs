@@ -14,7 +14,10 @@ use baton_storage::store::Store;
 use baton_topology::{BrokerUrl, Device, Model, Plan, StoreUrl};
 use serde::{Deserialize, Serialize};
 
-use crate::setup::{self, Setup};
+use crate::{
+    hub,
+    setup::{self, Setup},
+};
 
 /// Options of every command that talks to a pipeline.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -162,11 +165,12 @@ pub fn open_store(plan: &Plan) -> anyhow::Result<Store> {
     Ok(Store::open(url)?)
 }
 
-/// Where the engine finds a model of the plan; the default model is brought if it is missing.
+/// Where the engine finds a model of the plan; the default model and those of the hub are brought if they are missing.
 pub fn source(model: &Model) -> anyhow::Result<Source> {
     Ok(match model {
-        Model::Default => Source::Gguf(Setup::from_environment(false).ensure_default_model()?),
-        Model::File(path) => Source::Gguf(Path::new(path).to_owned()),
+        Model::Default => Source::Checkpoint(Setup::from_environment(false).ensure_default_model()?),
+        Model::File(path) => Source::Checkpoint(Path::new(path).to_owned()),
+        Model::Hub(model) => Source::Checkpoint(hub::fetch(model, &hub::Options::from_environment()?)?),
         Model::Sim(sim) => Source::Sim(baton_engine::sim::Options {
             layers: sim.layers,
             kv_width: sim.kv_width,

@@ -13,10 +13,10 @@ use anyhow::Context;
 use baton_contract::{
     Name,
     job::{Answer, Job},
-    outcome::{FinishReason, Outcome, Timings, request_digest},
+    outcome::{Outcome, Timings, request_digest},
 };
 use baton_engine::{
-    generation::{Generation, first_token},
+    generation::Generator,
     model::{self, Model, Step},
     source::{self, Vocabulary},
     verify::{self, Report},
@@ -31,7 +31,8 @@ const PASS: usize = 256;
 
 #[derive(clap::Args)]
 struct EngineArguments {
-    /// A GGUF file; `default` is the model that `baton setup` brings, `sim` the one without weights
+    /// A GGUF file, a Hugging Face folder or hf:owner/name, perhaps with @revision and /file.gguf; `default` is the model
+    /// that `baton setup` brings, `sim` the one without weights
     #[arg(long, short, default_value = "default")]
     model: String,
     /// What to compute on: flex (the CPU) or cuda
@@ -43,17 +44,15 @@ struct EngineArguments {
 }
 
 impl EngineArguments {
-    fn model(&self) -> baton_topology::Model {
-        match self.model.as_str() {
-            "default" => baton_topology::Model::Default,
-            "sim" => baton_topology::Model::Sim(baton_topology::Sim::default()),
-            path => baton_topology::Model::File(path.to_owned()),
-        }
+    fn model(&self) -> anyhow::Result<baton_topology::Model> {
+        baton_topology::Model::from_source(&self.model).with_context(|| {
+            format!("expected hf:owner/name, perhaps with @revision and /file.gguf, found {}", self.model)
+        })
     }
 
     async fn load(&self) -> anyhow::Result<(Arc<Vocabulary>, Box<dyn Model>)> {
         baton_engine::use_threads(self.threads)?;
-        let model = self.model();
+        let model = self.model()?;
         let options = model::Options { device: self.device.clone(), ..model::Options::default() };
         let source = spawn_blocking(move || context::source(&model)).await??;
         let load = move || Ok((Arc::new(source::vocabulary(&source)?), source::load(&source, &options)?));
@@ -67,6 +66,8 @@ impl EngineArguments {
 Examples:
   baton run 'What is the capital of France?'
   baton run --model model.gguf --raw 'Once upon a time' --max-tokens 50 --temperature 0.8 --seed 7
+  baton run 'Name three birds.' --temperature 0.8 --min-p 0.1 --presence-penalty 0.5 --json-schema birds.json
+  baton run 'Is water wet?' --regex 'yes|no' --logprobs 5 --json
   baton run --jsonl requests.jsonl --json > results.jsonl
 
 The same requests give the same tokens as a pipeline with this model.")]
@@ -83,11 +84,10 @@ pub struct RunArguments {
 pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let requests = arguments.prompt.requests(None)?;
     let (vocabulary, mut model) = arguments.engine.load().await?;
+    let generator = Generator::new(vocabulary);
     let name = Name::new("local")?;
-    let models = baton_ingest::Models {
-        vocabularies: BTreeMap::from([(name.clone(), vocabulary.clone())]),
-        default: name.clone(),
-    };
+    let models =
+        baton_ingest::Models { generators: BTreeMap::from([(name.clone(), generator.clone())]), default: name.clone() };
     let mut code = ExitCode::SUCCESS;
     for request in requests {
         let arrival = baton_ingest::Arrival {
@@ -105,54 +105,58 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
                 continue;
             }
         };
-        let vocabulary = vocabulary.clone();
+        let generator = generator.clone();
         let json = arguments.json;
         let answered: anyhow::Result<_> = spawn_blocking(move || {
-            let outcome = answer(model.as_mut(), vocabulary, &job, !json)?;
+            let outcome = answer(model.as_mut(), &generator, &job, !json)?;
             Ok((model, outcome))
         })
         .await?;
         let (kept, outcome) = answered?;
         model = kept;
-        if arguments.json {
-            print_outcome(&outcome, true, None, false)?;
-        } else {
-            println!();
+        if outcome.error.is_some() {
+            code = ExitCode::FAILURE;
         }
+        let shown = (!json).then_some(&outcome.text);
+        print_outcome(&outcome, json, shown, false)?;
     }
     Ok(code)
 }
 
 /// Answers one job, token by token; prints the text as it comes if asked.
-fn answer(model: &mut dyn Model, vocabulary: Arc<Vocabulary>, job: &Job, print: bool) -> anyhow::Result<Outcome> {
+fn answer(model: &mut dyn Model, generator: &Generator, job: &Job, print: bool) -> anyhow::Result<Outcome> {
     let prompt = &job.prompt;
     let sequence = model.open();
-    let mut generation =
-        Generation::new(vocabulary, job.sampling.clone(), &job.stop, prompt.len(), job.max_tokens as usize);
+    let mut generation = generator.start(job)?;
     let mut answer = Answer::default();
     let mut logits = Vec::new();
     for (index, tokens) in prompt.chunks(PASS).enumerate() {
         let last = usize::from((index + 1) * PASS >= prompt.len());
         logits = model.forward(&[Step { sequence, tokens, logits: last }])?.remove(0);
     }
-    let mut token = first_token(&logits, &job.sampling, prompt.len());
-    let reason: FinishReason = loop {
-        let emitted = generation.accept(token);
+    let ended = loop {
+        let emitted = match generation.next(&logits) {
+            Ok(emitted) => emitted,
+            Err(error) => break Err(error.failure()),
+        };
         if print {
             let mut out = io::stdout().lock();
             write!(out, "{}", emitted.text)?;
             out.flush()?;
         }
-        answer.tokens.push(token);
+        answer.tokens.push(emitted.token);
         answer.text.push_str(&emitted.text);
+        answer.logprobs.extend(emitted.logprobs);
         if let Some(reason) = emitted.finish {
-            break reason;
+            break Ok(reason);
         }
-        let logits = model.forward(&[Step { sequence, tokens: &[token], logits: 1 }])?.remove(0);
-        token = generation.sample(&logits);
+        logits = model.forward(&[Step { sequence, tokens: &[emitted.token], logits: 1 }])?.remove(0);
     };
     model.close(sequence);
-    Ok(job.completed(answer, reason, Timings::default()))
+    Ok(match ended {
+        Ok(reason) => job.completed(answer, reason, Timings::default()),
+        Err(failure) => job.failed(failure, answer, Timings::default()),
+    })
 }
 
 #[derive(clap::Args)]

@@ -5,6 +5,7 @@ mod context;
 mod demo;
 mod doctor;
 mod guard;
+mod hub;
 mod jobs;
 mod local;
 mod prompts;
@@ -65,6 +66,9 @@ struct SetupArguments {
     /// Print the paths as JSON
     #[arg(long)]
     json: bool,
+    /// The model to bring
+    #[arg(long, value_enum, default_value_t)]
+    model: setup::Model,
 }
 
 fn main() -> ExitCode {
@@ -111,13 +115,13 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
 async fn bring(arguments: SetupArguments) -> anyhow::Result<()> {
     let setup = setup::Setup::from_environment(arguments.quiet);
     let brought =
-        tokio::task::spawn_blocking(move || anyhow::Ok((setup.ensure_nats_server()?, setup.ensure_default_model()?)));
+        tokio::task::spawn_blocking(move || anyhow::Ok((setup.ensure_nats_server()?, setup.ensure_model(arguments.model)?)));
     let (nats_server, model) = brought.await??;
     if arguments.json {
         println!("{}", serde_json::json!({ "nats_server": nats_server, "model": model }));
     } else if !arguments.quiet {
         println!("nats-server    {}", nats_server.display());
-        println!("default model  {}", model.display());
+        println!("model          {}", model.display());
     }
     Ok(())
 }

@@ -10,7 +10,9 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use baton_contract::{
     JobId,
-    request::{Deadline, Message, Prompt, Request, Stop},
+    request::{
+        Deadline, FormatKind, JsonSchema, Message, Prompt, Request, ResponseFormat, Stop, StructuredOutputs,
+    },
 };
 
 /// The longest line of a JSONL file: what the broker takes as one message.
@@ -45,6 +47,33 @@ pub struct PromptArguments {
     /// Sample from this many most likely tokens
     #[arg(long, value_name = "K")]
     top_k: Option<u32>,
+    /// Sample from the tokens that have at least this share of the likeliest one's probability
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Above 1: makes tokens of prompt and answer less likely, up to 10
+    #[arg(long, value_name = "F")]
+    repetition_penalty: Option<f32>,
+    /// Above 0: makes tokens that the answer has less likely; -2 to 2
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// The same, once for each time that the answer has the token; -2 to 2
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// Adds -100 to 100 to a token's logit; may be repeated
+    #[arg(long, value_name = "ID=BIAS", value_parser = bias)]
+    logit_bias: Vec<(String, f32)>,
+    /// Tell each token's log-probability, and those of the N likeliest in its place, 0 to 20 (see --json)
+    #[arg(long, value_name = "N")]
+    logprobs: Option<u32>,
+    /// The answer is a JSON object
+    #[arg(long, conflicts_with_all = ["json_schema", "regex"])]
+    json_object: bool,
+    /// The answer is JSON that the JSON schema in this file describes
+    #[arg(long, value_name = "FILE", conflicts_with = "regex")]
+    json_schema: Option<PathBuf>,
+    /// The answer matches this regular expression
+    #[arg(long, value_name = "REGEX")]
+    regex: Option<String>,
     /// Equal seeds give equal answers
     #[arg(long)]
     seed: Option<u64>,
@@ -64,6 +93,11 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
+fn bias(text: &str) -> Result<(String, f32), String> {
+    let (token, bias) = text.split_once('=').ok_or("expected ID=BIAS")?;
+    Ok((token.to_owned(), bias.parse().map_err(|error| format!("{error}"))?))
+}
+
 /// One request, ready to be published.
 pub struct Prepared {
     pub id: JobId,
@@ -73,8 +107,9 @@ pub struct Prepared {
 impl PromptArguments {
     /// The requests, in order, each with an id.
     pub fn requests(&self, model: Option<&str>) -> anyhow::Result<Vec<Prepared>> {
+        let format = self.format()?;
         if let Some(path) = &self.jsonl {
-            return self.lines(path, model);
+            return self.lines(path, model, format.as_ref());
         }
         let mut request = match &self.messages {
             Some(path) => {
@@ -94,8 +129,21 @@ impl PromptArguments {
             }
         };
         request.id.clone_from(&self.id);
-        self.fill(&mut request, model);
+        self.fill(&mut request, model, format.as_ref());
         Ok(vec![prepare(request)?])
+    }
+
+    /// The form of the answers that the flags ask for, but for a regular expression.
+    fn format(&self) -> anyhow::Result<Option<ResponseFormat>> {
+        if self.json_object {
+            return Ok(Some(ResponseFormat { kind: FormatKind::JsonObject, json_schema: None }));
+        }
+        let Some(path) = &self.json_schema else { return Ok(None) };
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let schema = serde_json::from_reader(BufReader::new(file.take(LONGEST_LINE)))
+            .with_context(|| format!("{} is not a JSON schema", path.display()))?;
+        let json_schema = Some(JsonSchema { schema, name: None, description: None, strict: None });
+        Ok(Some(ResponseFormat { kind: FormatKind::JsonSchema, json_schema }))
     }
 
     fn text(&self) -> anyhow::Result<String> {
@@ -118,7 +166,12 @@ impl PromptArguments {
         }
     }
 
-    fn lines(&self, path: &Path, model: Option<&str>) -> anyhow::Result<Vec<Prepared>> {
+    fn lines(
+        &self,
+        path: &Path,
+        model: Option<&str>,
+        format: Option<&ResponseFormat>,
+    ) -> anyhow::Result<Vec<Prepared>> {
         let mut input: Box<dyn BufRead> = if path == Path::new("-") {
             Box::new(io::stdin().lock())
         } else {
@@ -137,7 +190,7 @@ impl PromptArguments {
             let read = serde_json::from_slice::<Request>(&line);
             let at = || format!("line {number} of {}", path.display());
             let mut request = read.with_context(|| format!("{} is not a request", at()))?;
-            self.fill(&mut request, model);
+            self.fill(&mut request, model, format);
             let request = prepare(request).with_context(at)?;
             ensure!(ids.insert(request.id.clone()), "{}: the id {} occurs twice", at(), request.id);
             prepared.push(request);
@@ -146,7 +199,7 @@ impl PromptArguments {
     }
 
     /// Flags fill what a request leaves open.
-    fn fill(&self, request: &mut Request, model: Option<&str>) {
+    fn fill(&self, request: &mut Request, model: Option<&str>, format: Option<&ResponseFormat>) {
         fn or<T: Clone>(field: &mut Option<T>, flag: Option<T>) {
             if field.is_none() {
                 *field = flag;
@@ -157,6 +210,19 @@ impl PromptArguments {
         or(&mut request.temperature, self.temperature);
         or(&mut request.top_p, self.top_p);
         or(&mut request.top_k, self.top_k);
+        or(&mut request.min_p, self.min_p);
+        or(&mut request.repetition_penalty, self.repetition_penalty);
+        or(&mut request.presence_penalty, self.presence_penalty);
+        or(&mut request.frequency_penalty, self.frequency_penalty);
+        or(&mut request.logit_bias, (!self.logit_bias.is_empty()).then(|| self.logit_bias.iter().cloned().collect()));
+        if request.logprobs.is_none() && request.top_logprobs.is_none() {
+            request.logprobs = self.logprobs.map(|_| true);
+            request.top_logprobs = self.logprobs;
+        }
+        if request.response_format.is_none() && request.structured_outputs.is_none() {
+            request.response_format = format.cloned();
+            request.structured_outputs = self.regex.clone().map(|regex| StructuredOutputs { regex });
+        }
         or(&mut request.seed, self.seed);
         or(&mut request.stop, (!self.stop.is_empty()).then(|| Stop::Many(self.stop.clone())));
         or(&mut request.deadline, self.deadline.map(Deadline::After));

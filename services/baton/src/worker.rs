@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, io::Write, time::Duration};
 use anyhow::Context;
 use baton_bus::pull;
 use baton_contract::{Name, kv, subject::Stage};
-use baton_engine::model::{self, Model};
+use baton_engine::{
+    generation::Generator,
+    model::{self, Model},
+};
 use baton_storage::{codec::Codec, kv::KvStore};
 use baton_topology::{Compute, Plan};
 use clap::ValueEnum;
@@ -86,7 +89,8 @@ async fn serve(stage: Stage, plan: &Plan, worker: &str, shutdown: CancellationTo
             for name in &settings.models {
                 let model = load(plan, settings, name).await?;
                 let store = kv_store(plan, model.spec().kv)?;
-                served.push(baton_prefill::Served { name: name.clone(), model, store });
+                let generator = Generator::new(context::vocabulary(&plan.models[name])?);
+                served.push(baton_prefill::Served { name: name.clone(), model, generator, store });
             }
             let options = baton_prefill::Options {
                 pull: pull_options(plan, stage, &settings.stage, &settings.models),
@@ -103,8 +107,8 @@ async fn serve(stage: Stage, plan: &Plan, worker: &str, shutdown: CancellationTo
             for name in &settings.models {
                 let model = load(plan, settings, name).await?;
                 let store = kv_store(plan, model.spec().kv)?;
-                let vocabulary = context::vocabulary(&plan.models[name])?;
-                served.push(baton_decode::Served { name: name.clone(), model, vocabulary, store });
+                let generator = Generator::new(context::vocabulary(&plan.models[name])?);
+                served.push(baton_decode::Served { name: name.clone(), model, generator, store });
             }
             let pull = pull_options(plan, stage, &settings.stage, &settings.models);
             ready(worker)?;
@@ -134,13 +138,13 @@ fn ready(worker: &str) -> anyhow::Result<()> {
 }
 
 async fn ingest_models(plan: &Plan) -> anyhow::Result<baton_ingest::Models> {
-    let mut vocabularies = BTreeMap::new();
+    let mut generators = BTreeMap::new();
     for (name, model) in &plan.models {
         let model = model.clone();
         let vocabulary = spawn_blocking(move || context::vocabulary(&model)).await?;
-        vocabularies.insert(name.clone(), vocabulary.with_context(|| format!("model {name}"))?);
+        generators.insert(name.clone(), Generator::new(vocabulary.with_context(|| format!("model {name}"))?));
     }
-    Ok(baton_ingest::Models { vocabularies, default: plan.default_model.clone() })
+    Ok(baton_ingest::Models { generators, default: plan.default_model.clone() })
 }
 
 async fn load(plan: &Plan, settings: &Compute, name: &Name) -> anyhow::Result<Box<dyn Model>> {

@@ -7,7 +7,7 @@ use std::{
 
 use baton_contract::kv::Block;
 use baton_engine::{
-    generation::{Emitted, Generation},
+    generation::{self, Emitted, Generation},
     model::{self, Model, SequenceId, Step},
 };
 use tokio::sync::mpsc as channel;
@@ -32,6 +32,8 @@ pub(crate) enum Event {
         recomputed: usize,
     },
     Token(Emitted),
+    /// The answer can't go on.
+    Stuck(generation::Error),
     Failed(model::Error),
 }
 
@@ -165,11 +167,15 @@ fn step(model: &mut dyn Model, running: &mut Vec<Running>) {
             model.close(answer.sequence);
             return false;
         };
-        let token = answer.generation.sample(&logits);
-        let emitted = answer.generation.accept(token);
-        answer.last = token;
-        let ends = emitted.finish.is_some();
-        let stays = answer.events.send(Event::Token(emitted)).is_ok() && !ends;
+        let (event, ends) = match answer.generation.next(&logits) {
+            Ok(emitted) => {
+                answer.last = emitted.token;
+                let ends = emitted.finish.is_some();
+                (Event::Token(emitted), ends)
+            }
+            Err(error) => (Event::Stuck(error), true),
+        };
+        let stays = answer.events.send(event).is_ok() && !ends;
         if !stays {
             model.close(answer.sequence);
         }

@@ -21,13 +21,15 @@ use baton_contract::{
     outcome::{Code, Delta, Failure, FinishReason, Timings},
 };
 use baton_engine::{
-    generation::{Emitted, Generation},
+    generation::{Emitted, Generator},
     model::Model,
-    source::Vocabulary,
 };
 use baton_storage::{key::ChunkId, kv::KvStore};
 use futures::{StreamExt, TryStreamExt, stream};
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
@@ -48,7 +50,7 @@ pub struct Options {
 pub struct Served {
     pub name: Name,
     pub model: Box<dyn Model>,
-    pub vocabulary: Arc<Vocabulary>,
+    pub generator: Generator,
     pub store: KvStore,
 }
 
@@ -64,10 +66,10 @@ pub enum Error {
 pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: CancellationToken) -> Result<(), Error> {
     let ended = CancellationToken::new();
     let mut models = BTreeMap::new();
-    for Served { name, model, vocabulary, store } in served {
+    for Served { name, model, generator, store } in served {
         let engine =
             Engine::start(model, ended.clone()).map_err(|source| Error::Thread { model: name.clone(), source })?;
-        models.insert(name, Arc::new(Pool { engine, vocabulary, store }));
+        models.insert(name, Arc::new(Pool { engine, generator, store }));
     }
     let decode = Decode { bus: bus.clone(), models };
     Ok(stage::run(&bus, options.pull, options.worker, decode, ended, shutdown).await?)
@@ -80,13 +82,13 @@ struct Decode {
 
 struct Pool {
     engine: Engine,
-    vocabulary: Arc<Vocabulary>,
+    generator: Generator,
     store: KvStore,
 }
 
 impl Handler<DecodeTask> for Decode {
     async fn handle(&self, work: Work<DecodeTask>) -> Result<Next, StageError> {
-        let Work { task: DecodeTask { job, mut timings, first_token, pieces }, claim, queue_ms } = work;
+        let Work { task: DecodeTask { job, mut timings, first_token, first_logprobs, pieces }, claim, queue_ms } = work;
         let Some(pool) = self.models.get(&job.model) else {
             return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("no model {} here", job.model)));
         };
@@ -94,16 +96,19 @@ impl Handler<DecodeTask> for Decode {
         timings.decode_attempt = claim.attempt as u32;
         timings.decode_worker = claim.worker;
 
-        let mut generation = Generation::new(
-            pool.vocabulary.clone(),
-            job.sampling.clone(),
-            &job.stop,
-            job.prompt.len(),
-            job.max_tokens as usize,
-        );
+        let (generator, begun) = (pool.generator.clone(), job.clone());
+        // A grammar takes some time to compile.
+        let generation = spawn_blocking(move || generator.start(&begun)).await.map_err(StageError::passing)?;
         let mut progress = Progress { bus: &self.bus, job: &job, timings, answer: Answer::default(), first: None };
         // The first token is known already; an answer of one token needs no KV cache at all.
-        let first = generation.accept(first_token);
+        let begun = generation.and_then(|mut generation| {
+            let first = generation.accept(first_token, first_logprobs)?;
+            Ok((generation, first))
+        });
+        let (generation, first) = match begun {
+            Ok(begun) => begun,
+            Err(error) => return Ok(progress.failed(error.failure())),
+        };
         let finish = first.finish;
         progress.emit(first).await?;
         if let Some(reason) = finish {
@@ -136,6 +141,7 @@ impl Handler<DecodeTask> for Decode {
                         return Ok(progress.completed(reason));
                     }
                 }
+                Some(Event::Stuck(error)) => return Ok(progress.failed(error.failure())),
                 Some(Event::Failed(error)) => {
                     return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("decode failed: {error}")));
                 }
@@ -168,7 +174,9 @@ impl Progress<'_> {
         }
         self.answer.tokens.push(emitted.token);
         self.answer.text.push_str(&emitted.text);
-        let delta = Delta { index: emitted.index, token: emitted.token, text: emitted.text };
+        self.answer.logprobs.extend(emitted.logprobs.clone());
+        let Emitted { index, token, text, logprobs, .. } = emitted;
+        let delta = Delta { index, token, text, logprobs };
         let subject = self.bus.layout().tokens(&self.job.tenant, &self.job.id);
         Ok(self.bus.publish_delta(subject, &delta).await?)
     }

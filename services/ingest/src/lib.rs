@@ -21,7 +21,7 @@ use baton_contract::{
     request::{self, Input},
     subject::Stage,
 };
-use baton_engine::{chat, source::Vocabulary, tokenizer};
+use baton_engine::{chat, generation::Generator, source::Vocabulary, tokenizer};
 use tokio::{task::spawn_blocking, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
@@ -32,7 +32,7 @@ const ID_HEADER: &str = "Baton-Job-Id";
 /// The models that requests may name.
 #[derive(Clone)]
 pub struct Models {
-    pub vocabularies: BTreeMap<Name, Arc<Vocabulary>>,
+    pub generators: BTreeMap<Name, Generator>,
     /// Used by requests that name none.
     pub default: Name,
 }
@@ -79,6 +79,7 @@ impl Arrival {
             error: Some(failure),
             text: String::new(),
             tokens: Vec::new(),
+            logprobs: None,
             usage: Usage::default(),
             metadata: BTreeMap::new(),
             timings: self.timings,
@@ -186,31 +187,36 @@ impl Ingest {
 pub async fn read(models: &Models, arrival: &Arrival, body: &[u8]) -> Result<Job, Failure> {
     let checked = request::parse(body, &arrival.lane, arrival.timings.accepted_at_ms)?;
     let model = checked.model.clone().unwrap_or_else(|| models.default.clone());
-    let Some(vocabulary) = models.vocabularies.get(&model).cloned() else {
-        let known: Vec<&str> = models.vocabularies.keys().map(Name::as_str).collect();
+    let Some(generator) = models.generators.get(&model).cloned() else {
+        let known: Vec<&str> = models.generators.keys().map(Name::as_str).collect();
         let message = format!("model: the pipeline has no model {model}; it has {}", known.join(", "));
         return Err(Failure::new(Code::UnknownModel, message));
     };
-    // Templates and tokenizers take their time with long texts; the other requests must not wait for them.
-    let input = checked.input.clone();
-    let context = vocabulary.spec().context;
-    let prompt = spawn_blocking(move || tokenize(&vocabulary, input))
-        .await
-        .map_err(|error| Failure::new(Code::Internal, format!("tokenizing the prompt failed: {error}")))??;
-    let room = context - prompt.len();
-    Ok(Job {
+    let mut job = Job {
         sampling: checked.sampling(&arrival.id),
         id: arrival.id.clone(),
         tenant: arrival.tenant.clone(),
         lane: arrival.lane.clone(),
         model,
-        prompt,
-        max_tokens: checked.max_tokens.min(room as u32),
+        prompt: Vec::new(),
+        max_tokens: checked.max_tokens,
         stop: checked.stop,
         deadline_ms: checked.deadline_ms,
         metadata: checked.metadata,
         request_digest: arrival.digest.clone(),
-    })
+    };
+    let input = checked.input;
+    // Templates, tokenizers and grammars take their time; the other requests must not wait for them.
+    let fit = spawn_blocking(move || {
+        let vocabulary = generator.vocabulary();
+        job.prompt = tokenize(vocabulary, input)?;
+        let room = vocabulary.spec().context - job.prompt.len();
+        job.max_tokens = job.max_tokens.min(room as u32);
+        // Whether its answer can begin at all.
+        generator.start(&job).map_err(|error| error.failure())?;
+        Ok(job)
+    });
+    fit.await.map_err(|error| Failure::new(Code::Internal, format!("reading the request failed: {error}")))?
 }
 
 /// The prompt's token ids: at least one, fewer than the context.

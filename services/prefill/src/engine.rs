@@ -6,9 +6,9 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use baton_contract::{kv::Block, sampling::Sampling};
+use baton_contract::kv::Block;
 use baton_engine::{
-    generation::first_token,
+    generation::{self, Emitted, Generation},
     model::{self, Model, Step},
 };
 use tokio::sync::mpsc as channel;
@@ -22,7 +22,7 @@ pub(crate) struct Engine {
 struct Prompt {
     tokens: Vec<u32>,
     pieces: Vec<Range<usize>>,
-    sampling: Sampling,
+    generation: Generation,
     computed: channel::Sender<Computed>,
 }
 
@@ -32,7 +32,9 @@ pub(crate) enum Computed {
     /// The KV cache of the next piece.
     Piece(Block),
     /// The answer's first token; comes last.
-    FirstToken(u32),
+    FirstToken(Emitted),
+    /// The answer can't begin.
+    Refused(generation::Error),
     Failed(model::Error),
 }
 
@@ -52,11 +54,11 @@ impl Engine {
         &self,
         tokens: Vec<u32>,
         pieces: Vec<Range<usize>>,
-        sampling: Sampling,
+        generation: Generation,
     ) -> channel::Receiver<Computed> {
         let (computed, receiver) = channel::channel(super::AHEAD);
         // If the thread has ended, the receiver closes without a word, which the caller reports.
-        let _ = self.prompts.send(Prompt { tokens, pieces, sampling, computed });
+        let _ = self.prompts.send(Prompt { tokens, pieces, generation, computed });
         receiver
     }
 }
@@ -65,28 +67,29 @@ impl Engine {
 struct Gone;
 
 fn serve(mut model: Box<dyn Model>, prompts: mpsc::Receiver<Prompt>) {
-    for prompt in prompts {
+    for mut prompt in prompts {
         if prompt.computed.blocking_send(Computed::Started).is_err() {
             continue;
         }
-        let _ = compute(model.as_mut(), &prompt);
+        let _ = compute(model.as_mut(), &mut prompt);
     }
 }
 
-fn compute(model: &mut dyn Model, prompt: &Prompt) -> Result<(), Gone> {
-    let send = |computed| prompt.computed.blocking_send(computed).map_err(|_| Gone);
+fn compute(model: &mut dyn Model, prompt: &mut Prompt) -> Result<(), Gone> {
+    let Prompt { tokens, pieces, generation, computed } = prompt;
+    let send = |event| computed.blocking_send(event).map_err(|_| Gone);
     let sequence = model.open();
     let mut work = || -> Result<Result<(), Gone>, model::Error> {
-        for range in &prompt.pieces {
-            let last = range.end == prompt.tokens.len();
-            let step = Step { sequence, tokens: &prompt.tokens[range.clone()], logits: usize::from(last) };
+        for range in pieces.iter() {
+            let last = range.end == tokens.len();
+            let step = Step { sequence, tokens: &tokens[range.clone()], logits: usize::from(last) };
             let logits = model.forward(&[step])?.remove(0);
             if send(Computed::Piece(model.export(sequence, range.clone())?)).is_err() {
                 return Ok(Err(Gone));
             }
             if last {
-                let token = first_token(&logits, &prompt.sampling, prompt.tokens.len());
-                return Ok(send(Computed::FirstToken(token)));
+                let first = generation.next(&logits);
+                return Ok(send(first.map_or_else(Computed::Refused, Computed::FirstToken)));
             }
         }
         Ok(Ok(()))

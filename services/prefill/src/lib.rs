@@ -16,15 +16,18 @@ use baton_bus::{
 use baton_contract::{
     Name,
     envelope::{self, DecodeTask, Piece, PrefillTask},
-    outcome::{Code, Timings},
+    outcome::{Code, Failure, Timings},
 };
-use baton_engine::model::Model;
+use baton_engine::{
+    generation::{self, Generator},
+    model::Model,
+};
 use baton_storage::{
     key::{self, ChunkId, Root},
     kv::{KvStore, Stored},
 };
 use tokio::{
-    task::{JoinError, JoinSet},
+    task::{JoinError, JoinSet, spawn_blocking},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -51,6 +54,7 @@ pub struct Options {
 pub struct Served {
     pub name: Name,
     pub model: Box<dyn Model>,
+    pub generator: Generator,
     pub store: KvStore,
 }
 
@@ -66,11 +70,11 @@ pub enum Error {
 pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: CancellationToken) -> Result<(), Error> {
     let ended = CancellationToken::new();
     let mut models = BTreeMap::new();
-    for Served { name, model, store } in served {
+    for Served { name, model, generator, store } in served {
         let fingerprint = model.spec().fingerprint;
         let engine =
             Engine::start(model, ended.clone()).map_err(|source| Error::Thread { model: name.clone(), source })?;
-        models.insert(name, Arc::new(Pool { engine, store, fingerprint }));
+        models.insert(name, Arc::new(Pool { engine, generator, store, fingerprint }));
     }
     let prefill = Prefill { bus: bus.clone(), models, chunk_tokens: options.chunk_tokens };
     Ok(stage::run(&bus, options.pull, options.worker, prefill, ended, shutdown).await?)
@@ -84,6 +88,7 @@ struct Prefill {
 
 struct Pool {
     engine: Engine,
+    generator: Generator,
     store: KvStore,
     fingerprint: [u8; 32],
 }
@@ -94,16 +99,20 @@ impl Handler<PrefillTask> for Prefill {
         let Some(pool) = self.models.get(&job.model) else {
             return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("no model {} here", job.model)));
         };
+        let (generator, started) = (pool.generator.clone(), job.clone());
+        // A grammar takes some time to compile.
+        let generation = spawn_blocking(move || generator.start(&started)).await.map_err(StageError::passing)?;
+        let generation = generation.map_err(refused)?;
         // The salt keeps tenants apart: the same prompt of two tenants is two sets of chunks.
         let root = Root::new(&pool.fingerprint, job.tenant.as_str().as_bytes());
         let pieces = key::plan(&root, &job.prompt, self.chunk_tokens, job.id.as_str());
         let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
-        let mut computed = pool.engine.prefill(job.prompt.clone(), ranges, job.sampling.clone());
+        let mut computed = pool.engine.prefill(job.prompt.clone(), ranges, generation);
 
         let mut puts: JoinSet<PutResult> = JoinSet::new();
         let mut ids = pieces.iter().map(|piece| piece.id);
         let mut started = None;
-        let first_token = loop {
+        let first = loop {
             match computed.recv().await {
                 Some(Computed::Started) => started = Some(Instant::now()),
                 Some(Computed::Piece(block)) => {
@@ -116,7 +125,8 @@ impl Handler<PrefillTask> for Prefill {
                     let span = info_span!("kv.put", tokens = block.tokens);
                     puts.spawn(async move { store.put(&id, block).await }.instrument(span));
                 }
-                Some(Computed::FirstToken(token)) => break token,
+                Some(Computed::FirstToken(first)) => break first,
+                Some(Computed::Refused(error)) => return Err(refused(error)),
                 Some(Computed::Failed(error)) => {
                     return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("prefill failed: {error}")));
                 }
@@ -148,11 +158,17 @@ impl Handler<PrefillTask> for Prefill {
 
         let pieces = pieces.iter().map(|piece| Piece { id: piece.id.0, tokens: piece.range.len() as u32 }).collect();
         let subject = self.bus.layout().decode(&job.model, &job.lane);
-        let task = DecodeTask { job, timings, first_token, pieces };
+        let task = DecodeTask { job, timings, first_token: first.token, first_logprobs: first.logprobs, pieces };
         let payload = envelope::encode(&task)
             .map_err(|error| StageError::new(Retry::Never, Code::Internal, error.to_string()))?;
         Ok(Next::Forward { subject, payload })
     }
+}
+
+/// The request's fault: no other worker would do better.
+fn refused(error: generation::Error) -> StageError {
+    let Failure { code, message } = error.failure();
+    StageError::new(Retry::Never, code, message)
 }
 
 /// Notes what a finished put stored.

@@ -2,12 +2,15 @@
 
 use bincode::{Decode, Encode, config};
 
-use crate::{job::Job, outcome::Timings};
+use crate::{
+    job::Job,
+    outcome::{Timings, TokenLogprob},
+};
 
 /// The largest envelope a stage reads; the broker's `max_payload` lies at the same value.
 pub const MAX_BYTES: usize = 8 << 20;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Work for prefill.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -23,6 +26,8 @@ pub struct DecodeTask {
     pub timings: Timings,
     /// The answer's first token, which prefill sampled from the prompt's last logits.
     pub first_token: u32,
+    /// Its log-probabilities, if the job asks for them.
+    pub first_logprobs: Option<TokenLogprob>,
     /// The objects that hold the prompt's KV cache, in order; their tokens add up to the prompt.
     pub pieces: Vec<Piece>,
 }
@@ -124,7 +129,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{JobId, Name, sampling::Sampling};
+    use crate::{
+        JobId, Name,
+        outcome::Alternative,
+        sampling::{Constraint, Sampling},
+    };
 
     fn task() -> DecodeTask {
         let name = |text| Name::new(text).unwrap();
@@ -136,7 +145,13 @@ mod tests {
                 model: name("smollm2"),
                 prompt: vec![1, 2, 300],
                 max_tokens: 9,
-                sampling: Sampling::GREEDY,
+                sampling: Sampling {
+                    min_p: 0.5,
+                    logit_bias: vec![(7, -1.5)],
+                    constraint: Some(Constraint::Regex("a+".into())),
+                    logprobs: Some(1),
+                    ..Sampling::GREEDY
+                },
                 stop: vec!["\n".into()],
                 deadline_ms: Some(5),
                 metadata: [("k".into(), "v".into())].into(),
@@ -144,6 +159,10 @@ mod tests {
             },
             timings: Timings::default(),
             first_token: 7,
+            first_logprobs: Some(TokenLogprob {
+                chosen: Alternative { token: "a".into(), id: 7, logprob: -0.5, bytes: vec![b'a'] },
+                top_logprobs: Vec::new(),
+            }),
             pieces: vec![Piece { id: [9; 32], tokens: 3 }],
         }
     }
@@ -153,7 +172,7 @@ mod tests {
         let bytes = encode(&task()).unwrap();
         assert_eq!(decode::<DecodeTask>(&bytes).unwrap(), task());
         // A change of these bytes is a change of the wire format: raise VERSION with it.
-        assert_eq!(blake3::hash(&bytes).to_hex()[..16].to_string(), "bd40d985fdbe17bd");
+        assert_eq!(blake3::hash(&bytes).to_hex()[..16].to_string(), "d035688f7af47790");
     }
 
     #[test]

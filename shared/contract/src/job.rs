@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     JobId, Name,
-    outcome::{Failure, FinishReason, Outcome, Status, Timings, Usage},
+    outcome::{Failure, FinishReason, Logprobs, Outcome, Status, Timings, TokenLogprob, Usage},
     sampling::Sampling,
 };
 
@@ -31,6 +31,8 @@ pub struct Job {
 pub struct Answer {
     pub text: String,
     pub tokens: Vec<u32>,
+    /// One for each token if the job asks for them, else none.
+    pub logprobs: Vec<TokenLogprob>,
 }
 
 impl Job {
@@ -63,6 +65,7 @@ impl Job {
             error,
             text: answer.text,
             tokens: answer.tokens,
+            logprobs: (!answer.logprobs.is_empty()).then_some(Logprobs { content: answer.logprobs }),
             usage,
             metadata: self.metadata.clone(),
             timings,

@@ -127,6 +127,9 @@ pub struct Outcome {
     pub text: String,
     /// The answer's token ids, with the one that ended it.
     pub tokens: Vec<u32>,
+    /// If the request asked for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Logprobs>,
     pub usage: Usage,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
@@ -135,14 +138,59 @@ pub struct Outcome {
     pub request_digest: String,
 }
 
+/// Log-probabilities of an answer's tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Logprobs {
+    /// One for each of the answer's tokens.
+    pub content: Vec<TokenLogprob>,
+}
+
+/// The log-probability of a token, and of the likeliest tokens in its place: natural logarithms, never below -9999, of
+/// the model's own distribution, before penalties, bias, constraint and temperature.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, bincode::Encode, bincode::Decode)]
+pub struct TokenLogprob {
+    #[serde(flatten)]
+    pub chosen: Alternative,
+    /// Likeliest first; the chosen token may be among them.
+    pub top_logprobs: Vec<Alternative>,
+}
+
+/// A token that an answer might have, and its log-probability.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, bincode::Encode, bincode::Decode)]
+pub struct Alternative {
+    /// The token's text; what is not UTF-8 by itself becomes U+FFFD. Empty for control tokens.
+    pub token: String,
+    pub id: u32,
+    pub logprob: f32,
+    /// The token's bytes, which are half a character at times.
+    pub bytes: Vec<u8>,
+}
+
+impl TokenLogprob {
+    /// Bytes that this takes in a result, at most.
+    pub fn json_bytes(&self) -> usize {
+        std::iter::once(&self.chosen).chain(&self.top_logprobs).map(Alternative::json_bytes).sum()
+    }
+}
+
+impl Alternative {
+    /// Names and numbers take less than 90; a byte is one of up to six as text and of up to four as a number.
+    fn json_bytes(&self) -> usize {
+        90 + 10 * self.bytes.len()
+    }
+}
+
 /// One token of a running job, as published on `<root>.tok.<tenant>.<job>`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Delta {
     /// The token's place in the answer, from 0.
     pub index: u32,
     pub token: u32,
     /// Text that became final with this token; may be empty.
     pub text: String,
+    /// If the request asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<TokenLogprob>,
 }
 
 /// The digest that tells two requests of one id apart, in hex.

@@ -1,12 +1,41 @@
 //! One answer in the making: which token comes next, what text it makes final, and when the answer ends.
 //!
-//! The pipeline's decode and the one-process reference both generate through this, so that they can't differ.
+//! Prefill, decode and the one-process reference all generate through this, so that they can't differ.
 
 use std::sync::Arc;
 
-use baton_contract::{outcome::FinishReason, sampling::Sampling};
+use baton_contract::job::Job;
+use baton_contract::outcome::{Alternative, Code, Failure, FinishReason, TokenLogprob};
+use baton_contract::sampling::{MAX_TOP_LOGPROBS, Sampling};
 
-use crate::{sampling, source::Vocabulary, text::TextStream};
+use crate::sampling::{self, Distribution, Grammars, Sampler};
+use crate::source::Vocabulary;
+use crate::text::TextStream;
+
+/// Log-probabilities that an answer may tell, and the bytes that they may take in its result, which is one message of the
+/// broker's.
+pub const MAX_LOGPROBS: u64 = 50_000;
+const MAX_LOGPROB_BYTES: usize = 6 << 20;
+
+/// Why an answer can't begin or go on. It would end the same way anywhere else.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Constraint(#[from] sampling::Error),
+    #[error("logit_bias: token id {token} is outside the vocabulary of {vocabulary}")]
+    Bias { token: u32, vocabulary: usize },
+    #[error("top_logprobs: expected at most {MAX_LOGPROBS} log-probabilities in an answer, found {found}; lower it or max_tokens")]
+    TooManyLogprobs { found: u64 },
+    #[error("top_logprobs: the answer's log-probabilities take more than {MAX_LOGPROB_BYTES} bytes; lower it or max_tokens")]
+    LogprobsTooLong,
+}
+
+impl Error {
+    /// What the request's sender is told.
+    pub fn failure(&self) -> Failure {
+        Failure::new(Code::InvalidValue, self.to_string())
+    }
+}
 
 /// What one token brought.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,40 +45,85 @@ pub struct Emitted {
     pub token: u32,
     /// Text that became final with it.
     pub text: String,
+    /// If the job asks for them.
+    pub logprobs: Option<TokenLogprob>,
     /// Set with the last token.
     pub finish: Option<FinishReason>,
+}
+
+/// What the answers of one model have in common. Clones are cheap and share what was prepared.
+#[derive(Clone)]
+pub struct Generator {
+    vocabulary: Arc<Vocabulary>,
+    grammars: Arc<Grammars>,
+}
+
+impl Generator {
+    pub fn new(vocabulary: Arc<Vocabulary>) -> Generator {
+        Generator { vocabulary, grammars: Arc::default() }
+    }
+
+    pub fn vocabulary(&self) -> &Arc<Vocabulary> {
+        &self.vocabulary
+    }
+
+    /// Begins a job's answer. Compiles its constraint, so it may take some tens of milliseconds.
+    pub fn start(&self, job: &Job) -> Result<Generation, Error> {
+        let vocabulary = self.vocabulary.spec().vocabulary;
+        if let Some(&(token, _)) = job.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= vocabulary) {
+            return Err(Error::Bias { token, vocabulary });
+        }
+        let found = job.sampling.logprobs_of(job.max_tokens);
+        if found > MAX_LOGPROBS {
+            return Err(Error::TooManyLogprobs { found });
+        }
+        let compile = |constraint| self.grammars.compile(&self.vocabulary, constraint);
+        let constraint = job.sampling.constraint.as_ref().map(compile).transpose()?;
+        let Sampling { logprobs, .. } = job.sampling;
+        Ok(Generation {
+            vocabulary: self.vocabulary.clone(),
+            stream: TextStream::new(self.vocabulary.clone(), &job.stop),
+            sampler: Sampler::new(job.sampling.clone(), &job.prompt, constraint),
+            top_logprobs: logprobs.map(|count| count.min(MAX_TOP_LOGPROBS) as usize),
+            logprob_bytes: 0,
+            max_tokens: job.max_tokens as usize,
+            accepted: 0,
+        })
+    }
 }
 
 pub struct Generation {
     vocabulary: Arc<Vocabulary>,
     stream: TextStream,
-    sampling: Sampling,
-    prompt_tokens: usize,
+    sampler: Sampler,
+    /// How many alternatives to a token are told, if any log-probabilities are.
+    top_logprobs: Option<usize>,
+    /// What those told so far take in the result.
+    logprob_bytes: usize,
     max_tokens: usize,
     /// Tokens accepted so far.
     accepted: usize,
 }
 
 impl Generation {
-    /// An answer of at most `max_tokens` to a prompt of `prompt_tokens`.
-    pub fn new(
-        vocabulary: Arc<Vocabulary>,
-        sampling: Sampling,
-        stop: &[String],
-        prompt_tokens: usize,
-        max_tokens: usize,
-    ) -> Self {
-        let stream = TextStream::new(vocabulary.clone(), stop);
-        Self { vocabulary, stream, sampling, prompt_tokens, max_tokens, accepted: 0 }
+    /// Chooses the next token from the logits `[vocabulary]` after the last one, and appends it to the answer.
+    pub fn next(&mut self, logits: &[f32]) -> Result<Emitted, Error> {
+        let token = self.sampler.pick(logits)?;
+        let logprobs = self.top_logprobs.map(|count| {
+            let distribution = Distribution::of(logits);
+            let tell = |token| self.alternative(token, distribution.logprob(token));
+            TokenLogprob { chosen: tell(token), top_logprobs: distribution.top(count).into_iter().map(tell).collect() }
+        });
+        self.accept(token, logprobs)
     }
 
-    /// Chooses the next token from the logits after the last one.
-    pub fn sample(&self, logits: &[f32]) -> u32 {
-        first_token(logits, &self.sampling, self.prompt_tokens + self.accepted)
-    }
-
-    /// Appends a token to the answer.
-    pub fn accept(&mut self, token: u32) -> Emitted {
+    /// Appends a token to the answer that was chosen before.
+    pub fn accept(&mut self, token: u32, logprobs: Option<TokenLogprob>) -> Result<Emitted, Error> {
+        self.logprob_bytes += logprobs.as_ref().map_or(0, TokenLogprob::json_bytes);
+        if self.logprob_bytes > MAX_LOGPROB_BYTES {
+            return Err(Error::LogprobsTooLong);
+        }
+        self.sampler.accept(token)?;
         let index = self.accepted as u32;
         self.accepted += 1;
         let mut text = String::new();
@@ -67,16 +141,16 @@ impl Generation {
                 finish = Some(FinishReason::Length);
             }
         }
-        Emitted { index, token, text, finish }
+        Ok(Emitted { index, token, text, logprobs, finish })
     }
 
     /// Tokens the answer may have.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
     }
-}
 
-/// Chooses the token at `position` (from 0 in prompt and answer together) from the logits before it.
-pub fn first_token(logits: &[f32], sampling: &Sampling, position: usize) -> u32 {
-    sampling::pick(logits, sampling, position as u64).token
+    fn alternative(&self, id: u32, logprob: f32) -> Alternative {
+        let bytes = self.vocabulary.token_bytes(id).to_vec();
+        Alternative { token: String::from_utf8_lossy(&bytes).into_owned(), id, logprob, bytes }
+    }
 }

@@ -5,10 +5,9 @@
 //! offset is checked against the bytes that are really there before anything is allocated or read.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use memmap2::Mmap;
-
+use crate::checkpoint::{self, Bytes, Checkpoint, Entry, Value};
 use crate::quants::Type;
 
 const MAGIC: &[u8; 4] = b"GGUF";
@@ -22,8 +21,6 @@ const MAX_VALUES: u64 = 1 << 23;
 /// Why a file can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{} can't be read: {source}", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
     #[error("not a GGUF file: it starts with {found:02x?}, expected {MAGIC:02x?} (\"GGUF\")")]
     Magic { found: Vec<u8> },
     #[error("GGUF version {found} is not supported: expected little-endian version 2 or 3; convert the model again")]
@@ -34,168 +31,13 @@ pub enum Error {
     Damaged { what: &'static str, found: String },
     #[error("tensor {tensor} has type {found}; supported are {}; convert the model to one of these", Type::SUPPORTED)]
     UnsupportedType { tensor: String, found: String },
-    #[error("the file has no {key}, which must be {expected}; use a file with complete metadata")]
-    MissingKey { key: String, expected: &'static str },
-    #[error("{key} must be {expected}, found {found}")]
-    WrongKind { key: String, expected: &'static str, found: &'static str },
 }
 
-/// A metadata value. Integers of every width become 64 bits, floats `f64`.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value {
-    Unsigned(u64),
-    Signed(i64),
-    Float(f64),
-    Bool(bool),
-    String(String),
-    Array(Vec<Value>),
-}
-
-impl Value {
-    pub fn as_str(&self) -> Option<&str> {
-        match self {
-            Value::String(value) => Some(value),
-            _ => None,
-        }
-    }
-
-    /// The value as an unsigned integer; signed ones that are not negative count.
-    pub fn as_u64(&self) -> Option<u64> {
-        match *self {
-            Value::Unsigned(value) => Some(value),
-            Value::Signed(value) => value.try_into().ok(),
-            _ => None,
-        }
-    }
-
-    /// The value as a signed integer; unsigned ones that fit count.
-    pub fn as_i64(&self) -> Option<i64> {
-        match *self {
-            Value::Unsigned(value) => value.try_into().ok(),
-            Value::Signed(value) => Some(value),
-            _ => None,
-        }
-    }
-
-    pub fn as_f64(&self) -> Option<f64> {
-        match *self {
-            Value::Float(value) => Some(value),
-            _ => None,
-        }
-    }
-
-    pub fn as_bool(&self) -> Option<bool> {
-        match *self {
-            Value::Bool(value) => Some(value),
-            _ => None,
-        }
-    }
-
-    pub fn as_array(&self) -> Option<&[Value]> {
-        match self {
-            Value::Array(values) => Some(values),
-            _ => None,
-        }
-    }
-
-    fn kind(&self) -> &'static str {
-        match self {
-            Value::Unsigned(_) => "an unsigned integer",
-            Value::Signed(_) => "a signed integer",
-            Value::Float(_) => "a float",
-            Value::Bool(_) => "a bool",
-            Value::String(_) => "a string",
-            Value::Array(_) => "an array",
-        }
-    }
-}
-
-/// A tensor of an open file.
-#[derive(Clone, Copy, Debug)]
-pub struct Tensor<'a> {
-    pub dtype: Type,
-    /// Elements along each dimension in ggml's order: the first runs fastest, so a matrix of `[out, in]` has `[in, out]`.
-    pub dims: &'a [usize],
-    /// The elements, row after row, encoded as `dtype` says.
-    pub bytes: &'a [u8],
-}
-
-#[derive(Debug)]
-struct Entry {
-    dtype: Type,
-    dims: Vec<usize>,
-    start: usize,
-    end: usize,
-}
-
-/// An open model file.
-#[derive(Debug)]
-pub struct File {
-    path: PathBuf,
-    map: Mmap,
-    metadata: BTreeMap<String, Value>,
-    tensors: BTreeMap<String, Entry>,
-}
-
-impl File {
-    /// Maps a file and reads its metadata and tensor directory. The data itself is read when it is used.
-    pub fn open(path: &Path) -> Result<File, Error> {
-        let io = |source| Error::Io { path: path.to_owned(), source };
-        let file = std::fs::File::open(path).map_err(io)?;
-        // SAFETY: the map is private and read-only. Should another process truncate or rewrite the file while it is
-        // open, we could read torn data or be stopped by the system, as with any mapped file; model files are replaced
-        // by renaming, never rewritten in place. No reference with a validity invariant beyond "bytes" is made from it.
-        #[expect(unsafe_code, reason = "mapping a file has no safe form")]
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let (metadata, tensors) = parse(&map)?;
-        Ok(File { path: path.to_owned(), map, metadata, tensors })
-    }
-
-    /// Where the file was opened.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// BLAKE3 of the whole file. Reads all of it.
-    pub fn digest(&self) -> [u8; 32] {
-        *blake3::Hasher::new().update(&self.map).finalize().as_bytes()
-    }
-
-    /// The value of a metadata key, if the file has it.
-    pub fn get(&self, key: &str) -> Option<&Value> {
-        self.metadata.get(key)
-    }
-
-    /// The value of a key that must be there and be a string.
-    pub fn string(&self, key: &str) -> Result<&str, Error> {
-        self.required(key, "a string", Value::as_str)
-    }
-
-    /// The value of a key that must be there and be an integer that is not negative.
-    pub fn unsigned(&self, key: &str) -> Result<u64, Error> {
-        self.required(key, "an unsigned integer", Value::as_u64)
-    }
-
-    /// The value of a key that must be there and be a float.
-    pub fn float(&self, key: &str) -> Result<f64, Error> {
-        self.required(key, "a float", Value::as_f64)
-    }
-
-    /// The tensor of that name, if the file has it.
-    pub fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
-        let entry = self.tensors.get(name)?;
-        Some(Tensor { dtype: entry.dtype, dims: &entry.dims, bytes: self.map.get(entry.start..entry.end)? })
-    }
-
-    fn required<'a, T>(
-        &'a self,
-        key: &str,
-        expected: &'static str,
-        read: impl FnOnce(&'a Value) -> Option<T>,
-    ) -> Result<T, Error> {
-        let value = self.get(key).ok_or_else(|| Error::MissingKey { key: key.to_owned(), expected })?;
-        read(value).ok_or_else(|| Error::WrongKind { key: key.to_owned(), expected, found: value.kind() })
-    }
+/// Maps a file and reads its metadata and tensor directory. The data itself is read when it is used.
+pub fn open(path: &Path) -> Result<Checkpoint, checkpoint::Error> {
+    let map = checkpoint::map(path)?;
+    let (metadata, tensors) = parse(&map)?;
+    Ok(Checkpoint::new(path, metadata, tensors, vec![map], Vec::new()))
 }
 
 type Contents = (BTreeMap<String, Value>, BTreeMap<String, Entry>);
@@ -242,17 +84,9 @@ fn parse(bytes: &[u8]) -> Result<Contents, Error> {
         }
         tensors.insert(name, entry);
     }
-    refuse_overlaps(&tensors)?;
-    Ok((metadata, tensors))
-}
-
-/// Tensors that share bytes would let a small file stand for any amount of weights.
-fn refuse_overlaps(tensors: &BTreeMap<String, Entry>) -> Result<(), Error> {
-    let mut places: Vec<_> = tensors.iter().map(|(name, entry)| (entry.start, entry.end, name)).collect();
-    places.sort_unstable();
-    match places.windows(2).find(|pair| pair[1].0 < pair[0].1) {
-        Some(pair) => Err(damaged("tensors must not overlap", format!("{} and {}", pair[0].2, pair[1].2))),
-        None => Ok(()),
+    match checkpoint::overlapping(&tensors) {
+        Some([one, other]) => Err(damaged("tensors must not overlap", format!("{one} and {other}"))),
+        None => Ok((metadata, tensors)),
     }
 }
 
@@ -288,13 +122,13 @@ impl Info {
             let end = start.checked_add(len).filter(|end| *end <= file_len as u64)?;
             let dims = dims.iter().map(|dim| usize::try_from(*dim).ok()).collect::<Option<Vec<_>>>()?;
             // Dimensions of zero would let the others be of any size.
-            dims.iter().all(|dim| *dim > 0).then_some((usize::try_from(start).ok()?, usize::try_from(end).ok()?, dims))
+            dims.iter().all(|dim| *dim > 0).then_some((usize::try_from(start).ok()?..usize::try_from(end).ok()?, dims))
         };
-        let Some((start, end, dims)) = range() else {
+        let Some((range, dims)) = range() else {
             let found = format!("{name} with {dims:?} {dtype:?} elements at {offset} in a file of {file_len} bytes");
             return Err(damaged("a tensor must consist of whole blocks inside the file", found));
         };
-        Ok((name, Entry { dtype, dims, start, end }))
+        Ok((name, Entry { dtype, dims, bytes: Bytes::Mapped { file: 0, range } }))
     }
 }
 

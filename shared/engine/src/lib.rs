@@ -4,9 +4,11 @@
 //! own, never on an async worker.
 
 pub mod chat;
+pub mod checkpoint;
 pub mod device;
 pub mod generation;
 pub mod gguf;
+pub mod hugging_face;
 mod kernels;
 pub mod llama;
 pub mod model;

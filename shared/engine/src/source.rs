@@ -7,13 +7,13 @@ use serde::Serialize;
 use crate::model::{self, Model, Spec};
 use crate::sim::{self, Sim};
 use crate::tokenizer::{self, Tokenizer};
-use crate::{chat, gguf, llama};
+use crate::{chat, checkpoint, llama};
 
 /// A model to load.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
-    /// A model file.
-    Gguf(PathBuf),
+    /// A GGUF file or a Hugging Face folder.
+    Checkpoint(PathBuf),
     /// The simulated model.
     Sim(sim::Options),
 }
@@ -23,7 +23,7 @@ pub enum Error {
     #[error("the tokenizer has {tokens} tokens, the model's embeddings only {rows}; fetch or convert the file again")]
     Vocabulary { tokens: usize, rows: usize },
     #[error(transparent)]
-    File(#[from] gguf::Error),
+    File(#[from] checkpoint::Error),
     #[error(transparent)]
     Llama(#[from] llama::Error),
     #[error(transparent)]
@@ -44,10 +44,10 @@ pub struct Vocabulary {
 /// Reads what a model is, without its weights.
 pub fn vocabulary(source: &Source) -> Result<Vocabulary, Error> {
     match source {
-        Source::Gguf(path) => {
-            let file = gguf::File::open(path)?;
+        Source::Checkpoint(path) => {
+            let file = checkpoint::open(path)?;
             let tokenizer = Tokenizer::from_gguf(&file)?;
-            let template = (file.get("tokenizer.chat_template").and_then(gguf::Value::as_str))
+            let template = (file.get("tokenizer.chat_template").and_then(checkpoint::Value::as_str))
                 .map(|text| {
                     let (bos, eos) = (tokenizer.bos_text(), tokenizer.eos_text());
                     chat::Template::new(text, bos.unwrap_or_default(), eos.unwrap_or_default())
@@ -69,7 +69,7 @@ pub fn vocabulary(source: &Source) -> Result<Vocabulary, Error> {
 /// Loads a model. The simulated model needs no device and takes any name.
 pub fn load(source: &Source, options: &model::Options) -> Result<Box<dyn Model>, Error> {
     match source {
-        Source::Gguf(path) => Ok(Box::new(llama::Llama::load(gguf::File::open(path)?, options)?)),
+        Source::Checkpoint(path) => Ok(Box::new(llama::Llama::load(checkpoint::open(path)?, options)?)),
         Source::Sim(sim) => Ok(Box::new(Sim::new(sim.clone(), options.kv_bytes)?)),
     }
 }

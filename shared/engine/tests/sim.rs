@@ -61,7 +61,7 @@ fn the_answer_is_the_same_alone_batched_split_and_imported() {
     let (model, prompt) = (&mut sim(), tokens(PROMPT));
     let [split, other] = [0, 0].map(|_| model.open());
     let none = model.forward(&[Step { sequence: split, tokens: &prompt[..5], logits: 0 }]).expect("there is room");
-    assert_eq!(none, [vec![]]);
+    assert!(none[0].is_empty());
     let steps = [
         Step { sequence: other, tokens: &prompt[3..9], logits: 1 },
         Step { sequence: split, tokens: &prompt[5..], logits: 1 },

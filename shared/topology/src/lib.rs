@@ -4,6 +4,7 @@
 //! It never stops at the first mistake: [`Errors`] lists them all, each with its key.
 #![forbid(unsafe_code)]
 
+mod hub;
 mod layers;
 mod plan;
 mod read;
@@ -11,6 +12,7 @@ mod section;
 
 use std::fmt;
 
+pub use hub::Hub;
 pub use plan::{
     AnswerTokens, Broker, BrokerUrl, Codec, Compute, Device, Model, Plan, Results, Sim, Stage, Stages, Store, StoreUrl,
     Telemetry,

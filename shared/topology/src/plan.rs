@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use baton_contract::Name;
 use serde::{Serialize, Serializer};
 
+use crate::Hub;
+
 /// A validated pipeline. Every field has a value; what a pipeline leaves out comes from the defaults.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
@@ -70,8 +72,10 @@ pub enum Codec {
 pub enum Model {
     /// The model that `baton setup` brings.
     Default,
-    /// Path of a GGUF file, as the pipeline says it.
+    /// Path of a GGUF file or of a Hugging Face folder, as the pipeline says it.
     File(String),
+    /// A model of the Hugging Face hub.
+    Hub(Hub),
     /// The sim engine: no weights, a calibrated clock, a deterministic text.
     Sim(Sim),
 }
@@ -174,6 +178,19 @@ impl Default for Sim {
     }
 }
 
+impl Model {
+    /// The model that a text names as its source: `default`, `sim` (with its default settings), `hf:owner/name` as
+    /// [`Hub`] describes it, or else a path. None if it starts like a model of the hub and is none.
+    pub fn from_source(source: &str) -> Option<Self> {
+        Some(match source {
+            "default" => Self::Default,
+            "sim" => Self::Sim(Sim::default()),
+            source if source.starts_with(Hub::PREFIX) => Self::Hub(Hub::parse(source)?),
+            path => Self::File(path.to_owned()),
+        })
+    }
+}
+
 impl BrokerUrl {
     pub fn as_str(&self) -> &str {
         match self {
@@ -213,11 +230,11 @@ impl Serialize for Model {
             sim: Option<&'a Sim>,
         }
         match self {
-            Self::Default => Table { source: "default", sim: None },
-            Self::File(path) => Table { source: path, sim: None },
-            Self::Sim(sim) => Table { source: "sim", sim: Some(sim) },
+            Self::Default => Table { source: "default", sim: None }.serialize(serializer),
+            Self::File(path) => Table { source: path, sim: None }.serialize(serializer),
+            Self::Hub(hub) => Table { source: &hub.to_string(), sim: None }.serialize(serializer),
+            Self::Sim(sim) => Table { source: "sim", sim: Some(sim) }.serialize(serializer),
         }
-        .serialize(serializer)
     }
 }
 

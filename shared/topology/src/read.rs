@@ -96,13 +96,17 @@ fn models(mut section: Section<'_>) -> BTreeMap<Name, Model> {
     for key in section.keys() {
         let name = Name::new(&key).map_err(|error| section.note(&key, format!("the model's name: {error}"))).ok();
         let mut model = section.table(&key);
-        let source = model.text("source", "\"default\", \"sim\" or the path of a .gguf file", |text| {
-            matches!(text, "default" | "sim") || text.to_ascii_lowercase().ends_with(".gguf")
+        let expected = "\"default\", \"sim\", the path of a .gguf file, the path of a folder with a slash in it, or \
+                        hf:owner/name, perhaps with @revision and /file.gguf";
+        let source = model.text("source", expected, |text| match Model::from_source(text) {
+            // A folder's name can't be told from a slip of the pen, its path can.
+            Some(Model::File(path)) => path.to_ascii_lowercase().ends_with(".gguf") || path.contains('/'),
+            other => other.is_some(),
         });
-        let parsed = match source.as_str() {
-            "sim" => Model::Sim(sim(model.table("sim"))),
-            "default" => Model::Default,
-            _ => Model::File(source),
+        let parsed = match Model::from_source(&source) {
+            Some(Model::Sim(_)) => Model::Sim(sim(model.table("sim"))),
+            // A source that is none was noted, and such a pipeline has no plan.
+            other => other.unwrap_or(Model::Default),
         };
         if !matches!(parsed, Model::Sim(_)) && model.has("sim") {
             model.table("sim");

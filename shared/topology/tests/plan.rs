@@ -1,6 +1,6 @@
 //! Pipelines in, plans or complete lists of mistakes out.
 
-use baton_topology::{BrokerUrl, Model, Plan, StoreUrl};
+use baton_topology::{BrokerUrl, Hub, Model, Plan, StoreUrl};
 use proptest::prelude::*;
 
 const LOCAL: &str = include_str!("../../../pipelines/local.toml");
@@ -145,7 +145,7 @@ fn all_mistakes_are_listed_with_their_keys() {
       store.url: expected "embedded", file:///directory, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, found "s3://"
       store.codec: expected "lossless" or "raw", found "zip"
       store.chunk_tokens: expected a multiple of 16, found 100
-      models.one.source: expected "default", "sim" or the path of a .gguf file, found "model.bin"
+      models.one.source: expected "default", "sim", the path of a .gguf file, the path of a folder with a slash in it, or hf:owner/name, perhaps with @revision and /file.gguf, found "model.bin"
       models.three.sim.prefill_s_per_token: expected a number from 0 to 3600, found -1
       models.three.sim.answer_tokens.min: expected at most max, 3, found 9
       models.two.sim: only a model whose source is "sim" has this table
@@ -200,6 +200,8 @@ proptest! {
                 answer_tokens: embedded.then_some(baton_topology::AnswerTokens { min: 1, max: slots as u32 }),
                 ..Default::default()
             })
+        } else if embedded {
+            Model::Hub(Hub::parse(&format!("hf:owner/name@v{slots}")).expect("a plain name"))
         } else {
             Model::File(format!("{path}.gguf"))
         };

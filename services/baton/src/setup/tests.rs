@@ -5,9 +5,7 @@ const CONTENT: &[u8] = b"#!/bin/sh\necho nats-server: v2.15.1\n";
 /// A package whose file is [`CONTENT`].
 const PIN: Pin = Pin {
     what: "a tool",
-    package: "tool-bin",
-    version: "1.0",
-    member: "tool.data/scripts/tool",
+    parts: &[Part { package: "tool-bin", version: "1.0", member: "tool.data/scripts/tool" }],
     bytes: 36,
     sha256: "027f6a78112285ffe4137b548f00086336addec7719f3c13bbeed1304e0fa87a",
     place: "bin/tool",
@@ -52,7 +50,7 @@ fn provision(setup: &Setup, pin: &Pin) -> Result<PathBuf> {
 #[test]
 fn concurrent_setups_bring_the_pinned_file_once() {
     let root = tempfile::tempdir().unwrap();
-    let setup = machine(root.path(), &package(PIN.member, CONTENT));
+    let setup = machine(root.path(), &package(PIN.parts[0].member, CONTENT));
     std::thread::scope(|scope| {
         let both = [scope.spawn(|| provision(&setup, &PIN)), scope.spawn(|| provision(&setup, &PIN))];
         for setup in both {
@@ -73,9 +71,9 @@ fn another_content_is_refused_and_leaves_nothing() {
     let altered = [&CONTENT[..CONTENT.len() - 2], b"2\n"].concat();
     let longer = [CONTENT, &vec![0; 1 << 20]].concat();
     let cases = [
-        (package(PIN.member, &altered), "expected sha256"),
-        (package(PIN.member, &longer), "expected 36 bytes, found more"),
-        (package(PIN.member, b""), "expected 36 bytes, found fewer"),
+        (package(PIN.parts[0].member, &altered), "expected sha256"),
+        (package(PIN.parts[0].member, &longer), "expected 36 bytes, found more"),
+        (package(PIN.parts[0].member, b""), "expected 36 bytes, found fewer"),
         (package("tool.data/other", CONTENT), "not found"),
         (b"no archive".to_vec(), "rchive"),
         (Vec::new(), "no matching distribution"),
@@ -91,6 +89,30 @@ fn another_content_is_refused_and_leaves_nothing() {
         );
         assert_eq!(fs::read_dir(setup.home.join("bin")).unwrap().count(), 0);
     }
+}
+
+#[test]
+fn parts_are_put_together_in_order() {
+    let part = |package, member| Part { package, version: "1.0", member };
+    let parts: &'static [Part] = Box::leak(Box::new([part("tool-one", "one"), part("tool-two", "two")]));
+    let pin = Pin { parts, ..PIN };
+    let root = tempfile::tempdir().unwrap();
+    // Each package holds both, so that the order is the pin's.
+    let mut archive = zip::ZipWriter::new(io::Cursor::new(Vec::new()));
+    for (member, content) in [("two", &CONTENT[20..]), ("one", &CONTENT[..20])] {
+        archive.start_file(member, zip::write::SimpleFileOptions::default()).unwrap();
+        archive.write_all(content).unwrap();
+    }
+    let setup = machine(root.path(), &archive.finish().unwrap().into_inner());
+    assert_eq!(fs::read(provision(&setup, &pin).unwrap()).unwrap(), CONTENT);
+    let log = fs::read_to_string(root.path().join("log")).unwrap();
+    assert!(log.contains("tool-one==1.0\n") && log.ends_with("tool-two==1.0\n"), "{log}");
+    let reversed = Pin { parts: Box::leak(Box::new([parts[1], parts[0]])), place: "bin/other", ..pin };
+    let error = format!("{:#}", provision(&setup, &reversed).unwrap_err());
+    assert!(
+        error.contains("expected sha256") && error.contains("\"two\" of Python package tool-two 1.0, then"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -22,8 +22,10 @@ use baton_contract::{
     subject::Stage,
 };
 use baton_engine::{
+    generation::Generator,
     model::{self, KvMemory, Model, SequenceId, Spec, Step},
     sim::{self, Sim},
+    source::{Source, vocabulary},
 };
 use baton_storage::{Codec, Store, kv::KvStore};
 use tokio::sync::Notify;
@@ -221,7 +223,8 @@ async fn a_worker_whose_engine_died_ends_and_leaves_its_job_to_others() {
     publish(&bus, "left").await;
     let model = Broken(Sim::new(sim::Options::default(), 1 << 30).unwrap());
     let store = KvStore::new(Store::open("memory:").unwrap(), model.spec().kv, Codec::Raw);
-    let served = vec![baton_prefill::Served { name: name("m"), model: Box::new(model), store }];
+    let generator = Generator::new(Arc::new(vocabulary(&Source::Sim(sim::Options::default())).unwrap()));
+    let served = vec![baton_prefill::Served { name: name("m"), model: Box::new(model), generator, store }];
     let options = baton_prefill::Options { pull: options(5), chunk_tokens: 256, worker: "broken".into() };
     let running = baton_prefill::run(bus.clone(), options, served, CancellationToken::new());
     let ended = tokio::time::timeout(PATIENCE, running).await.expect("the worker lives on without an engine");
@@ -238,7 +241,7 @@ async fn a_job_has_one_result_whoever_publishes_another() {
     let bus = provisioned(&ground).await;
     let jobs = bus.jobs().await.unwrap();
     let PrefillTask { job, timings } = task("twice");
-    let answer = |text: &str| Answer { text: text.into(), tokens: vec![1] };
+    let answer = |text: &str| Answer { text: text.into(), tokens: vec![1], logprobs: Vec::new() };
     let first = job.completed(answer("first"), FinishReason::Stop, timings.clone());
     let second = job.failed(Failure::new(Code::Internal, "late"), answer("second"), timings);
     assert!(jobs.finish(&first, Default::default()).await.unwrap());

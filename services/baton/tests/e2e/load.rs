@@ -74,11 +74,11 @@ impl Hoarder {
             _ => {
                 let tokens: Vec<u32> = (0..job.max_tokens / 2).collect();
                 for token in tokens.iter().take(1).chain(&tokens) {
-                    let delta = Delta { index: *token, token: *token, text: String::new() };
+                    let delta = Delta { index: *token, token: *token, text: String::new(), logprobs: None };
                     let subject = self.bus.layout().tokens(&job.tenant, &job.id);
                     self.bus.publish_delta(subject, &delta).await.expect("a published token");
                 }
-                let answer = Answer { text: String::new(), tokens };
+                let answer = Answer { tokens, ..Answer::default() };
                 job.completed(answer, FinishReason::Stop, Timings::default())
             }
         };

@@ -25,13 +25,18 @@ pub const BATON: &str = env!("CARGO_BIN_EXE_baton");
 /// A test that waits longer than this has failed.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Where `baton setup` has put nats-server and the default model; brought when they are missing.
+/// Where `baton setup` has put nats-server and the default model; brought when they are missing, and with them the model
+/// that the engine's own tests want besides.
 pub fn provisioned() -> &'static (PathBuf, PathBuf) {
     static PATHS: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
     PATHS.get_or_init(|| {
-        let output = std::process::Command::new(BATON).args(["setup", "--json"]).output().unwrap();
-        assert!(output.status.success(), "baton setup: {}", String::from_utf8_lossy(&output.stderr));
-        let paths: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let setup = |arguments: &[&str]| -> Value {
+            let output = std::process::Command::new(BATON).args(["setup", "--json"]).args(arguments).output().unwrap();
+            assert!(output.status.success(), "baton setup: {}", String::from_utf8_lossy(&output.stderr));
+            serde_json::from_slice(&output.stdout).unwrap()
+        };
+        setup(&["--model", "gemma3-270m"]);
+        let paths = setup(&[]);
         let path = |key: &str| PathBuf::from(paths[key].as_str().unwrap());
         (path("nats_server"), path("model"))
     })

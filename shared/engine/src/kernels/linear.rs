@@ -1,97 +1,272 @@
-//! `[rows, in] x [in, out]` in f32, with weights packed in panels of 32 outputs.
+//! Linear layers with what stands before and after them: `[rows, inputs] x [inputs, outputs]`.
 
 use rayon::prelude::*;
 
-use super::isa::{Isa, Kernel, Level};
+use super::activations::{Activations, Quantize, Row};
+use super::bytes_tile::quantized_tile;
+use super::exp;
+use super::isa::{Isa, Kernel, LANES, Level};
+use super::packed::{Format, Matrix, PANEL, Panel, Unpacked};
+use super::rectangle::Rectangle;
+use super::rows::{Norm, SMALL};
 use super::tile::{ROWS, split, tile};
 
-/// Outputs that are packed together.
-pub(crate) const PANEL: usize = 32;
+/// Rows below which more threads don't share them: each thread unpacks a panel once for its rows.
+const SHARED_ROWS: usize = 64;
 
-/// From this many rows on, threads share the rows instead of the panels: each then keeps its rows in its cache.
-const MANY_ROWS: usize = 48;
+/// Products below which threads cost more than they save.
+const SMALL_PRODUCT: usize = 1 << 16;
 
-/// Packs a weight matrix as `[outputs / 32 rounded up][inputs][32]`, the last panel filled up with zeros.
-///
-/// `row(o, values)` writes the `inputs` weights of output `o`.
-pub(crate) fn pack(inputs: usize, outputs: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    let mut packed = vec![0.0; outputs.div_ceil(PANEL) * inputs * PANEL];
-    packed.par_chunks_mut(inputs * PANEL).enumerate().for_each_init(
-        || vec![0.0; inputs],
-        |values, (index, panel)| {
-            for column in 0..PANEL.min(outputs - index * PANEL) {
-                row(index * PANEL + column, values);
-                for (to, value) in panel.iter_mut().skip(column).step_by(PANEL).zip(values.iter()) {
-                    *to = *value;
-                }
-            }
-        },
-    );
-    packed
+/// How the products are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// In f32.
+    Exact,
+    /// Of quantized weights on activations in 8 bits; other weights as in `Exact`.
+    Fast,
 }
 
-/// `x` (`[rows, inputs]`) times `weights` as [`pack`] makes them, as `[rows, outputs]`.
-pub(crate) fn linear(level: Level, x: &[f32], inputs: usize, weights: &[f32], outputs: usize) -> Vec<f32> {
-    let rows = x.len() / inputs;
-    let (panels, _) = weights.as_chunks::<PANEL>();
-    let mut out = vec![0.0; rows * outputs];
-    if rows >= MANY_ROWS {
-        // Two parts a thread even out what else the threads have to do.
-        let part = rows.div_ceil(2 * rayon::current_num_threads()).next_multiple_of(ROWS);
-        out.par_chunks_mut(part * outputs).zip(x.par_chunks(part * inputs)).for_each(|(out, x)| {
-            for (index, panel) in panels.chunks_exact(inputs).enumerate() {
-                level.run(Panel { x, inputs, panel, out, stride: outputs, column: index * PANEL });
-            }
-        });
+/// What happens to the product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    Store,
+    /// It is added to what is there.
+    Add,
+    /// Every 32 outputs are 16 gates and their 16 values, of which `activation(gate) * value` is stored, 16 outputs.
+    Gate(Activation),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Activation {
+    /// `x / (1 + e^-x)` (Shazeer, "GLU variants improve transformer", 2020).
+    Silu,
+    /// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` (Hendrycks and Gimpel, "Gaussian error linear units", 2016).
+    Gelu,
+}
+
+/// RMS norm of the rows, before the product.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Normed<'a> {
+    /// `[inputs]`.
+    pub(crate) weight: &'a [f32],
+    pub(crate) epsilon: f32,
+}
+
+impl Then {
+    /// Values that `outputs` outputs leave in a row.
+    pub(crate) fn width(self, outputs: usize) -> usize {
+        match self {
+            Then::Store | Then::Add => outputs,
+            Then::Gate(_) => outputs / 2,
+        }
+    }
+}
+
+/// Multiplies the rows of `x` with the weights into `out`, `[rows, then.width(outputs)]`.
+pub(crate) fn linear(
+    level: Level,
+    mode: Mode,
+    x: &[f32],
+    norm: Option<Normed<'_>>,
+    weights: Matrix<'_>,
+    then: Then,
+    out: &mut [f32],
+) {
+    let rows = x.len() / weights.inputs;
+    let prepared = match (mode, weights.format) {
+        (Mode::Fast, Format::Quantized(format)) => {
+            Prepared::Quantized(quantize(level, x, weights.inputs, norm, format.group))
+        }
+        _ => Prepared::Floats(match norm {
+            Some(norm) => super::rms_norm(level, x, norm.weight, norm.epsilon),
+            None => x.to_vec(),
+        }),
+    };
+
+    let width = PANEL * then.width(weights.outputs) / weights.outputs;
+    // The last panel may be narrower than what it computes.
+    let stride = then.width(weights.outputs);
+    let threads = rayon::current_num_threads();
+    let tasks = if x.len() * weights.outputs < SMALL_PRODUCT || threads == 1 {
+        1
     } else if rows == 1 {
-        out.par_chunks_mut(PANEL).zip(panels.par_chunks_exact(inputs)).with_min_len(4).for_each(|(out, panel)| {
-            level.run(Panel { x, inputs, panel, out, stride: outputs, column: 0 });
-        });
+        // Of one row, threads wait for memory alike; a task each costs least.
+        threads
     } else {
-        let mut parts = vec![0.0; rows * panels.len() / inputs * PANEL];
-        parts.par_chunks_mut(rows * PANEL).zip(panels.par_chunks_exact(inputs)).for_each(|(out, panel)| {
-            level.run(Panel { x, inputs, panel, out, stride: PANEL, column: 0 });
-        });
-        for (index, part) in parts.chunks_exact(rows * PANEL).enumerate() {
-            for (row, part) in out.chunks_exact_mut(outputs).zip(part.chunks_exact(PANEL)) {
-                let to = &mut row[index * PANEL..];
-                let width = to.len().min(PANEL);
-                to[..width].copy_from_slice(&part[..width]);
+        4 * threads
+    };
+    let panels = weights.panels();
+    let row_parts = tasks.div_ceil(panels).clamp(1, rows.div_ceil(SHARED_ROWS));
+    let part_rows = rows.div_ceil(row_parts);
+    let part_panels = panels.div_ceil(tasks.div_ceil(row_parts).min(panels));
+    let work = |mut to: Rectangle<'_>| {
+        let mut scratch = Scratch::default();
+        let first = to.columns.start / width;
+        for index in 0..to.columns.len().div_ceil(width) {
+            let task = Task { level, prepared: &prepared, then, to: &mut to, from: index * width };
+            task.panel(&weights, first + index, &mut scratch);
+        }
+    };
+    let row_parts = (0..rows).step_by(part_rows).map(|first| first..rows.min(first + part_rows));
+    let rectangles = Rectangle::cut(out, stride, row_parts, part_panels * width);
+    if tasks == 1 {
+        rectangles.into_iter().for_each(work);
+    } else {
+        rectangles.into_par_iter().with_max_len(1).for_each(work);
+    }
+}
+
+/// The rows, ready to multiply.
+enum Prepared {
+    /// `[rows, inputs]`.
+    Floats(Vec<f32>),
+    Quantized(Activations),
+}
+
+/// What a task keeps from panel to panel.
+#[derive(Default)]
+struct Scratch {
+    unpacked: Unpacked,
+    /// `[inputs]`.
+    floats: Vec<[f32; PANEL]>,
+}
+
+fn quantize(level: Level, x: &[f32], inputs: usize, norm: Option<Normed<'_>>, group: usize) -> Activations {
+    let mut activations = Activations::new(x.len() / inputs, inputs, group);
+    let row = |values: &mut Vec<f32>, (to, x): (_, &[f32])| {
+        match norm {
+            Some(Normed { weight, epsilon }) => {
+                values.resize(inputs, 0.0);
+                level.run(Norm { x, weight, epsilon, out: values });
+            }
+            None => {
+                values.clear();
+                values.extend_from_slice(x);
+            }
+        }
+        level.run(Quantize { values, to });
+    };
+    if x.len() < SMALL {
+        let mut values = Vec::new();
+        activations.rows_mut().zip(x.chunks_exact(inputs)).for_each(|pair| row(&mut values, pair));
+    } else {
+        let rows: Vec<_> = activations.rows_mut().zip(x.chunks_exact(inputs)).collect();
+        rows.into_par_iter().with_min_len(SMALL.div_ceil(2 * inputs)).for_each_init(Vec::new, row);
+    }
+    activations
+}
+
+/// One rectangle's part of one panel.
+struct Task<'a, 'b> {
+    level: Level,
+    prepared: &'a Prepared,
+    then: Then,
+    to: &'a mut Rectangle<'b>,
+    /// The panel's first column in the rectangle.
+    from: usize,
+}
+
+impl Task<'_, '_> {
+    fn panel(self, weights: &Matrix<'_>, index: usize, scratch: &mut Scratch) {
+        let Task { level, prepared, then, to, from } = self;
+        match prepared {
+            Prepared::Quantized(rows) => {
+                let panel = weights.unpack(level, index, &mut scratch.unpacked);
+                level.run(QuantizedPanel { rows, panel, then, to, from });
+            }
+            Prepared::Floats(x) => {
+                scratch.floats.resize(weights.inputs, [0.0; PANEL]);
+                weights.dequantize(level, index, &mut scratch.unpacked, &mut scratch.floats);
+                level.run(FloatPanel { x, panel: &scratch.floats, then, to, from });
             }
         }
     }
-    out
 }
 
-/// All rows of `x` times one panel, written to `out` from `column` on as far as a row's `stride` goes.
-struct Panel<'a> {
-    x: &'a [f32],
-    inputs: usize,
-    panel: &'a [[f32; PANEL]],
-    out: &'a mut [f32],
-    stride: usize,
-    column: usize,
+struct QuantizedPanel<'a, 'b> {
+    rows: &'a Activations,
+    panel: Panel<'a>,
+    then: Then,
+    to: &'a mut Rectangle<'b>,
+    from: usize,
 }
 
-impl Kernel for Panel<'_> {
+impl Kernel for QuantizedPanel<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Panel { x, inputs, panel, out, stride, column } = self;
-        for rows in split(x.len() / inputs) {
-            let mut tile_x: [&[f32]; ROWS] = [&[]; ROWS];
-            for (to, row) in tile_x.iter_mut().zip(rows.clone()) {
-                *to = &x[row * inputs..(row + 1) * inputs];
+        let QuantizedPanel { rows, panel, then, to, from } = self;
+        let first = to.rows.start;
+        for part in split(to.rows.len()) {
+            let mut x = [Row::default(); ROWS];
+            for (x, row) in x.iter_mut().zip(part.clone()) {
+                *x = rows.row(first + row);
             }
             let mut sums = [[0.0; PANEL]; ROWS];
-            tile(isa, &tile_x[..rows.len()], panel, &mut sums);
-            for (sums, row) in sums.iter().zip(rows) {
-                let end = out.len().min((row + 1) * stride);
-                let to = &mut out[row * stride + column..end];
-                let width = to.len().min(PANEL);
-                to[..width].copy_from_slice(&sums[..width]);
+            quantized_tile(isa, &x[..part.len()], panel, &mut sums);
+            for (sums, row) in sums.iter().zip(part) {
+                finish(isa, then, sums, &mut to.row(first + row)[from..]);
             }
+        }
+    }
+}
+
+struct FloatPanel<'a, 'b> {
+    x: &'a [f32],
+    panel: &'a [[f32; PANEL]],
+    then: Then,
+    to: &'a mut Rectangle<'b>,
+    from: usize,
+}
+
+impl Kernel for FloatPanel<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let FloatPanel { x, panel, then, to, from } = self;
+        let (first, inputs) = (to.rows.start, panel.len());
+        for part in split(to.rows.len()) {
+            let mut tile_x: [&[f32]; ROWS] = [&[]; ROWS];
+            for (to, row) in tile_x.iter_mut().zip(part.clone()) {
+                *to = &x[(first + row) * inputs..(first + row + 1) * inputs];
+            }
+            let mut sums = [[0.0; PANEL]; ROWS];
+            tile(isa, &tile_x[..part.len()], panel, &mut sums);
+            for (sums, row) in sums.iter().zip(part) {
+                finish(isa, then, sums, &mut to.row(first + row)[from..]);
+            }
+        }
+    }
+}
+
+/// Writes a row's sums over a panel as far as `to` goes.
+#[inline(always)]
+fn finish<I: Isa>(isa: I, then: Then, sums: &[f32; PANEL], to: &mut [f32]) {
+    match then {
+        Then::Store => {
+            let width = to.len().min(PANEL);
+            to[..width].copy_from_slice(&sums[..width]);
+        }
+        Then::Add => to.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum),
+        Then::Gate(activation) => {
+            let (halves, _) = sums.as_chunks::<LANES>();
+            let (x, value) = (isa.load(&halves[0]), isa.load(&halves[1]));
+            let exponent = match activation {
+                Activation::Silu => isa.sub(isa.splat(0.0), x),
+                // x / 2 (1 + tanh(y)) is x / (1 + e^-2y).
+                Activation::Gelu => {
+                    let square = isa.mul(x, x);
+                    let factor = isa.fma(square, isa.splat(-0.071_354_814), isa.splat(-1.595_769_1));
+                    isa.mul(x, factor)
+                }
+            };
+            let gated = isa.mul(isa.div(x, isa.add(isa.splat(1.0), exp(isa, exponent))), value);
+            let mut lanes = [0.0; LANES];
+            isa.store(gated, &mut lanes);
+            let width = to.len().min(LANES);
+            to[..width].copy_from_slice(&lanes[..width]);
         }
     }
 }

@@ -6,17 +6,28 @@
 //!
 //! The bodies are generic over [`Isa`] and safe; [`isa`] alone touches intrinsics.
 
+mod activations;
 mod attention;
+mod bytes_tile;
+mod exact_attention;
+mod fast_attention;
+mod heads;
 mod isa;
 mod linear;
+mod packed;
+mod pages;
+mod rectangle;
 mod rows;
 mod tile;
 
-pub(crate) use attention::{Heads, attention};
+pub(crate) use attention::{Attention, attention, copy_imported};
+pub(crate) use heads::{HeadNorms, Heads, Rotation};
 pub(crate) use isa::Level;
 use isa::{Isa, LANES};
-pub(crate) use linear::{PANEL, linear, pack};
-pub(crate) use rows::{gate, rms_norm};
+pub(crate) use linear::{Activation, Mode, Normed, Then, linear};
+pub(crate) use pages::{PAGE, Pages, Quantized as QuantizedPages, Segment, page_bytes};
+pub(crate) use packed::{BLOCK, Format, Matrix, PANEL, Quantized, Rows, pack};
+pub(crate) use rows::rms_norm;
 
 /// `e^x` in every lane, with a relative error of about 1e-7; 0 where `e^x` is no normal number (below
 /// -87.7), `e^88` above 88.

@@ -1,165 +1,109 @@
 //! One forward pass over the rows of several sequences.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use rayon::prelude::*;
 
-use super::config::Config;
-use super::ops::{Cache, Linear, Operators};
+use super::cache::Cache;
+use super::config::{self, Config, Gate};
+use super::ops::{Norm, Operators, Pass};
 use super::weights::{Layer, Weights};
-use crate::gguf;
-
-/// Consecutive rows of one sequence in a pass.
-pub(super) struct Segment<'a> {
-    pub(super) tokens: &'a [u32],
-    /// The position of the first token.
-    pub(super) start: usize,
-    /// One entry a layer, with room for all of `tokens`.
-    pub(super) caches: &'a mut [Cache],
-    /// Of how many of the last tokens the logits are wanted.
-    pub(super) logits: usize,
-}
+use crate::kernels::{Activation, Attention, Rotation, Segment};
 
 /// What a pass reads: the model.
 pub(super) struct Network<'a> {
     pub(super) config: &'a Config,
     pub(super) weights: &'a Weights,
-    pub(super) embedding: gguf::Tensor<'a>,
     pub(super) operators: Operators,
     pub(super) device: &'a Device,
 }
 
-/// The cosines and sines of a pass, both `[rows, 1, head size]`, for [`rotate`].
-struct Rotation {
-    cos: Tensor<3>,
-    sin: Tensor<3>,
+/// The rows of a pass.
+pub(super) struct Batch {
+    pub(super) tokens: Vec<u32>,
+    pub(super) segments: Vec<Segment>,
+    /// Of how many of its last rows each segment wants the logits.
+    pub(super) logits: Vec<usize>,
 }
 
 impl Network<'_> {
-    /// Extends the caches by the segments' tokens, and returns the logits of each segment.
-    pub(super) fn pass(&self, segments: &mut [Segment<'_>]) -> Vec<Vec<f32>> {
-        let mut x = self.embed(segments);
-        let rotation = self.rotation(segments);
-        for (index, layer) in self.weights.layers.iter().enumerate() {
-            x = self.layer(x, index, layer, &rotation, segments);
+    /// Extends the caches, one a layer, by the batch's tokens, and returns the logits that each segment wants.
+    pub(super) fn pass(&self, batch: &Batch, caches: &mut [Cache]) -> Vec<Vec<f32>> {
+        let mut x = self.weights.embedding().rows(&batch.tokens, self.device);
+        if self.config.embedding_scale != 1.0 {
+            x = x * self.config.embedding_scale;
+        }
+        let rotations: Vec<Rotation> =
+            self.config.ropes.iter().map(|rope| rotation(rope, &batch.segments)).collect();
+        let layers = self.weights.layers.iter().zip(&self.config.layers).zip(caches);
+        for ((layer, kind), cache) in layers {
+            let pass = Pass { rotation: &rotations[kind.rope], segments: &batch.segments };
+            x = self.layer(x, layer, kind, pass, cache);
         }
 
-        let mut end = 0;
-        let mut wanted = Vec::new();
-        for segment in segments.iter() {
-            end += segment.tokens.len();
-            wanted.extend((end - segment.logits..end).map(|row| row as i64));
-        }
+        let wanted = batch.segments.iter().zip(&batch.logits).flat_map(|(segment, logits)| {
+            let end = segment.row + segment.rows;
+            (end - logits..end).map(|row| row as i64)
+        });
+        let wanted: Vec<i64> = wanted.collect();
         if wanted.is_empty() {
-            return vec![Vec::new(); segments.len()];
+            return vec![Vec::new(); batch.segments.len()];
         }
         let count = wanted.len();
-        let rows = Tensor::<1, Int>::from_data(TensorData::new(wanted, [count]), self.device);
-        let x = self.operators.rms_norm(x.select(0, rows), &self.weights.norm, self.config.epsilon);
-        let logits = self.linear(x, &self.weights.head).into_data();
+        if count < batch.tokens.len() {
+            x = x.select(0, Tensor::<1, Int>::from_data(TensorData::new(wanted, [count]), self.device));
+        }
+        let logits = self.operators.linear(x, Some(self.norm(&self.weights.norm)), &self.weights.head).into_data();
         let logits = logits.as_slice::<f32>().expect("the layers compute in f32");
         let mut rows = logits.chunks_exact(self.config.vocabulary);
-        segments.iter().map(|segment| rows.by_ref().take(segment.logits).flatten().copied().collect()).collect()
+        batch.logits.iter().map(|count| rows.by_ref().take(*count).flatten().copied().collect()).collect()
     }
 
-    fn linear(&self, x: Tensor<2>, layer: &Linear) -> Tensor<2> {
-        self.operators.linear(x, layer)
-    }
-
-    fn embed(&self, segments: &[Segment<'_>]) -> Tensor<2> {
-        let hidden = self.config.hidden;
-        let tokens: Vec<u32> = segments.iter().flat_map(|segment| segment.tokens).copied().collect();
-        let mut values = vec![0.0; tokens.len() * hidden];
-        for (row, token) in values.chunks_exact_mut(hidden).zip(&tokens) {
-            self.embedding.dequantize_row(*token as usize, row);
-        }
-        Tensor::from_data(TensorData::new(values, [tokens.len(), hidden]), self.device)
-    }
-
-    fn rotation(&self, segments: &[Segment<'_>]) -> Rotation {
-        let (size, rope) = (self.config.heads.size, &self.config.rope);
-        let half = rope.width / 2;
-        let frequencies: Vec<f64> = (0..half).map(|i| rope.base.powf(-((2 * i) as f64) / rope.width as f64)).collect();
-        let rows: usize = segments.iter().map(|segment| segment.tokens.len()).sum();
-        // What lies beyond the rotated values is kept: times 1, plus 0.
-        let (mut cos, mut sin) = (vec![1.0f32; rows * size], vec![0.0f32; rows * size]);
-        let positions = segments.iter().flat_map(|segment| segment.start..segment.start + segment.tokens.len());
-        for ((position, cos), sin) in positions.zip(cos.chunks_exact_mut(size)).zip(sin.chunks_exact_mut(size)) {
-            for (i, frequency) in frequencies.iter().enumerate() {
-                let angle = position as f64 * frequency;
-                (cos[i], cos[half + i]) = (angle.cos() as f32, angle.cos() as f32);
-                (sin[i], sin[half + i]) = (-angle.sin() as f32, angle.sin() as f32);
-            }
-        }
-        let tensor = |values| Tensor::from_data(TensorData::new(values, [rows, 1, size]), self.device);
-        Rotation { cos: tensor(cos), sin: tensor(sin) }
+    fn norm<'a>(&self, weight: &'a Tensor<1>) -> Norm<'a> {
+        Norm { weight, epsilon: self.config.epsilon }
     }
 
     /// One transformer layer on the residual stream `x` (`[rows, hidden]`).
-    fn layer(
-        &self,
-        x: Tensor<2>,
-        index: usize,
-        layer: &Layer,
-        rotation: &Rotation,
-        segments: &mut [Segment<'_>],
-    ) -> Tensor<2> {
-        let epsilon = self.config.epsilon;
-        let normed = self.operators.rms_norm(x.clone(), &layer.attention_norm, epsilon);
-        let attended = self.attention(self.linear(normed, &layer.qkv), index, rotation, segments);
-        let x = x + self.linear(attended, &layer.attention_output);
-        let normed = self.operators.rms_norm(x.clone(), &layer.feed_forward_norm, epsilon);
-        let gated = self.operators.gate(self.linear(normed, &layer.gate_up));
-        x + self.linear(gated, &layer.down)
+    fn layer(&self, x: Tensor<2>, layer: &Layer, kind: &config::Layer, pass: Pass<'_>, cache: &mut Cache) -> Tensor<2> {
+        let operators = self.operators;
+        let mut qkv = operators.linear(x.clone(), Some(self.norm(&layer.attention_norm)), &layer.qkv);
+        if let Some(bias) = &layer.qkv_bias {
+            qkv = qkv + bias.clone().unsqueeze();
+        }
+        let attention =
+            Attention { heads: self.config.heads, scale: self.config.attention_scale, window: kind.window };
+        let attended = operators.attention(attention, qkv, layer.head_norms.as_ref(), pass, cache);
+        let x = self.add(x, attended, &layer.attention_output, layer.post_attention_norm.as_ref());
+
+        let activation = match self.config.gate {
+            Gate::Silu => Activation::Silu,
+            Gate::Gelu => Activation::Gelu,
+        };
+        let gated = operators.gated_linear(x.clone(), self.norm(&layer.feed_forward_norm), &layer.gate_up, activation);
+        self.add(x, gated, &layer.down, layer.post_feed_forward_norm.as_ref())
     }
 
-    fn attention(&self, qkv: Tensor<2>, index: usize, rotation: &Rotation, segments: &mut [Segment<'_>]) -> Tensor<2> {
-        let heads = self.config.heads;
-        let rows = qkv.dims()[0];
-        let (queries, kv) = (heads.queries * heads.size, heads.kv_width());
-        let rotating =
-            qkv.clone().slice([0..rows, 0..queries + kv]).reshape([rows, heads.queries + heads.kv, heads.size]);
-        let rotated = rotate(rotating, rotation, self.config.rope.width);
-        let mixed = self.linear(rotated.reshape([rows * (heads.queries + heads.kv), heads.size]), &self.weights.mixing);
-        let mixed = mixed.reshape([rows, heads.queries + heads.kv, heads.size]);
-        let q = mixed.clone().slice([0..rows, 0..heads.queries]).reshape([rows, queries]);
-        let k = mixed.slice([0..rows, heads.queries..heads.queries + heads.kv]).reshape([rows, kv]);
-        let v = qkv.slice([0..rows, queries + kv..queries + 2 * kv]);
-
-        let attend = |(segment, row): (&mut Segment<'_>, usize)| {
-            let rows = row..row + segment.tokens.len();
-            let part = [&q, &k, &v].map(|tensor| tensor.clone().slice([rows.clone()]));
-            self.operators.attention(heads, part, &mut segment.caches[index], segment.start)
-        };
-        let mut row = 0;
-        let mut placed: Vec<_> = segments
-            .iter_mut()
-            .map(|segment| {
-                row += segment.tokens.len();
-                let first = row - segment.tokens.len();
-                (segment, first)
-            })
-            .collect();
-        if placed.len() == 1 {
-            return Tensor::cat(placed.into_iter().map(attend).collect(), 0);
+    /// Adds the product of `part` to the residual stream, normed before if `norm` says so.
+    fn add(&self, x: Tensor<2>, part: Tensor<2>, layer: &super::ops::Linear, norm: Option<&Tensor<1>>) -> Tensor<2> {
+        match norm {
+            None => self.operators.add_linear(x, part, layer),
+            Some(norm) => {
+                let product = self.operators.linear(part, None, layer);
+                x + self.operators.rms_norm(product, self.norm(norm))
+            }
         }
-        // One task a sequence; a device of its own would rather be fed from one thread.
-        let parts = match self.operators {
-            Operators::Kernels => placed.par_drain(..).map(attend).collect(),
-            Operators::Stock => placed.drain(..).map(attend).collect(),
-        };
-        Tensor::cat(parts, 0)
     }
 }
 
-/// Rotates every head of `x` (`[rows, heads, head size]`): with `a` the first half of the rotated values and `b` the
-/// second, `(a cos - b sin, b cos + a sin)`.
-fn rotate(x: Tensor<3>, rotation: &Rotation, width: usize) -> Tensor<3> {
-    let [rows, heads, size] = x.dims();
-    let part = |from: usize, to: usize| x.clone().slice([0..rows, 0..heads, from..to]);
-    let mut swapped = vec![part(width / 2, width), part(0, width / 2)];
-    if width < size {
-        swapped.push(part(width, size));
+/// The turns of the segments' rows.
+fn rotation(rope: &config::Rope, segments: &[Segment]) -> Rotation {
+    let pairs = rope.frequencies.len();
+    let positions = segments.iter().flat_map(|segment| segment.start..segment.start + segment.rows);
+    let (mut cos, mut sin) = (Vec::new(), Vec::new());
+    for position in positions {
+        for frequency in &rope.frequencies {
+            let (s, c) = (position as f64 * frequency).sin_cos();
+            cos.push(c as f32);
+            sin.push(s as f32);
+        }
     }
-    let swapped = Tensor::cat(swapped, 2);
-    x * rotation.cos.clone() + swapped * rotation.sin.clone()
+    Rotation { pairs, cos: cos.into(), sin: sin.into() }
 }

@@ -1,10 +1,11 @@
-//! The llama architecture on Burn (Touvron et al., "LLaMA", 2023): RMS norm before each part, rotary positions, grouped
-//! queries, gated feed-forward, tied or separate output head.
+//! Transformers of the llama family on Burn (Touvron et al., "LLaMA", 2023): RMS norm before each part, rotary positions,
+//! grouped queries, gated feed-forward, tied or separate output head; with what Qwen 2 and 3 and Gemma 3 do otherwise.
 //!
-//! Computes in f32 on dequantized weights, with the KV cache in bf16 (round to nearest even; attention reads the rounded
-//! values, also of the tokens of its own pass). On `flex` a sequence's logits and KV are the same to the bit whatever the
-//! batch and however its tokens are split into passes, because every output of every operation is.
+//! The KV cache is bf16 (round to nearest even; attention reads the rounded values, also of the tokens of its own pass) in
+//! pages that the open sequences share out among them. On `flex` a sequence's logits and KV are the same to the bit whatever
+//! the batch and however its tokens are split into passes, because every output of every operation is.
 
+mod cache;
 mod config;
 mod forward;
 mod ops;
@@ -17,15 +18,17 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use baton_contract::kv;
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use half::bf16;
+use burn::tensor::Device;
 
+use crate::checkpoint::{self, Checkpoint};
+use crate::kernels::{PAGE, Segment};
 use crate::model::{self, KvMemory, Model, SequenceId, Spec, Step};
-use crate::{device, gguf};
-use config::Config;
+use crate::device;
+use config::{ARCHITECTURES, Config};
 pub use config::spec;
-use forward::{Network, Segment};
-use ops::{Cache, Operators};
+use cache::Cache;
+use forward::{Batch, Network};
+use ops::Operators;
 use weights::Weights;
 
 /// Rows that one pass takes at most; more are split, which bounds the memory of a pass and changes no result.
@@ -37,8 +40,8 @@ pub enum Error {
     #[error(transparent)]
     Device(#[from] device::Error),
     #[error(transparent)]
-    File(#[from] gguf::Error),
-    #[error("the file's architecture is {found:?}, only \"llama\" is supported; choose a llama model")]
+    File(#[from] checkpoint::Error),
+    #[error("the model's architecture is {found:?}, supported are {ARCHITECTURES}; choose another model")]
     Architecture { found: String },
     #[error("{key} is {found}, supported is only {expected}; choose another model")]
     Unsupported { key: String, found: String, expected: String },
@@ -48,22 +51,25 @@ pub enum Error {
     TensorShape { tensor: String, expected: Vec<usize>, found: Vec<usize> },
 }
 
-/// A llama model on a device, with the KV cache of its open sequences.
+/// A model on a device, with the KV cache of its open sequences.
 pub struct Llama {
-    file: gguf::File,
     config: Config,
     spec: Spec,
     weights: Weights,
     operators: Operators,
     device: Device,
+    /// One entry a layer.
+    caches: Vec<Cache>,
+    pages: usize,
+    free_pages: Vec<u32>,
     sequences: HashMap<SequenceId, Sequence>,
     next: u64,
 }
 
+#[derive(Default)]
 struct Sequence {
     len: usize,
-    /// One entry a layer.
-    caches: Vec<Cache>,
+    pages: Vec<u32>,
 }
 
 /// A part of a step that fits a pass.
@@ -76,16 +82,15 @@ struct Part<'a> {
 }
 
 impl Llama {
-    /// Reads the weights of `file` onto `device`.
-    pub fn load(file: gguf::File, options: &model::Options) -> Result<Llama, Error> {
+    /// Reads the weights of `file` onto a device.
+    pub fn load(file: Checkpoint, options: &model::Options) -> Result<Llama, Error> {
         let device = device::by_name(&options.device)?;
-        let operators = Operators::of(&device);
-        Llama::load_with(file, device, operators)
+        let operators = Operators::of(&device, options.compute);
+        Llama::load_with(file, device, operators, options.kv_bytes)
     }
 
-    fn load_with(file: gguf::File, device: Device, operators: Operators) -> Result<Llama, Error> {
+    fn load_with(file: Checkpoint, device: Device, operators: Operators, kv_bytes: u64) -> Result<Llama, Error> {
         let config = Config::read(&file)?;
-        config.embedding(&file)?;
         let weights = Weights::load(&file, &config, operators, &device)?;
         let mut spec = config.spec(&file);
         // Devices and bodies round differently: their KV is not interchangeable.
@@ -95,41 +100,55 @@ impl Llama {
             fingerprint.update(format!("{:?}", device.as_dispatch()).as_bytes());
         }
         spec.fingerprint = *fingerprint.finalize().as_bytes();
-        Ok(Llama { file, config, spec, weights, operators, device, sequences: HashMap::new(), next: 0 })
+
+        let layers = config.layers.len();
+        let page_bytes = cache::page_bytes(operators, config.heads, layers) as u64;
+        let pages = u32::try_from(kv_bytes / page_bytes).unwrap_or(u32::MAX).max(1);
+        let caches = (0..layers).map(|_| Cache::new(operators, &device, config.heads, pages as usize)).collect();
+        // The lowest pages are taken first, and what was freed last: so memory stays small and warm.
+        let free_pages = (0..pages).rev().collect();
+        let pages = pages as usize;
+        let sequences = HashMap::new();
+        Ok(Llama { config, spec, weights, operators, device, caches, pages, free_pages, sequences, next: 0 })
     }
 
     fn sequence(&self, id: SequenceId) -> Result<&Sequence, model::Error> {
         self.sequences.get(&id).ok_or(model::Error::UnknownSequence(id))
     }
 
+    /// The next `tokens` tokens of a sequence as the rows from `row` of a pass, with the pages that they need; the
+    /// sequence has them then.
+    fn grow(&mut self, id: SequenceId, row: usize, tokens: usize) -> Result<Segment, model::Error> {
+        let sequence = self.sequences.get_mut(&id).ok_or(model::Error::UnknownSequence(id))?;
+        let start = sequence.len;
+        sequence.len += tokens;
+        let missing = sequence.len.div_ceil(PAGE) - sequence.pages.len();
+        let rest = self.free_pages.len() - missing;
+        sequence.pages.extend(self.free_pages.drain(rest..).rev());
+        Ok(Segment { row, rows: tokens, start, pages: sequence.pages.clone() })
+    }
+
     /// Runs parts of different sequences, together at most [`PASS_ROWS`] tokens.
-    fn pass(&mut self, parts: &[Part<'_>], logits: &mut [Vec<f32>]) {
-        let mut taken: Vec<_> =
-            parts.iter().filter_map(|part| Some((part, self.sequences.remove(&part.sequence)?))).collect();
-        let mut segments: Vec<_> = taken
-            .iter_mut()
-            .map(|(part, sequence)| Segment {
-                tokens: part.tokens,
-                start: sequence.len,
-                caches: &mut sequence.caches,
-                logits: part.logits,
-            })
-            .collect();
+    fn pass(&mut self, parts: &[Part<'_>], logits: &mut [Vec<f32>]) -> Result<(), model::Error> {
+        let mut batch = Batch { tokens: Vec::new(), segments: Vec::new(), logits: Vec::new() };
+        for part in parts {
+            batch.segments.push(self.grow(part.sequence, batch.tokens.len(), part.tokens.len())?);
+            batch.tokens.extend(part.tokens);
+            batch.logits.push(part.logits);
+        }
         let network = Network {
             config: &self.config,
             weights: &self.weights,
-            embedding: self.config.embedding(&self.file).expect("checked when the model was loaded"),
             operators: self.operators,
             device: &self.device,
         };
-        let found = network.pass(&mut segments);
+        let caches = &mut self.caches;
+        // On a thread of the pool, so that its threads share the work of each operation without being woken for it.
+        let found = rayon::scope(|_| network.pass(&batch, caches));
         for (part, found) in parts.iter().zip(found) {
             logits[part.step].extend(found);
         }
-        for (part, mut sequence) in taken {
-            sequence.len += part.tokens.len();
-            self.sequences.insert(part.sequence, sequence);
-        }
+        Ok(())
     }
 }
 
@@ -162,20 +181,20 @@ impl Model for Llama {
     }
 
     fn memory(&self) -> KvMemory {
-        KvMemory { page_tokens: 64, pages: 1 << 20, free_pages: 1 << 20 }
+        KvMemory { page_tokens: PAGE, pages: self.pages, free_pages: self.free_pages.len() }
     }
 
     fn open(&mut self) -> SequenceId {
         let id = SequenceId(self.next);
         self.next += 1;
-        let (width, capacity) = (self.spec.kv.width, self.spec.context);
-        let caches = (0..self.spec.kv.layers).map(|_| Cache::new(capacity, width, &self.device)).collect();
-        self.sequences.insert(id, Sequence { len: 0, caches });
+        self.sequences.insert(id, Sequence::default());
         id
     }
 
     fn close(&mut self, sequence: SequenceId) {
-        self.sequences.remove(&sequence);
+        if let Some(sequence) = self.sequences.remove(&sequence) {
+            self.free_pages.extend(sequence.pages.into_iter().rev());
+        }
     }
 
     fn len(&self, sequence: SequenceId) -> Result<usize, model::Error> {
@@ -187,27 +206,20 @@ impl Model for Llama {
         let mut logits = vec![Vec::new(); steps.len()];
         for parts in passes(steps) {
             if !parts.is_empty() {
-                self.pass(&parts, &mut logits);
+                self.pass(&parts, &mut logits)?;
             }
         }
         Ok(logits)
     }
 
     fn export(&self, sequence: SequenceId, tokens: Range<usize>) -> Result<kv::Block, model::Error> {
-        let Sequence { len, caches, .. } = self.sequence(sequence)?;
+        let Sequence { len, pages } = self.sequence(sequence)?;
         if tokens.start > tokens.end || tokens.end > *len {
             return Err(model::Error::RangeOutOfBounds { start: tokens.start, end: tokens.end, len: *len });
         }
-        let mut layers = vec![Vec::new(); caches.len()];
-        if !tokens.is_empty() {
-            for (layer, cache) in layers.iter_mut().zip(caches) {
-                for tensor in [&cache.keys, &cache.values] {
-                    let data = tensor.clone().slice([tokens.clone()]).into_data();
-                    layer.extend(data.iter::<bf16>().map(bf16::to_bits));
-                }
-            }
-        }
-        Ok(kv::Block { tokens: tokens.len(), layers })
+        let segment = Segment { row: 0, rows: tokens.len(), start: tokens.start, pages: pages.clone() };
+        let layers = self.caches.iter().map(|cache| if tokens.is_empty() { Vec::new() } else { cache.read(&segment) });
+        Ok(kv::Block { tokens: tokens.len(), layers: layers.collect() })
     }
 
     fn import(&mut self, sequence: SequenceId, tokens: &[u32], block: &kv::Block) -> Result<(), model::Error> {
@@ -223,23 +235,10 @@ impl Model for Llama {
         }
         model::check_tokens(self, tokens)?;
         model::check_room(self, [(len, tokens.len())])?;
-        let end = len + tokens.len();
-        if tokens.is_empty() {
-            return Ok(());
+        if !tokens.is_empty() {
+            let segment = self.grow(sequence, 0, tokens.len())?;
+            cache::import(&mut self.caches, &segment, block);
         }
-        let Some(open) = self.sequences.get_mut(&sequence) else {
-            return Err(model::Error::UnknownSequence(sequence));
-        };
-        for (cache, layer) in open.caches.iter_mut().zip(&block.layers) {
-            let (keys, values) = layer.split_at(layer.len() / 2);
-            for (tensor, bits) in [(&mut cache.keys, keys), (&mut cache.values, values)] {
-                let values: Vec<bf16> = bits.iter().copied().map(bf16::from_bits).collect();
-                let new = TensorData::new(values, [tokens.len(), shape.width]);
-                let new = Tensor::from_data(new, (&self.device, DType::BF16));
-                tensor.inplace(|tensor| tensor.slice_assign([len..end, 0..shape.width], new));
-            }
-        }
-        open.len = end;
         Ok(())
     }
 }

@@ -3,40 +3,67 @@
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, Flex, backend_extension};
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use half::bf16;
+use burn::tensor::{Device, Tensor, TensorData};
 
+use super::cache::{Cache, KernelCache};
 use super::stock;
-use crate::kernels::{self, Heads, Level, PANEL};
+use crate::kernels::{
+    self, Activation, Attention, Format, Level, Matrix, Mode, Normed, PANEL, Rotation, Rows, Segment, Then,
+};
+use crate::model::Compute;
 
 /// Which bodies compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operators {
     /// [`crate::kernels`]; `flex` only. Bit-identical for any batch and split.
-    Kernels,
+    Kernels(Mode),
     /// Burn's operators; every device.
     Stock,
 }
 
 /// The weights of a linear layer as its operators want them.
 pub(super) enum Linear {
-    /// As [`kernels::pack`] makes them, `[panels, inputs, 32]`.
-    Packed { weights: Tensor<3>, outputs: usize },
+    Packed(Packed),
     /// `[outputs, inputs]`.
     Plain(Tensor<2>),
 }
 
-/// The KV cache of one layer of one sequence: both `[capacity, kv * size]` in bf16.
-pub(super) struct Cache {
-    pub(super) keys: Tensor<2>,
-    pub(super) values: Tensor<2>,
+/// Weights in the bits of the model file, see [`kernels::pack`].
+pub(super) struct Packed {
+    format: Format,
+    inputs: usize,
+    outputs: usize,
+    bytes: Vec<u8>,
+}
+
+/// RMS norms of each head of queries and keys, weights `[head size]`.
+pub(super) struct HeadNorms {
+    pub(super) queries: Tensor<1>,
+    pub(super) keys: Tensor<1>,
+    pub(super) epsilon: f32,
+}
+
+/// A norm before a linear layer.
+pub(super) struct Norm<'a> {
+    /// `[inputs]`.
+    pub(super) weight: &'a Tensor<1>,
+    pub(super) epsilon: f32,
+}
+
+/// What attention reads besides the queries, keys and values of a pass.
+pub(super) struct Pass<'a> {
+    pub(super) rotation: &'a Rotation,
+    pub(super) segments: &'a [Segment],
 }
 
 impl Operators {
     /// The fastest that `device` has.
-    pub(super) fn of(device: &Device) -> Operators {
+    pub(super) fn of(device: &Device, compute: Compute) -> Operators {
         match device.as_dispatch() {
-            DispatchDevice::Flex(_) => Operators::Kernels,
+            DispatchDevice::Flex(_) => Operators::Kernels(match compute {
+                Compute::Exact => Mode::Exact,
+                Compute::Fast => Mode::Fast,
+            }),
             #[allow(unreachable_patterns, reason = "builds differ in their devices")]
             _ => Operators::Stock,
         }
@@ -45,130 +72,208 @@ impl Operators {
     /// Names the bodies and their numerics; to be raised when a change of a body changes any bit of its results.
     pub(super) fn tag(self) -> &'static [u8] {
         match self {
-            Operators::Kernels => b"kernels 1",
-            Operators::Stock => b"stock 1",
+            Operators::Kernels(Mode::Exact) => b"kernels 2",
+            Operators::Kernels(Mode::Fast) => b"fast kernels 1",
+            Operators::Stock => b"stock 2",
         }
     }
 
-    /// Loads weights; `row(o, values)` writes the `inputs` weights of output `o`.
+    /// Loads weights, of which `format` can hold every value.
     pub(super) fn load(
         self,
         device: &Device,
+        format: Format,
         inputs: usize,
         outputs: usize,
-        row: impl Fn(usize, &mut [f32]) + Sync,
+        rows: &impl Rows,
     ) -> Linear {
         match self {
-            Operators::Kernels => {
-                let shape = [outputs.div_ceil(PANEL), inputs, PANEL];
-                let packed = TensorData::new(kernels::pack(inputs, outputs, row), shape);
-                Linear::Packed { weights: Tensor::from_data(packed, device), outputs }
+            Operators::Kernels(_) => {
+                let bytes = kernels::pack(format, inputs, outputs, rows);
+                Linear::Packed(Packed { format, inputs, outputs, bytes })
             }
             Operators::Stock => {
                 let mut plain = vec![0.0; outputs * inputs];
-                plain.chunks_exact_mut(inputs).enumerate().for_each(|(output, values)| row(output, values));
+                plain.chunks_exact_mut(inputs).enumerate().for_each(|(output, values)| rows.dequantize(output, values));
                 Linear::Plain(Tensor::from_data(TensorData::new(plain, [outputs, inputs]), device))
             }
         }
     }
 
-    /// `x` (`[rows, inputs]`) times the weights: `[rows, outputs]`.
-    pub(super) fn linear(self, x: Tensor<2>, layer: &Linear) -> Tensor<2> {
-        match layer {
-            Linear::Packed { weights, outputs } => {
-                let weights = weights.clone().into_dispatch();
-                Tensor::from_dispatch(Dispatch::packed_linear(x.into_dispatch(), weights, *outputs))
+    /// `x` (`[rows, inputs]`), normed if `norm` says so, times the weights: `[rows, outputs]`.
+    pub(super) fn linear(self, x: Tensor<2>, norm: Option<Norm<'_>>, layer: &Linear) -> Tensor<2> {
+        match (self, layer) {
+            (Operators::Kernels(mode), Linear::Packed(layer)) => kernel_linear(mode, x, norm, layer, Then::Store),
+            (_, layer) => normed(x, norm).matmul(layer.plain().transpose()),
+        }
+    }
+
+    /// As [`Self::linear`], added to `to`.
+    pub(super) fn add_linear(self, to: Tensor<2>, x: Tensor<2>, layer: &Linear) -> Tensor<2> {
+        match (self, layer) {
+            (Operators::Kernels(mode), Linear::Packed(layer)) => {
+                Tensor::from_dispatch(Dispatch::add_linear(to.into_dispatch(), x.into_dispatch(), layer, mode))
             }
-            Linear::Plain(weights) => x.matmul(weights.clone().transpose()),
+            (_, layer) => to + x.matmul(layer.plain().transpose()),
+        }
+    }
+
+    /// As [`Self::linear`], every 32 outputs being 16 gates and their 16 values: `activation(gate) * value`,
+    /// `[rows, outputs / 2]`.
+    pub(super) fn gated_linear(
+        self,
+        x: Tensor<2>,
+        norm: Norm<'_>,
+        layer: &Linear,
+        activation: Activation,
+    ) -> Tensor<2> {
+        match (self, layer) {
+            (Operators::Kernels(mode), Linear::Packed(layer)) => {
+                kernel_linear(mode, x, Some(norm), layer, Then::Gate(activation))
+            }
+            (_, layer) => stock::gate(normed(x, Some(norm)).matmul(layer.plain().transpose()), activation),
         }
     }
 
     /// RMS norm of every row of `x` (`[rows, width]`), times `weight` (`[width]`).
-    pub(super) fn rms_norm(self, x: Tensor<2>, weight: &Tensor<1>, epsilon: f32) -> Tensor<2> {
+    pub(super) fn rms_norm(self, x: Tensor<2>, norm: Norm<'_>) -> Tensor<2> {
         match self {
-            Operators::Kernels => {
-                let weight = weight.clone().into_dispatch();
-                Tensor::from_dispatch(Dispatch::rms_norm(x.into_dispatch(), weight, epsilon))
+            Operators::Kernels(_) => {
+                let weight = norm.weight.clone().into_dispatch();
+                Tensor::from_dispatch(Dispatch::rms_norm(x.into_dispatch(), weight, norm.epsilon))
             }
-            Operators::Stock => stock::rms_norm(x, weight.clone(), epsilon),
+            Operators::Stock => normed(x, Some(norm)),
         }
     }
 
-    /// `silu(gates) * ups`, where a row of `x` (`[rows, 2 width]`) is its gates and then its ups.
-    pub(super) fn gate(self, x: Tensor<2>) -> Tensor<2> {
-        match self {
-            Operators::Kernels => Tensor::from_dispatch(Dispatch::gate(x.into_dispatch())),
-            Operators::Stock => stock::gate(x),
-        }
-    }
-
-    /// Writes `k` and `v` (`[rows, kv * size]`) to the cache at position `start` and returns the attention of `q`
-    /// (`[rows, queries * size]`) over everything up to each row's own position. Sees the new rows as the cache has them.
+    /// Writes the keys and values of `qkv` (`[rows, row width]`) to the cache, and returns the attention of its queries over
+    /// everything up to each row's own position, `[rows, queries * size]`. Sees the new rows as the cache has them.
     pub(super) fn attention(
         self,
-        heads: Heads,
-        [q, k, v]: [Tensor<2>; 3],
+        attention: Attention,
+        qkv: Tensor<2>,
+        norms: Option<&HeadNorms>,
+        pass: Pass<'_>,
         cache: &mut Cache,
-        start: usize,
     ) -> Tensor<2> {
-        // Taken out, so that the cache has one owner and is written in place.
-        let device = q.device();
-        let take = |tensor: &mut Tensor<2>| std::mem::replace(tensor, Tensor::empty([1, 1], &device));
-        let (keys, values) = (take(&mut cache.keys), take(&mut cache.values));
-        let (out, keys, values) = match self {
-            Operators::Kernels => {
-                let (out, keys, values) = Dispatch::cached_attention(
-                    q.into_dispatch(),
-                    k.into_dispatch(),
-                    v.into_dispatch(),
-                    keys.into_dispatch(),
-                    values.into_dispatch(),
-                    heads,
-                    start,
-                );
-                (Tensor::from_dispatch(out), Tensor::from_dispatch(keys), Tensor::from_dispatch(values))
+        match (self, cache) {
+            (Operators::Kernels(mode), Cache::Kernels(cache)) => {
+                let norms = norms.map(|HeadNorms { queries, keys, epsilon }| {
+                    let values = |tensor: &Tensor<1>| tensor.to_data().iter::<f32>().collect::<Vec<f32>>();
+                    (values(queries), values(keys), *epsilon)
+                });
+                let out = Dispatch::paged_attention(qkv.into_dispatch(), mode, attention, norms, pass, cache);
+                Tensor::from_dispatch(out)
             }
-            Operators::Stock => stock::attention(heads, [q, k, v], keys, values, start),
-        };
-        *cache = Cache { keys, values };
-        out
+            (_, Cache::Stock(cache)) => stock::attention(attention, qkv, norms, pass, cache),
+            (Operators::Stock, Cache::Kernels(_)) => unreachable!("a cache is made for its operators"),
+        }
     }
 }
 
-impl Cache {
-    pub(super) fn new(capacity: usize, width: usize, device: &Device) -> Cache {
-        let zeros = || Tensor::zeros([capacity, width], (device, DType::BF16));
-        Cache { keys: zeros(), values: zeros() }
+impl Linear {
+    fn plain(&self) -> Tensor<2> {
+        match self {
+            Linear::Plain(weights) => weights.clone(),
+            Linear::Packed(_) => unreachable!("weights are loaded for their operators"),
+        }
     }
+
+    /// The weights of some outputs: `[outputs.len(), inputs]`.
+    pub(super) fn rows(&self, outputs: &[u32], device: &Device) -> Tensor<2> {
+        match self {
+            Linear::Packed(packed) => {
+                let mut values = vec![0.0; outputs.len() * packed.inputs];
+                for (row, output) in values.chunks_exact_mut(packed.inputs).zip(outputs) {
+                    packed.matrix().row(*output as usize, row);
+                }
+                Tensor::from_data(TensorData::new(values, [outputs.len(), packed.inputs]), device)
+            }
+            Linear::Plain(weights) => {
+                let outputs: Vec<i64> = outputs.iter().map(|output| i64::from(*output)).collect();
+                let count = outputs.len();
+                weights.clone().select(0, Tensor::from_data(TensorData::new(outputs, [count]), device))
+            }
+        }
+    }
+}
+
+impl Packed {
+    fn matrix(&self) -> Matrix<'_> {
+        Matrix { format: self.format, inputs: self.inputs, outputs: self.outputs, bytes: &self.bytes }
+    }
+}
+
+fn normed(x: Tensor<2>, norm: Option<Norm<'_>>) -> Tensor<2> {
+    match norm {
+        Some(Norm { weight, epsilon }) => stock::rms_norm(x, weight.clone(), epsilon),
+        None => x,
+    }
+}
+
+fn kernel_linear(mode: Mode, x: Tensor<2>, norm: Option<Norm<'_>>, layer: &Packed, then: Then) -> Tensor<2> {
+    let x = x.into_dispatch();
+    Tensor::from_dispatch(match norm {
+        Some(Norm { weight, epsilon }) => {
+            Dispatch::normed_linear(x, weight.clone().into_dispatch(), epsilon, layer, mode, then)
+        }
+        None => Dispatch::plain_linear(x, layer, mode, then),
+    })
 }
 
 /// The operations with hand-written bodies. Shapes are those of the methods of [`Operators`].
 #[backend_extension(Flex)]
 pub(super) trait KernelOps: Backend {
-    fn packed_linear(x: FloatTensor<Self>, weights: FloatTensor<Self>, outputs: usize) -> FloatTensor<Self>;
+    fn plain_linear(x: FloatTensor<Self>, layer: &Packed, mode: Mode, then: Then) -> FloatTensor<Self>;
+
+    fn normed_linear(
+        x: FloatTensor<Self>,
+        norm: FloatTensor<Self>,
+        epsilon: f32,
+        layer: &Packed,
+        mode: Mode,
+        then: Then,
+    ) -> FloatTensor<Self>;
+
+    fn add_linear(to: FloatTensor<Self>, x: FloatTensor<Self>, layer: &Packed, mode: Mode) -> FloatTensor<Self>;
 
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
 
-    fn gate(x: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    fn cached_attention(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        keys: FloatTensor<Self>,
-        values: FloatTensor<Self>,
-        heads: Heads,
-        start: usize,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    fn paged_attention(
+        qkv: FloatTensor<Self>,
+        mode: Mode,
+        attention: Attention,
+        norms: Option<(Vec<f32>, Vec<f32>, f32)>,
+        pass: Pass<'_>,
+        cache: &mut KernelCache,
+    ) -> FloatTensor<Self>;
 }
 
 type Primitive = FloatTensor<Flex>;
 
 impl KernelOps for Flex {
-    fn packed_linear(x: Primitive, weights: Primitive, outputs: usize) -> Primitive {
-        let (rows, inputs) = matrix_shape(&x);
-        let out = with_values(x, |x| kernels::linear(Level::best(), x, inputs, weights.storage(), outputs));
-        from_values(out, rows, outputs)
+    fn plain_linear(x: Primitive, layer: &Packed, mode: Mode, then: Then) -> Primitive {
+        product(x, None, layer, mode, then)
+    }
+
+    fn normed_linear(
+        x: Primitive,
+        norm: Primitive,
+        epsilon: f32,
+        layer: &Packed,
+        mode: Mode,
+        then: Then,
+    ) -> Primitive {
+        product(x, Some(Normed { weight: norm.storage(), epsilon }), layer, mode, then)
+    }
+
+    fn add_linear(mut to: Primitive, x: Primitive, layer: &Packed, mode: Mode) -> Primitive {
+        if to.as_slice::<f32>().is_none() {
+            to = to.to_contiguous();
+        }
+        let out = to.storage_mut::<f32>();
+        with_values(x, |x| kernels::linear(Level::best(), mode, x, None, layer.matrix(), Then::Add, out));
+        to
     }
 
     fn rms_norm(x: Primitive, weight: Primitive, epsilon: f32) -> Primitive {
@@ -176,33 +281,43 @@ impl KernelOps for Flex {
         from_values(with_values(x, |x| kernels::rms_norm(Level::best(), x, weight.storage(), epsilon)), rows, width)
     }
 
-    fn gate(x: Primitive) -> Primitive {
-        let (rows, width) = matrix_shape(&x);
-        from_values(with_values(x, |x| kernels::gate(Level::best(), x, width / 2)), rows, width / 2)
+    fn paged_attention(
+        qkv: Primitive,
+        mode: Mode,
+        attention: Attention,
+        norms: Option<(Vec<f32>, Vec<f32>, f32)>,
+        pass: Pass<'_>,
+        cache: &mut KernelCache,
+    ) -> Primitive {
+        let norms = norms.as_ref().map(|(queries, keys, epsilon)| kernels::HeadNorms { queries, keys, epsilon: *epsilon });
+        let (rows, width) = (matrix_shape(&qkv).0, attention.heads.query_width());
+        let mut out = vec![0.0; rows * width];
+        let (pages, copies) = cache.parts();
+        with_values(qkv, |qkv| {
+            let Pass { rotation, segments } = pass;
+            kernels::attention(
+                Level::best(),
+                mode,
+                attention,
+                qkv,
+                norms,
+                rotation,
+                segments,
+                pages,
+                copies,
+                &mut out,
+            );
+        });
+        from_values(out, rows, width)
     }
+}
 
-    fn cached_attention(
-        q: Primitive,
-        k: Primitive,
-        v: Primitive,
-        mut keys: Primitive,
-        mut values: Primitive,
-        heads: Heads,
-        start: usize,
-    ) -> (Primitive, Primitive, Primitive) {
-        let (rows, width) = matrix_shape(&q);
-        for (cache, new) in [(&mut keys, k), (&mut values, v)] {
-            let cache = &mut cache.storage_mut::<bf16>()[start * heads.kv_width()..];
-            with_values(new, |new| {
-                for (to, value) in cache.iter_mut().zip(new) {
-                    *to = bf16::from_f32(*value);
-                }
-            });
-        }
-        let (cached_keys, cached_values) = (keys.storage::<bf16>(), values.storage::<bf16>());
-        let out = with_values(q, |q| kernels::attention(Level::best(), heads, q, cached_keys, cached_values, start));
-        (from_values(out, rows, width), keys, values)
-    }
+fn product(x: Primitive, norm: Option<Normed<'_>>, layer: &Packed, mode: Mode, then: Then) -> Primitive {
+    let (rows, _) = matrix_shape(&x);
+    let width = then.width(layer.outputs);
+    let mut out = vec![0.0; rows * width];
+    with_values(x, |x| kernels::linear(Level::best(), mode, x, norm, layer.matrix(), then, &mut out));
+    from_values(out, rows, width)
 }
 
 fn matrix_shape(tensor: &Primitive) -> (usize, usize) {
@@ -221,3 +336,6 @@ fn with_values<T>(tensor: Primitive, f: impl FnOnce(&[f32]) -> T) -> T {
 fn from_values(values: Vec<f32>, rows: usize, width: usize) -> Primitive {
     Primitive::from_data(TensorData::new(values, [rows, width]))
 }
+
+/// Panels are whole: a gated layer's outputs come by as many.
+pub(super) const GATE_BLOCK: usize = PANEL / 2;

@@ -58,7 +58,7 @@ fn a_model_computes_the_same_with_stock_operators() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), writer::Tiny { rope: 8, ..writer::Tiny::new(5) }.file()).unwrap();
     let [kernels, stock] = [Operators::Kernels, Operators::Stock].map(|operators| {
-        let file = gguf::File::open(file.path()).unwrap();
+        let file = crate::gguf::open(file.path()).unwrap();
         let mut model = Llama::load_with(file, Device::flex(), operators).unwrap();
         let [one, two] = [(); 2].map(|()| model.open());
         let tokens: Vec<u32> = (0..50).map(|i| i * 37 % 90).collect();

@@ -1,17 +1,19 @@
-//! A model's weights, dequantized and arranged for the forward pass.
+//! A model's weights, arranged for the forward pass.
 
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::Error;
-use super::config::{Config, matrix, vector};
-use super::ops::{Linear, Operators};
-use crate::gguf;
+use super::config::{Config, Pairs, matrix, vector};
+use super::ops::{GATE_BLOCK, HeadNorms, Linear, Operators};
+use crate::checkpoint::{self, Checkpoint};
+use crate::kernels::{BLOCK, Format, Quantized, Rows};
+use crate::quants::Type;
 
 pub(super) struct Weights {
+    /// `[vocabulary, hidden]`; none where the head's are the same.
+    embedding: Option<Linear>,
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Tensor<1>,
-    /// What every head of queries and keys is multiplied with after its rotation, see [`hadamard`].
-    pub(super) mixing: Linear,
     /// Hidden state to logits.
     pub(super) head: Linear,
 }
@@ -20,84 +22,203 @@ pub(super) struct Layer {
     pub(super) attention_norm: Tensor<1>,
     /// Queries, keys and values in one, each head's rotated values as [`unpair`] orders them.
     pub(super) qkv: Linear,
+    pub(super) qkv_bias: Option<Tensor<1>>,
+    pub(super) head_norms: Option<HeadNorms>,
     pub(super) attention_output: Linear,
+    /// Of what attention adds to the residual stream.
+    pub(super) post_attention_norm: Option<Tensor<1>>,
     pub(super) feed_forward_norm: Tensor<1>,
-    /// Gates, then ups.
+    /// By 16 gates and their 16 ups.
     pub(super) gate_up: Linear,
     pub(super) down: Linear,
+    /// Of what the feed-forward part adds to the residual stream.
+    pub(super) post_feed_forward_norm: Option<Tensor<1>>,
 }
 
 impl Weights {
     pub(super) fn load(
-        file: &gguf::File,
+        file: &Checkpoint,
         config: &Config,
         operators: Operators,
         device: &Device,
     ) -> Result<Weights, Error> {
-        let norm = |name: &str| -> Result<Tensor<1>, Error> {
-            let values = vector(file, name, config.hidden)?;
-            Ok(Tensor::from_data(TensorData::new(values, [config.hidden]), device))
+        let loader = Loader { file, config, operators, device };
+        let embedding = config.embedding(file)?;
+        let output = match file.tensor("output.weight") {
+            Some(_) => Some(matrix(file, "output.weight", config.hidden, config.vocabulary)?),
+            None => None,
         };
-        let layers = (0..config.layers).map(|index| {
-            let name = |part: &str| format!("blk.{index}.{part}.weight");
-            Ok(Layer {
-                attention_norm: norm(&name("attn_norm"))?,
-                qkv: qkv(file, config, operators, device, name)?,
-                attention_output: {
-                    let width = config.heads.queries * config.heads.size;
-                    let weights = matrix(file, &name("attn_output"), width, config.hidden)?;
-                    operators.load(device, width, config.hidden, |o, row| weights.dequantize_row(o, row))
-                },
-                feed_forward_norm: norm(&name("ffn_norm"))?,
-                gate_up: {
-                    let width = config.feed_forward;
-                    let gate = matrix(file, &name("ffn_gate"), config.hidden, width)?;
-                    let up = matrix(file, &name("ffn_up"), config.hidden, width)?;
-                    operators.load(device, config.hidden, 2 * width, |o, row| {
-                        if o < width { gate.dequantize_row(o, row) } else { up.dequantize_row(o - width, row) }
-                    })
-                },
-                down: {
-                    let weights = matrix(file, &name("ffn_down"), config.feed_forward, config.hidden)?;
-                    operators.load(device, config.feed_forward, config.hidden, |o, row| weights.dequantize_row(o, row))
-                },
-            })
-        });
-        let layers = layers.collect::<Result<_, Error>>()?;
-        let head = match file.tensor("output.weight") {
-            Some(_) => matrix(file, "output.weight", config.hidden, config.vocabulary)?,
-            None => config.embedding(file)?,
-        };
-        let head =
-            operators.load(device, config.hidden, config.vocabulary, |token, row| head.dequantize_row(token, row));
-        let size = config.heads.size;
-        let mixing = operators.load(device, size, size, hadamard);
-        Ok(Weights { layers, norm: norm("output_norm.weight")?, mixing, head })
+        Ok(Weights {
+            layers: (0..config.layers.len()).map(|index| loader.layer(index)).collect::<Result<_, Error>>()?,
+            norm: loader.norm("output_norm.weight", config.hidden)?,
+            head: loader.whole(output.unwrap_or(embedding)),
+            embedding: output.map(|_| loader.whole(embedding)),
+        })
+    }
+
+    pub(super) fn embedding(&self) -> &Linear {
+        self.embedding.as_ref().unwrap_or(&self.head)
     }
 }
 
-fn qkv(
-    file: &gguf::File,
-    config: &Config,
+struct Loader<'a> {
+    file: &'a Checkpoint,
+    config: &'a Config,
     operators: Operators,
-    device: &Device,
-    name: impl Fn(&str) -> String,
-) -> Result<Linear, Error> {
-    let heads = config.heads;
-    let (queries, kv) = (heads.queries * heads.size, heads.kv_width());
-    let q = matrix(file, &name("attn_q"), config.hidden, queries)?;
-    let k = matrix(file, &name("attn_k"), config.hidden, kv)?;
-    let v = matrix(file, &name("attn_v"), config.hidden, kv)?;
-    let source = |o: usize| o - o % heads.size + unpair(o % heads.size, config.rope.width);
-    Ok(operators.load(device, config.hidden, queries + 2 * kv, |o, row| {
-        if o < queries {
-            q.dequantize_row(source(o), row);
-        } else if o < queries + kv {
-            k.dequantize_row(source(o - queries), row);
-        } else {
-            v.dequantize_row(o - queries - kv, row);
+    device: &'a Device,
+}
+
+impl Loader<'_> {
+    fn layer(&self, index: usize) -> Result<Layer, Error> {
+        let Config { hidden, feed_forward, heads, .. } = *self.config;
+        let name = |part: &str| format!("blk.{index}.{part}.weight");
+        let optional = |part: &str, len: usize| match self.file.tensor(&name(part)) {
+            Some(_) => self.norm(&name(part), len).map(Some),
+            None => Ok(None),
+        };
+        let head_norm = |part: &str| -> Result<Option<Tensor<1>>, Error> {
+            if self.file.tensor(&name(part)).is_none() {
+                return Ok(None);
+            }
+            let values = self.norm_values(&name(part), heads.size)?;
+            let ordered: Vec<f32> = (0..heads.size).map(|i| values[self.source(i)]).collect();
+            Ok(Some(self.tensor(ordered)))
+        };
+        let gate = matrix(self.file, &name("ffn_gate"), hidden, feed_forward)?;
+        let up = matrix(self.file, &name("ffn_up"), hidden, feed_forward)?;
+        Ok(Layer {
+            attention_norm: self.norm(&name("attn_norm"), hidden)?,
+            qkv: self.qkv(name)?,
+            qkv_bias: self.qkv_bias(index)?,
+            head_norms: head_norm("attn_q_norm")?.zip(head_norm("attn_k_norm")?).map(|(queries, keys)| HeadNorms {
+                queries,
+                keys,
+                epsilon: self.config.epsilon,
+            }),
+            attention_output: self.whole(matrix(self.file, &name("attn_output"), heads.query_width(), hidden)?),
+            post_attention_norm: optional("post_attention_norm", hidden)?,
+            feed_forward_norm: self.norm(&name("ffn_norm"), hidden)?,
+            gate_up: self.combined(&[gate, up], 2 * feed_forward, |output| {
+                let (block, offset) = (output / (2 * GATE_BLOCK), output % (2 * GATE_BLOCK));
+                (offset / GATE_BLOCK, block * GATE_BLOCK + offset % GATE_BLOCK)
+            }),
+            down: self.whole(matrix(self.file, &name("ffn_down"), feed_forward, hidden)?),
+            post_feed_forward_norm: optional("post_ffw_norm", hidden)?,
+        })
+    }
+
+    fn qkv(&self, name: impl Fn(&str) -> String) -> Result<Linear, Error> {
+        let Config { hidden, heads, .. } = *self.config;
+        let (queries, kv) = (heads.query_width(), heads.kv_width());
+        let q = matrix(self.file, &name("attn_q"), hidden, queries)?;
+        let k = matrix(self.file, &name("attn_k"), hidden, kv)?;
+        let v = matrix(self.file, &name("attn_v"), hidden, kv)?;
+        Ok(self.combined(&[q, k, v], heads.row_width(), |output| {
+            if output < queries {
+                (0, self.source(output))
+            } else if output < queries + kv {
+                (1, self.source(output - queries))
+            } else {
+                (2, output - queries - kv)
+            }
+        }))
+    }
+
+    fn qkv_bias(&self, index: usize) -> Result<Option<Tensor<1>>, Error> {
+        let heads = self.config.heads;
+        let part = |part: &str, len: usize| {
+            let name = format!("blk.{index}.{part}.bias");
+            self.file.tensor(&name).map(|_| vector(self.file, &name, len)).transpose()
+        };
+        let q = part("attn_q", heads.query_width())?;
+        let k = part("attn_k", heads.kv_width())?;
+        let v = part("attn_v", heads.kv_width())?;
+        if q.is_none() && k.is_none() && v.is_none() {
+            return Ok(None);
         }
-    }))
+        let mut bias = Vec::with_capacity(heads.row_width());
+        for (values, width) in [(q, heads.query_width()), (k, heads.kv_width())] {
+            let values = values.unwrap_or_else(|| vec![0.0; width]);
+            bias.extend((0..width).map(|output| values[self.source(output)]));
+        }
+        bias.extend(v.unwrap_or_else(|| vec![0.0; heads.kv_width()]));
+        Ok(Some(self.tensor(bias)))
+    }
+
+    /// Which value of a head's in the file is output `output` of ours, see [`unpair`].
+    fn source(&self, output: usize) -> usize {
+        let size = self.config.heads.size;
+        match self.config.pairs {
+            Pairs::Adjacent => output - output % size + unpair(output % size, self.config.rope_width()),
+            Pairs::Halves => output,
+        }
+    }
+
+    fn norm(&self, name: &str, len: usize) -> Result<Tensor<1>, Error> {
+        Ok(self.tensor(self.norm_values(name, len)?))
+    }
+
+    fn norm_values(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
+        let values = vector(self.file, name, len)?;
+        Ok(values.into_iter().map(|value| value + self.config.norm_shift).collect())
+    }
+
+    fn tensor(&self, values: Vec<f32>) -> Tensor<1> {
+        let len = values.len();
+        Tensor::from_data(TensorData::new(values, [len]), self.device)
+    }
+
+    /// All rows of a matrix as they are.
+    fn whole(&self, tensor: checkpoint::Tensor<'_>) -> Linear {
+        self.combined(&[tensor], tensor.rows(), |output| (0, output))
+    }
+
+    /// Rows of several matrices; `source` tells which matrix and row an output is.
+    fn combined(
+        &self,
+        tensors: &[checkpoint::Tensor<'_>],
+        outputs: usize,
+        source: impl Fn(usize) -> (usize, usize) + Sync,
+    ) -> Linear {
+        let inputs = tensors[0].row_len();
+        let formats = tensors.iter().map(|tensor| format(tensor.dtype, inputs));
+        let format = formats.reduce(Format::join).unwrap_or(Format::F32);
+        self.operators.load(self.device, format, inputs, outputs, &Combined { tensors, source })
+    }
+}
+
+/// How the kernels keep a type.
+fn format(dtype: Type, inputs: usize) -> Format {
+    match (dtype, dtype.grouping()) {
+        (_, Some(grouping)) if inputs.is_multiple_of(BLOCK) => Format::Quantized(Quantized {
+            bits: if grouping.max < 16 { 4 } else { 8 },
+            group: grouping.len,
+            zero: grouping.zero,
+            half: grouping.half,
+        }),
+        (Type::F16, _) => Format::F16,
+        (Type::BF16, _) => Format::BF16,
+        _ => Format::F32,
+    }
+}
+
+/// Rows of several matrices.
+struct Combined<'a, F> {
+    tensors: &'a [checkpoint::Tensor<'a>],
+    source: F,
+}
+
+impl<F: Fn(usize) -> (usize, usize) + Sync> Rows for Combined<'_, F> {
+    fn unpack(&self, output: usize, quants: &mut [u8], scales: &mut [f32], offsets: &mut [f32]) -> usize {
+        let (tensor, row) = (self.source)(output);
+        self.tensors[tensor].unpack_row(row, quants, scales, offsets);
+        self.tensors[tensor].dtype.grouping().map_or(BLOCK, |grouping| grouping.len)
+    }
+
+    fn dequantize(&self, output: usize, values: &mut [f32]) {
+        let (tensor, row) = (self.source)(output);
+        self.tensors[tensor].dequantize_row(row, values);
+    }
 }
 
 /// Which value of a head in the file is value `i` of ours. GGUF's llama files keep the two values that rotate together
@@ -109,21 +230,5 @@ fn unpair(i: usize, rope_width: usize) -> usize {
         i if i < half => 2 * i,
         i if i < rope_width => 2 * (i - half) + 1,
         i => i,
-    }
-}
-
-/// Row `o` of an orthogonal matrix that spreads every value evenly over a power-of-two block of the head (Sylvester's
-/// Hadamard matrix, scaled). Being orthogonal, it leaves the products of queries and keys as they are; but keys have a
-/// few channels far larger than the rest, in which bf16 rounding does most of its damage, and mixed keys have none
-/// (Ashkboos et al., "QuaRot", 2024). With SmolLM2 it takes the greatest log-probability error from 0.13 to 0.045.
-fn hadamard(o: usize, row: &mut [f32]) {
-    let block = 1 << row.len().trailing_zeros();
-    let scale = 1.0 / (block as f32).sqrt();
-    for (i, value) in row.iter_mut().enumerate() {
-        *value = match (i / block == o / block, (i & o & (block - 1)).count_ones() % 2) {
-            (false, _) => 0.0,
-            (true, 0) => scale,
-            (true, _) => -scale,
-        };
     }
 }

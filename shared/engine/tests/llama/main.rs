@@ -1,5 +1,6 @@
 //! The llama engine: hostile files, the same bits for any batch and split, and another engine's answers.
 
+mod fuzz;
 mod hostile;
 mod invariance;
 mod reference;
@@ -7,15 +8,16 @@ mod writer;
 
 use std::io::Write;
 
+use baton_engine::checkpoint::{self, Checkpoint};
 use baton_engine::gguf;
 use baton_engine::llama::{self, Llama};
 use baton_engine::model::{self, Compute};
 
-fn open(bytes: &[u8]) -> Result<gguf::File, gguf::Error> {
+fn open(bytes: &[u8]) -> Result<Checkpoint, checkpoint::Error> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
     // The map outlives the name.
-    gguf::File::open(file.path())
+    gguf::open(file.path())
 }
 
 fn load(bytes: &[u8]) -> Result<Llama, llama::Error> {

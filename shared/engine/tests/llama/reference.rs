@@ -1,4 +1,5 @@
-//! Another engine's answers, teacher-forced, on the real model: `BATON_TEST_MODEL`, or where `baton setup` puts it.
+//! Another engine's answers, teacher-forced, on real models: those that `BATON_TEST_MODEL` and `BATON_TEST_GEMMA` name, or
+//! where `baton setup` puts them.
 
 use std::path::{Path, PathBuf};
 
@@ -26,14 +27,14 @@ struct Reference {
     top: Vec<(u32, f64)>,
 }
 
-fn model_path() -> PathBuf {
+/// The file that `variable` names, or that of Baton's own models which `baton setup` with `arguments` brings.
+fn model_path(variable: &str, file: &str, arguments: &str) -> PathBuf {
     let home = || match std::env::var_os("BATON_HOME") {
         Some(home) => PathBuf::from(home),
         None => Path::new(&std::env::var_os("HOME").expect("HOME is set")).join(".local/share/baton"),
     };
-    let default = || home().join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
-    let path = std::env::var_os("BATON_TEST_MODEL").map_or_else(default, PathBuf::from);
-    assert!(path.exists(), "{} is missing: run `baton setup`, or set BATON_TEST_MODEL", path.display());
+    let path = std::env::var_os(variable).map_or_else(|| home().join("models").join(file), PathBuf::from);
+    assert!(path.exists(), "{} is missing: run `baton setup{arguments}`, or set {variable}", path.display());
     path
 }
 
@@ -46,13 +47,24 @@ fn judge(logits: &[f32], token: u32) -> (f64, u32) {
 }
 
 #[test]
-fn real_answers_agree_with_another_engine() {
-    let file = gguf::File::open(&model_path()).unwrap();
+fn smollm2_agrees_with_another_engine() {
+    agrees(&model_path("BATON_TEST_MODEL", "SmolLM2-135M-Instruct.Q4_1.gguf", ""), "smollm2-raw.jsonl");
+}
+
+/// One of the prompts is longer than the sliding window.
+#[test]
+fn gemma3_agrees_with_another_engine() {
+    let path = model_path("BATON_TEST_GEMMA", "gemma-3-270m.Q4_K_M.gguf", " --model gemma3-270m");
+    agrees(&path, "gemma3-raw.jsonl");
+}
+
+fn agrees(model: &Path, reference: &str) {
+    let file = gguf::open(model).unwrap();
     let spec = llama::spec(&file).unwrap();
     let mut model = Llama::load(file, &Options { compute: Compute::Exact, ..Options::default() }).unwrap();
     assert_eq!((model.spec().kv, model.spec().vocabulary), (spec.kv, spec.vocabulary));
 
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/smollm2-raw.jsonl");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(reference);
     let (mut count, mut sum) = (0, 0.0);
     for line in std::fs::read_to_string(path).unwrap().lines() {
         let case: Case = serde_json::from_str(line).unwrap();

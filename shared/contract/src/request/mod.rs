@@ -10,6 +10,12 @@ use crate::{
     sampling::Sampling,
 };
 
+pub use sampling::{
+    FormatKind, JsonSchema, MAX_LOGIT_BIAS, MAX_REGEX_BYTES, MAX_SCHEMA_BYTES, ResponseFormat, StructuredOutputs,
+};
+
+mod sampling;
+
 /// Tokens an answer may have when the request sets no `max_tokens`.
 pub const DEFAULT_MAX_TOKENS: u32 = 256;
 /// Stop strings a request may name, and the bytes each may have.
@@ -48,6 +54,33 @@ pub struct Request {
     /// 0 (the default) keeps all tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_k: Option<u32>,
+    /// 0 (the default) to 1: keeps the tokens that have at least this share of the likeliest one's probability.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_p: Option<f32>,
+    /// Above 0, up to 10; above 1 (the default) makes tokens of prompt and answer less likely.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repetition_penalty: Option<f32>,
+    /// -2 to 2; above 0 (the default) makes tokens that the answer has less likely.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presence_penalty: Option<f32>,
+    /// -2 to 2; the same, once for each time that the answer has the token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frequency_penalty: Option<f32>,
+    /// Token ids, and -100 to 100 that is added to their logits; up to 1,024.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logit_bias: Option<BTreeMap<String, f32>>,
+    /// Whether the result has the log-probability of each of its tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<bool>,
+    /// With `logprobs`: those of how many of the likeliest tokens too, 0 (the default) to 20.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_logprobs: Option<u32>,
+    /// The form of the answer: text (the default), a JSON object, or JSON that a schema describes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_format: Option<ResponseFormat>,
+    /// A regular expression that the answer matches. Either this or a `response_format`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub structured_outputs: Option<StructuredOutputs>,
     /// Equal seeds give equal answers. Without it a seed is drawn from the job's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
@@ -100,9 +133,8 @@ pub struct Checked {
     pub model: Option<Name>,
     pub input: Input,
     pub max_tokens: u32,
-    pub temperature: f32,
-    pub top_p: f32,
-    pub top_k: u32,
+    /// But for the seed.
+    sampling: Sampling,
     pub seed: Option<u64>,
     pub stop: Vec<String>,
     /// Milliseconds since 1970.
@@ -124,12 +156,7 @@ impl Checked {
             let digest = blake3::derive_key("baton seed of a job", id.as_str().as_bytes());
             u64::from_le_bytes(std::array::from_fn(|i| digest[i]))
         };
-        Sampling {
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            seed: self.seed.unwrap_or_else(drawn),
-        }
+        Sampling { seed: self.seed.unwrap_or_else(drawn), ..self.sampling.clone() }
     }
 }
 
@@ -169,9 +196,14 @@ fn unreadable(error: serde_path_to_error::Error<serde_json::Error>) -> Failure {
     Failure::new(code, format!("{at}{inner}"))
 }
 
+fn invalid(message: String) -> Failure {
+    Failure::new(Code::InvalidValue, message)
+}
+
 impl Request {
     fn check(self, lane: &Name, accepted_ms: u64) -> Result<Checked, Failure> {
-        let invalid = |message: String| Failure::new(Code::InvalidValue, message);
+        // Told after what comes before it in a request; taken first, because the rest takes the request apart.
+        let sampling = self.sampling();
         let id = self.id.map(|id| JobId::new(&id).map_err(|error| invalid(format!("id: {error}")))).transpose()?;
         let model = self
             .model
@@ -201,14 +233,7 @@ impl Request {
         if max_tokens == 0 {
             return Err(invalid("max_tokens: expected at least 1, found 0".into()));
         }
-        let temperature = self.temperature.unwrap_or(0.0);
-        if !(0.0..=2.0).contains(&temperature) {
-            return Err(invalid(format!("temperature: expected 0 to 2, found {temperature}")));
-        }
-        let top_p = self.top_p.unwrap_or(1.0);
-        if !(top_p > 0.0 && top_p <= 1.0) {
-            return Err(invalid(format!("top_p: expected above 0 and up to 1, found {top_p}")));
-        }
+        let sampling = sampling?;
         let stop = match self.stop {
             None => Vec::new(),
             Some(Stop::One(text)) => vec![text],
@@ -227,9 +252,7 @@ impl Request {
             model,
             input,
             max_tokens,
-            temperature,
-            top_p,
-            top_k: self.top_k.unwrap_or(0),
+            sampling,
             seed: self.seed,
             stop,
             deadline_ms,
@@ -239,18 +262,17 @@ impl Request {
 }
 
 fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Failure> {
-    let invalid = |message| Err(Failure::new(Code::InvalidValue, message));
     if metadata.len() > MAX_METADATA {
-        return invalid(format!("metadata: expected at most {MAX_METADATA} pairs, found {}", metadata.len()));
+        return Err(invalid(format!("metadata: expected at most {MAX_METADATA} pairs, found {}", metadata.len())));
     }
     for (key, value) in metadata {
         if key.len() > MAX_METADATA_KEY_BYTES || value.len() > MAX_METADATA_VALUE_BYTES {
-            return invalid(format!(
+            return Err(invalid(format!(
                 "metadata: expected keys of at most {MAX_METADATA_KEY_BYTES} and values of at most \
                  {MAX_METADATA_VALUE_BYTES} bytes, found {} and {}",
                 key.len(),
                 value.len()
-            ));
+            )));
         }
     }
     Ok(())
@@ -279,64 +301,4 @@ impl Deadline {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse_text(text: &str) -> Result<Checked, Failure> {
-        parse(text.as_bytes(), &Name::new("batch").unwrap(), 1_000)
-    }
-
-    #[test]
-    fn bad_requests_are_told_by_code_and_field() {
-        let cases: &[(&str, Code, &str)] = &[
-            ("{", Code::InvalidJson, "EOF"),
-            (r#"{"prompt":"a"} x"#, Code::InvalidJson, "trailing"),
-            (r#"{"prompt":"a","n":2}"#, Code::UnknownField, "unknown field `n`"),
-            (r#"{"messages":[{"role":"user","content":"a","name":"b"}]}"#, Code::UnknownField, "messages[0]"),
-            (r#"{"prompt":"a","max_tokens":"b"}"#, Code::InvalidValue, "max_tokens"),
-            (r#"{"prompt":{}}"#, Code::InvalidValue, "prompt"),
-            (r#"{"prompt":""}"#, Code::EmptyPrompt, "empty"),
-            (r#"{"messages":[]}"#, Code::EmptyPrompt, "empty"),
-            ("{}", Code::EmptyPrompt, "neither"),
-            (r#"{"prompt":"a","messages":[{"role":"user","content":"a"}]}"#, Code::InvalidValue, "both"),
-            (r#"{"prompt":"a","model":"../x"}"#, Code::UnknownModel, "../x"),
-            (r#"{"prompt":"a","id":"a.b"}"#, Code::InvalidValue, "id:"),
-            (r#"{"prompt":"a","lane":"other"}"#, Code::InvalidValue, "lane"),
-            (r#"{"prompt":"a","max_tokens":0}"#, Code::InvalidValue, "max_tokens"),
-            (r#"{"prompt":"a","temperature":2.5}"#, Code::InvalidValue, "temperature"),
-            (r#"{"prompt":"a","top_p":0}"#, Code::InvalidValue, "top_p"),
-            (r#"{"prompt":"a","stop":[""]}"#, Code::InvalidValue, "stop"),
-            (r#"{"prompt":"a","deadline":-1}"#, Code::InvalidValue, "deadline"),
-            (r#"{"prompt":"a","deadline":"soon"}"#, Code::InvalidValue, "deadline"),
-        ];
-        for (text, code, part) in cases {
-            let failure = parse_text(text).expect_err(text);
-            assert_eq!(failure.code, *code, "{text}: {}", failure.message);
-            assert!(failure.message.contains(part), "{text}: {}", failure.message);
-        }
-        assert_eq!(parse(b"\xff", &Name::new("batch").unwrap(), 0).unwrap_err().code, Code::InvalidUtf8);
-    }
-
-    #[test]
-    fn a_hostile_name_does_not_fill_the_error() {
-        let failure = parse_text(&format!(r#"{{"prompt":"a","{}":1}}"#, "x".repeat(1 << 20))).unwrap_err();
-        assert_eq!(failure.code, Code::UnknownField);
-        assert!(failure.message.len() < 3_000);
-    }
-
-    #[test]
-    fn deadlines_are_relative_to_acceptance_or_absolute() {
-        assert_eq!(parse_text(r#"{"prompt":"a","deadline":1.5}"#).unwrap().deadline_ms, Some(2_500));
-        let at = parse_text(r#"{"prompt":"a","deadline":"1970-01-01T00:00:09Z"}"#).unwrap();
-        assert_eq!(at.deadline_ms, Some(9_000));
-    }
-
-    #[test]
-    fn a_seed_is_drawn_from_the_id_when_none_is_given() {
-        let checked = parse_text(r#"{"prompt":"a","temperature":1}"#).unwrap();
-        let (a, b) = (JobId::new("a").unwrap(), JobId::new("b").unwrap());
-        assert_eq!(checked.sampling(&a), checked.sampling(&a));
-        assert_ne!(checked.sampling(&a).seed, checked.sampling(&b).seed);
-        assert_eq!(parse_text(r#"{"prompt":"a","seed":7}"#).unwrap().sampling(&a).seed, 7);
-    }
-}
+mod tests;

@@ -1,12 +1,10 @@
-//! Tokenizer, chat template, streamed text and sampling, against the reference files and by their properties.
+//! Tokenizer, chat template, streamed text, sampling and constraints, against the reference files and by their properties.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
-use baton_contract::sampling::Sampling;
 use baton_engine::model::{Model, Step};
 use baton_engine::source::{Source, Vocabulary, vocabulary};
 use baton_engine::text::TextStream;
@@ -14,8 +12,11 @@ use baton_engine::{sampling, sim, tokenizer, verify};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+mod constraint;
+mod sample;
+
 static SMOLLM: LazyLock<Arc<Vocabulary>> =
-    LazyLock::new(|| Arc::new(vocabulary(&Source::Gguf(model_file())).expect("the model file is good")));
+    LazyLock::new(|| Arc::new(vocabulary(&Source::Checkpoint(model_file())).expect("the model file is good")));
 static BYTES: LazyLock<Arc<Vocabulary>> =
     LazyLock::new(|| Arc::new(vocabulary(&Source::Sim(sim::Options::default())).expect("the defaults are good")));
 
@@ -213,75 +214,5 @@ proptest! {
         let chat = SMOLLM.encode_chat(&[json!({"role": "user", "content": text})]).expect("encodes");
         let rendered = SMOLLM.render(&[json!({"role": "user", "content": text})]).expect("renders");
         prop_assert_eq!(chat, SMOLLM.encode(&rendered, true).expect("encodes"));
-    }
-
-    #[test]
-    fn any_logits_yield_a_token(
-        logits in prop::collection::vec(prop_oneof![any::<f32>(), Just(f32::NAN), Just(f32::INFINITY), -5f32..5.0], 0..40),
-        temperature in prop_oneof![any::<f32>(), 0f32..2.0], top_p in any::<f32>(), top_k in 0u32..50, seed in any::<u64>(),
-    ) {
-        let choice = sampling::pick(&logits, &Sampling { temperature, top_p, top_k, seed }, seed);
-        prop_assert!(choice.token < logits.len().max(1) as u32);
-        prop_assert!(!choice.logprob.is_nan());
-    }
-}
-
-#[test]
-fn sampling_is_a_function_of_seed_and_position() {
-    // Token i has the weight i + 1 at temperature 1; the ties at the end test the order of equals.
-    let logits: Vec<f32> = (1..=9).chain([9]).map(|weight| (weight as f32).ln()).collect();
-    let sampling = |temperature, top_p, top_k, seed| Sampling { temperature, top_p, top_k, seed };
-    let drawn = |sampling: Sampling| -> Vec<u32> {
-        (0..10_000).map(|position| self::sampling::pick(&logits, &sampling, position).token).collect()
-    };
-    let plain = drawn(sampling(1.0, 1.0, 0, 7));
-    assert_eq!(plain, drawn(sampling(1.0, 1.0, 0, 7)));
-    assert_ne!(plain, drawn(sampling(1.0, 1.0, 0, 8)));
-    for greedy in [Sampling::GREEDY, sampling(2.0, 1.0, 1, 7), sampling(2.0, 1e-6, 0, 7), sampling(1e-30, 1.0, 0, 7)] {
-        let expected = if greedy.temperature == 1e-30 { vec![8, 9] } else { vec![8] };
-        assert!(drawn(greedy.clone()).iter().all(|token| expected.contains(token)), "{greedy:?}");
-    }
-    let shares = |tokens: &[u32]| {
-        tokens.iter().fold(BTreeMap::new(), |mut counts, &token| {
-            *counts.entry(token).or_insert(0.0) += 1e-4;
-            counts
-        })
-    };
-    let close = |shares: &BTreeMap<u32, f64>, expected: &[(u32, f64)]| {
-        assert_eq!(shares.keys().copied().collect::<Vec<_>>(), expected.iter().map(|e| e.0).collect::<Vec<_>>());
-        for (token, share) in expected {
-            assert!((shares[token] - share).abs() < 0.02, "{shares:?} instead of {expected:?}");
-        }
-    };
-    let weights: Vec<f64> = (1..=9).chain([9]).map(f64::from).collect();
-    let all: Vec<(u32, f64)> = (0..).zip(weights.iter().map(|weight| weight / 54.0)).collect();
-    close(&shares(&plain), &all);
-    let squared: f64 = weights.iter().map(|weight| weight * weight).sum();
-    let cold: Vec<(u32, f64)> = (0..).zip(weights.iter().map(|weight| weight * weight / squared)).collect();
-    close(&shares(&drawn(sampling(0.5, 1.0, 0, 7))), &cold);
-    let third = [(7, 8.0 / 26.0), (8, 9.0 / 26.0), (9, 9.0 / 26.0)];
-    close(&shares(&drawn(sampling(1.0, 1.0, 3, 7))), &third);
-    close(&shares(&drawn(sampling(1.0, 0.45, 0, 7))), &third);
-    // The nucleus is taken of what top_k left: 18 of 26 is more than 0.6.
-    close(&shares(&drawn(sampling(1.0, 0.6, 3, 7))), &[(8, 0.5), (9, 0.5)]);
-}
-
-#[test]
-fn large_vocabularies_rank_alike_and_log_probabilities_are_right() {
-    let logits: Vec<f32> = (0..50_001u32).map(|id| (id.wrapping_mul(2_654_435_769) >> 8) as f32 / 1.0e6).collect();
-    let exact: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum::<f64>().ln();
-    for (position, token) in [0, 17, 50_000].into_iter().enumerate() {
-        let sampling = Sampling { temperature: 1.5, top_p: 1.0, top_k: 0, seed: token };
-        let choice = sampling::pick(&logits, &sampling, position as u64);
-        let expected = f64::from(logits[choice.token as usize]) - exact;
-        assert!((f64::from(choice.logprob) - expected).abs() < 1e-5, "{choice:?} instead of {expected}");
-    }
-    // A nucleus of nearly everything passes the partial ranking; top_k of everything ranks nothing.
-    for position in 0..20 {
-        let pick = |top_p, top_k| {
-            sampling::pick(&logits, &Sampling { temperature: 2.0, top_p, top_k, seed: 1 }, position).token
-        };
-        assert_eq!(pick(0.999_999, 0), pick(0.999_999, 50_000_000));
-        assert_eq!(pick(1.0, 0), pick(1.0, 50_001));
     }
 }

@@ -1,0 +1,154 @@
+use super::*;
+use crate::sampling::Constraint;
+
+fn parse_text(text: &str) -> Result<Checked, Failure> {
+    parse(text.as_bytes(), &Name::new("batch").unwrap(), 1_000)
+}
+
+#[test]
+fn bad_requests_are_told_by_code_and_field() {
+    let cases: &[(&str, Code, &str)] = &[
+        ("{", Code::InvalidJson, "EOF"),
+        (r#"{"prompt":"a"} x"#, Code::InvalidJson, "trailing"),
+        (r#"{"prompt":"a","n":2}"#, Code::UnknownField, "unknown field `n`"),
+        (r#"{"messages":[{"role":"user","content":"a","name":"b"}]}"#, Code::UnknownField, "messages[0]"),
+        (r#"{"prompt":"a","max_tokens":"b"}"#, Code::InvalidValue, "max_tokens"),
+        (r#"{"prompt":{}}"#, Code::InvalidValue, "prompt"),
+        (r#"{"prompt":""}"#, Code::EmptyPrompt, "empty"),
+        (r#"{"messages":[]}"#, Code::EmptyPrompt, "empty"),
+        ("{}", Code::EmptyPrompt, "neither"),
+        (r#"{"prompt":"a","messages":[{"role":"user","content":"a"}]}"#, Code::InvalidValue, "both"),
+        (r#"{"prompt":"a","model":"../x"}"#, Code::UnknownModel, "../x"),
+        (r#"{"prompt":"a","id":"a.b"}"#, Code::InvalidValue, "id:"),
+        (r#"{"prompt":"a","lane":"other"}"#, Code::InvalidValue, "lane"),
+        (r#"{"prompt":"a","max_tokens":0}"#, Code::InvalidValue, "max_tokens"),
+        (r#"{"prompt":"a","temperature":2.5}"#, Code::InvalidValue, "temperature"),
+        (r#"{"prompt":"a","top_p":0}"#, Code::InvalidValue, "top_p"),
+        (r#"{"prompt":"a","min_p":1.5}"#, Code::InvalidValue, "min_p: expected 0 to 1, found 1.5"),
+        (r#"{"prompt":"a","repetition_penalty":0}"#, Code::InvalidValue, "repetition_penalty: expected above 0"),
+        (r#"{"prompt":"a","presence_penalty":-3}"#, Code::InvalidValue, "presence_penalty: expected -2 to 2"),
+        (r#"{"prompt":"a","frequency_penalty":3}"#, Code::InvalidValue, "frequency_penalty"),
+        (r#"{"prompt":"a","frequency_penalty":1e39}"#, Code::InvalidValue, "frequency_penalty"),
+        (r#"{"prompt":"a","logit_bias":{"x":1}}"#, Code::InvalidValue, "logit_bias: expected token ids as keys"),
+        (r#"{"prompt":"a","logit_bias":{"07":1}}"#, Code::InvalidValue, "\"07\""),
+        (r#"{"prompt":"a","logit_bias":{"7":101}}"#, Code::InvalidValue, "logit_bias.7: expected -100 to 100"),
+        (r#"{"prompt":"a","logit_bias":{"7":"a"}}"#, Code::InvalidValue, "logit_bias.7"),
+        (r#"{"prompt":"a","logprobs":true,"top_logprobs":21}"#, Code::InvalidValue, "top_logprobs: expected 0 to 20"),
+        (r#"{"prompt":"a","top_logprobs":1}"#, Code::InvalidValue, "top_logprobs: expected `logprobs`"),
+        (r#"{"prompt":"a","response_format":{"type":"xml"}}"#, Code::InvalidValue, "response_format.type"),
+        (r#"{"prompt":"a","response_format":{"type":"json_schema"}}"#, Code::InvalidValue, "found none"),
+        (
+            r#"{"prompt":"a","response_format":{"type":"json_schema","json_schema":{"name":"a"}}}"#,
+            Code::InvalidValue,
+            "response_format.json_schema: missing field `schema`",
+        ),
+        (
+            r#"{"prompt":"a","response_format":{"type":"json_schema","json_schema":{"schema":[]}}}"#,
+            Code::InvalidValue,
+            "response_format.json_schema.schema: expected an object",
+        ),
+        (
+            r#"{"prompt":"a","response_format":{"type":"text","json_schema":{"schema":{}}}}"#,
+            Code::InvalidValue,
+            "type \"json_schema\" only",
+        ),
+        (r#"{"prompt":"a","response_format":{"type":"text","a":1}}"#, Code::UnknownField, "unknown field `a`"),
+        (r#"{"prompt":"a","structured_outputs":{"regex":""}}"#, Code::InvalidValue, "regex: expected 1 to 4096"),
+        (r#"{"prompt":"a","structured_outputs":{"choice":[]}}"#, Code::UnknownField, "choice"),
+        (
+            r#"{"prompt":"a","response_format":{"type":"json_object"},"structured_outputs":{"regex":"a"}}"#,
+            Code::InvalidValue,
+            "found both",
+        ),
+        (r#"{"prompt":"a","stop":[""]}"#, Code::InvalidValue, "stop"),
+        (r#"{"prompt":"a","deadline":-1}"#, Code::InvalidValue, "deadline"),
+        (r#"{"prompt":"a","deadline":"soon"}"#, Code::InvalidValue, "deadline"),
+    ];
+    for (text, code, part) in cases {
+        let failure = parse_text(text).expect_err(text);
+        assert_eq!(failure.code, *code, "{text}: {}", failure.message);
+        assert!(failure.message.contains(part), "{text}: {}", failure.message);
+    }
+    assert_eq!(parse(b"\xff", &Name::new("batch").unwrap(), 0).unwrap_err().code, Code::InvalidUtf8);
+}
+
+#[test]
+fn a_hostile_name_does_not_fill_the_error() {
+    let failure = parse_text(&format!(r#"{{"prompt":"a","{}":1}}"#, "x".repeat(1 << 20))).unwrap_err();
+    assert_eq!(failure.code, Code::UnknownField);
+    assert!(failure.message.len() < 3_000);
+}
+
+#[test]
+fn deadlines_are_relative_to_acceptance_or_absolute() {
+    assert_eq!(parse_text(r#"{"prompt":"a","deadline":1.5}"#).unwrap().deadline_ms, Some(2_500));
+    let at = parse_text(r#"{"prompt":"a","deadline":"1970-01-01T00:00:09Z"}"#).unwrap();
+    assert_eq!(at.deadline_ms, Some(9_000));
+}
+
+#[test]
+fn a_seed_is_drawn_from_the_id_when_none_is_given() {
+    let checked = parse_text(r#"{"prompt":"a","temperature":1}"#).unwrap();
+    let (a, b) = (JobId::new("a").unwrap(), JobId::new("b").unwrap());
+    assert_eq!(checked.sampling(&a), checked.sampling(&a));
+    assert_ne!(checked.sampling(&a).seed, checked.sampling(&b).seed);
+    assert_eq!(parse_text(r#"{"prompt":"a","seed":7}"#).unwrap().sampling(&a).seed, 7);
+}
+
+/// One list of a request's fields, one of what they come to: a new field is missing in both, or in none.
+#[test]
+fn all_sampling_fields_arrive() {
+    let id = JobId::new("a").unwrap();
+    let bare = parse_text(r#"{"prompt":"a","seed":0}"#).unwrap();
+    assert_eq!(bare.sampling(&id), Sampling::GREEDY);
+    let full = parse_text(
+        r#"{"prompt":"a","temperature":0.5,"top_k":4,"top_p":0.25,"min_p":0.125,"repetition_penalty":1.5,
+            "presence_penalty":-1,"frequency_penalty":2,"logit_bias":{"10":1,"9":-100},"logprobs":true,"top_logprobs":3,
+            "seed":6,"response_format":{"type":"json_schema","json_schema":{"name":"n","strict":true,
+            "schema":{"type":"object","properties":{"z":{},"a":{}}}}}}"#,
+    );
+    let schema = r#"{"type":"object","properties":{"z":{},"a":{}}}"#;
+    assert_eq!(
+        full.unwrap().sampling(&id),
+        Sampling {
+            temperature: 0.5,
+            top_k: 4,
+            top_p: 0.25,
+            min_p: 0.125,
+            repetition_penalty: 1.5,
+            presence_penalty: -1.0,
+            frequency_penalty: 2.0,
+            logit_bias: vec![(9, -100.0), (10, 1.0)],
+            // In the order they were written in.
+            constraint: Some(Constraint::JsonSchema(schema.into())),
+            logprobs: Some(3),
+            seed: 6,
+        }
+    );
+    let other = |fields: &str| parse_text(&format!(r#"{{"prompt":"a",{fields}}}"#)).unwrap().sampling(&id);
+    assert_eq!(other(r#""logprobs":true"#).logprobs, Some(0));
+    assert_eq!(other(r#""logprobs":false,"top_logprobs":0"#).logprobs, None);
+    assert_eq!(other(r#""response_format":{"type":"text"}"#).constraint, None);
+    assert_eq!(other(r#""response_format":{"type":"json_object"}"#).constraint, Some(Constraint::JsonObject));
+    let regex = Some(Constraint::Regex("a+".into()));
+    assert_eq!(other(r#""response_format":{"type":"text"},"structured_outputs":{"regex":"a+"}"#).constraint, regex);
+}
+
+#[test]
+fn schemas_regexes_and_biases_are_bounded() {
+    let refused = |fields: String| parse_text(&format!(r#"{{"prompt":"a",{fields}}}"#)).unwrap_err();
+    let bias: Vec<String> = (0..=MAX_LOGIT_BIAS).map(|token| format!(r#""{token}":1"#)).collect();
+    let schema =
+        |schema: String| format!(r#""response_format":{{"type":"json_schema","json_schema":{{"schema":{schema}}}}}"#);
+    let nested = format!("{}1{}", r#"{"a":"#.repeat(500), "}".repeat(500));
+    for (fields, code, part) in [
+        (format!(r#""logit_bias":{{{}}}"#, bias.join(",")), Code::InvalidValue, "at most 1024 tokens"),
+        (format!(r#""structured_outputs":{{"regex":"{}"}}"#, "a".repeat(5_000)), Code::InvalidValue, "found 5000"),
+        (schema(format!(r#"{{"const":"{}"}}"#, "a".repeat(70_000))), Code::InvalidValue, "at most 65536 bytes"),
+        (schema(nested), Code::InvalidJson, "recursion limit"),
+    ] {
+        let failure = refused(fields);
+        assert_eq!(failure.code, code, "{failure}");
+        assert!(failure.message.contains(part), "{failure}");
+    }
+}

@@ -1,0 +1,131 @@
+//! What happens to each head of the queries and keys before attention: norm, rotation, mixing.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::isa::{Isa, Kernel, Level};
+use super::rows::{Norm, SMALL};
+
+/// How the values of a row divide into heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Heads {
+    pub(crate) queries: usize,
+    pub(crate) kv: usize,
+    /// Values a head, a multiple of 16.
+    pub(crate) size: usize,
+}
+
+impl Heads {
+    /// Query heads that share a KV head.
+    pub(crate) fn group(self) -> usize {
+        self.queries / self.kv
+    }
+
+    pub(crate) fn query_width(self) -> usize {
+        self.queries * self.size
+    }
+
+    pub(crate) fn kv_width(self) -> usize {
+        self.kv * self.size
+    }
+
+    /// Values of a row of queries, keys and values.
+    pub(crate) fn row_width(self) -> usize {
+        self.query_width() + 2 * self.kv_width()
+    }
+}
+
+/// The cosines and sines of the rows of a pass, each `[rows, pairs]`: pair `i` of a head is its values `i` and `pairs + i`.
+#[derive(Clone, Debug)]
+pub(crate) struct Rotation {
+    pub(crate) pairs: usize,
+    pub(crate) cos: Arc<[f32]>,
+    pub(crate) sin: Arc<[f32]>,
+}
+
+/// RMS norm of each head of the queries and of the keys; weights are `[size]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadNorms<'a> {
+    pub(crate) queries: &'a [f32],
+    pub(crate) keys: &'a [f32],
+    pub(crate) epsilon: f32,
+}
+
+/// The queries and keys of `qkv` (`[rows, row width]`), normed, rotated and mixed: `[rows, queries + kv, size]`.
+///
+/// Mixing multiplies each head by an orthogonal matrix that spreads every value evenly over a power-of-two block of the
+/// head (Sylvester's Hadamard matrix, scaled). It leaves the products of queries and keys as they are; but keys have a few
+/// channels far larger than the rest, in which rounding does most of its damage, and mixed keys have none (Ashkboos et al.,
+/// "QuaRot", 2024).
+pub(crate) fn prepare_heads(
+    level: Level,
+    heads: Heads,
+    qkv: &[f32],
+    norms: Option<HeadNorms<'_>>,
+    rotation: &Rotation,
+) -> Vec<f32> {
+    let width = heads.query_width() + heads.kv_width();
+    let mut out = vec![0.0; qkv.len() / heads.row_width() * width];
+    let pairs = rotation.pairs;
+    let turns = rotation.cos.par_chunks(pairs).zip(rotation.sin.par_chunks(pairs));
+    let rows = out.par_chunks_mut(width).zip(qkv.par_chunks(heads.row_width())).zip(turns);
+    rows.with_min_len(SMALL.div_ceil(2 * width)).for_each(|((out, row), (cos, sin))| {
+        out.copy_from_slice(&row[..width]);
+        if let Some(HeadNorms { queries, keys, epsilon }) = norms {
+            for (index, out) in out.chunks_exact_mut(heads.size).enumerate() {
+                let weight = if index < heads.queries { queries } else { keys };
+                let x = &row[index * heads.size..(index + 1) * heads.size];
+                level.run(Norm { x, weight, epsilon, out });
+            }
+        }
+        level.run(Turn { size: heads.size, cos, sin, row: out });
+    });
+    out
+}
+
+struct Turn<'a> {
+    size: usize,
+    cos: &'a [f32],
+    sin: &'a [f32],
+    /// Heads.
+    row: &'a mut [f32],
+}
+
+impl Kernel for Turn<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        let Turn { size, cos, sin, row } = self;
+        let block = 1 << size.trailing_zeros();
+        let scale = 1.0 / (block as f32).sqrt();
+        for head in row.chunks_exact_mut(size) {
+            let (first, rest) = head.split_at_mut(cos.len());
+            for (((a, b), cos), sin) in first.iter_mut().zip(rest).zip(cos).zip(sin) {
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+            for block in head.chunks_exact_mut(block) {
+                mix(block, scale);
+            }
+        }
+    }
+}
+
+/// Multiplies with the Hadamard matrix by halves: each stage adds and subtracts values at a distance.
+#[inline(always)]
+fn mix(values: &mut [f32], scale: f32) {
+    let mut distance = values.len() / 2;
+    while distance > 0 {
+        for pair in values.chunks_exact_mut(2 * distance) {
+            let (low, high) = pair.split_at_mut(distance);
+            for (low, high) in low.iter_mut().zip(high) {
+                (*low, *high) = (*low + *high, *low - *high);
+            }
+        }
+        distance /= 2;
+    }
+    for value in values {
+        *value *= scale;
+    }
+}

@@ -1,0 +1,132 @@
+//! Tokenizers of folders: the ids that Hugging Face's own library gives.
+
+use baton_engine::source::{Source, Vocabulary, vocabulary};
+use serde_json::{Value, json};
+
+use crate::folder::{BEGIN, END, Folder, byte_level, pieces};
+
+const TEXTS: [&str; 12] = [
+    "",
+    "the and 1234, thé!",
+    "  two  spaces\n\nand lines \t ",
+    "don't SHOUT'LL é \u{65}\u{301} \u{1f980}",
+    "ab aab  ab",
+    " a",
+    "▁a b",
+    "aaaa€b",
+    "c",
+    "   ",
+    "the<tool>an",
+    "\u{0}\u{7f}\u{ad}",
+];
+
+fn open(tokenizer: Value, files: &[(&str, Value)]) -> Vocabulary {
+    let mut folder = Folder::new("Llama");
+    folder.tokenizer = tokenizer;
+    folder.files.extend(files.iter().map(|(name, content)| ((*name).to_owned(), content.to_string())));
+    let written = folder.write();
+    vocabulary(&Source::Checkpoint(written.path().to_owned())).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The ids of the library that defines the format.
+fn reference(tokenizer: &Value, text: &str, special: bool) -> Vec<u32> {
+    let mut reference = tokenizers::Tokenizer::from_bytes(tokenizer.to_string()).unwrap();
+    reference.set_encode_special_tokens(!special);
+    reference.encode(text, false).unwrap().get_ids().to_vec()
+}
+
+fn metaspace(scheme: &str) -> Value {
+    json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false })
+}
+
+#[test]
+fn ids_are_those_of_the_library() {
+    let replace = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
+    let prepend = json!({ "type": "Sequence", "normalizers": [{ "type": "Prepend", "prepend": "▁" }, replace] });
+    let idle =
+        json!({ "type": "Split", "pattern": { "String": " " }, "behavior": "MergedWithPrevious", "invert": false });
+    let mut composed = byte_level();
+    composed["normalizer"] = json!({ "type": "NFC" });
+    let mut plain = byte_level();
+    plain["pre_tokenizer"] = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true });
+    plain["model"]["ignore_merges"] = json!(false);
+    let mut digits = plain.clone();
+    digits["pre_tokenizer"] = json!({ "type": "Sequence", "pretokenizers": [
+        { "type": "Digits", "individual_digits": true },
+        { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
+    ] });
+    let cases = [
+        ("llama 3", byte_level()),
+        ("qwen's normal form", composed),
+        ("gpt-2", plain),
+        ("smollm", digits),
+        ("llama 2", pieces(prepend, json!(null))),
+        ("gemma", pieces(replace, idle)),
+        ("always", pieces(json!(null), metaspace("always"))),
+        ("first", pieces(json!(null), metaspace("first"))),
+        ("never", pieces(json!(null), metaspace("never"))),
+    ];
+    for (name, tokenizer) in cases {
+        // Without what goes before every text, which is tested below.
+        let vocabulary = open(tokenizer.clone(), &[("tokenizer_config.json", json!({ "add_bos_token": false }))]);
+        let control = if tokenizer["model"]["byte_fallback"] == true { "</s>" } else { "<|end|>" };
+        let around = format!("a{control} ab{control}{control}a");
+        for text in TEXTS.into_iter().chain([around.as_str()]) {
+            for special in [true, false] {
+                let (found, expected) =
+                    (vocabulary.encode(text, special).unwrap(), reference(&tokenizer, text, special));
+                assert_eq!(found, expected, "{name}: {text:?}, special tokens {special}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tokens_turn_back_into_text() {
+    let llama = open(byte_level(), &[]);
+    let text = "the thé \u{1f980} and 123 <tool>";
+    assert_eq!(llama.decode(&llama.encode(text, false).unwrap()), text);
+    let gemma = open(pieces(json!(null), metaspace("never")), &[]);
+    assert_eq!(gemma.decode(&gemma.encode("ab  a€\u{1f980}", false).unwrap()), "ab  a€\u{1f980}");
+    assert_eq!(gemma.token_bytes(1), b"", "a control token has no text");
+    assert_eq!(gemma.token_bytes(3 + 0xe2), [0xe2], "a byte is a byte");
+    assert_eq!(gemma.token_bytes(259), b"", "no token has this id");
+}
+
+#[test]
+fn beginnings_and_ends_come_from_all_files() {
+    let begins =
+        |files: &[(&str, Value)]| open(byte_level(), files).encode("a", true).unwrap().first() == Some(&(BEGIN as u32));
+    let named = json!({ "bos_token": { "content": "<|begin|>" }, "eos_token": "<|end|>" });
+    assert!(begins(&[("tokenizer_config.json", named)]), "as the template of tokenizer.json says");
+    let never = json!({ "bos_token": "<|begin|>", "add_bos_token": false });
+    assert!(!begins(&[("tokenizer_config.json", never)]));
+
+    let several = open(byte_level(), &[("generation_config.json", json!({ "eos_token_id": [97, 98] }))]);
+    assert!([97, 98, END as u32].into_iter().all(|id| several.is_end(id)) && !several.is_end(99));
+}
+
+#[test]
+fn templates_are_found_wherever_they_are() {
+    let template = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}";
+    let names = json!({ "bos_token": null, "eos_token": "<|end|>" });
+    let with = |template: Value| {
+        let mut settings = names.clone();
+        settings["chat_template"] = template;
+        settings
+    };
+    let several = json!([{ "name": "tool_use", "template": "no" }, { "name": "default", "template": template }]);
+    for settings in [with(json!(template)), with(several)] {
+        let vocabulary = open(byte_level(), &[("tokenizer_config.json", settings)]);
+        assert_eq!(vocabulary.render(&[json!({ "role": "user", "content": "a" })]).unwrap(), "a<|end|>");
+        // What the template says is a control token, what a message says is text.
+        let ids = vocabulary.encode_chat(&[json!({ "role": "user", "content": "<|end|>" })]).unwrap();
+        assert!(ids.len() > 2 && ids.iter().filter(|id| **id == END as u32).count() == 1, "{ids:?}");
+    }
+    let mut folder = Folder::new("Llama");
+    folder.files.insert("tokenizer_config.json".to_owned(), with(json!("no")).to_string());
+    folder.files.insert("chat_template.jinja".to_owned(), template.to_owned());
+    let written = folder.write();
+    let vocabulary = vocabulary(&Source::Checkpoint(written.path().to_owned())).unwrap();
+    assert_eq!(vocabulary.render(&[json!({ "role": "user", "content": "a" })]).unwrap(), "a<|end|>");
+}
