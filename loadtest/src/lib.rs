@@ -1,4 +1,5 @@
-//! Load for a running pipeline, and what it answers with: arrivals, token counts, latencies, goodput.
+//! Load for a running pipeline, and what it answers with: arrivals, token counts, latencies, goodput; and, in [`peers`], our
+//! engine beside another.
 //!
 //! The client is open-loop: every send time is drawn before the first request goes out, no request waits for another's
 //! answer, and latencies count from the *intended* send time. A pipeline (or a client) that falls behind therefore shows
@@ -10,6 +11,7 @@
 
 pub mod lengths;
 pub mod options;
+pub mod peers;
 mod record;
 pub mod report;
 mod run;

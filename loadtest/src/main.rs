@@ -1,4 +1,4 @@
-//! `loadtest`: the command line of the load client.
+//! `loadtest`: the command line of the load client and of the side-by-side runner.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -11,12 +11,12 @@ use std::{
 use anyhow::Context;
 use baton_bus::Bus;
 use baton_contract::{Name, subject::Layout};
-use baton_loadtest::{Options, Report, table};
+use baton_loadtest::{Options, Report, peers, table};
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 
-/// Open-loop load for a running Baton pipeline.
+/// Open-loop load for a running Baton pipeline, and its engine beside llama.cpp's.
 #[derive(Parser)]
 #[command(name = "loadtest", version)]
 struct Arguments {
@@ -28,6 +28,8 @@ struct Arguments {
 enum Command {
     /// Send random prompts at a rate and print throughput, latency percentiles and goodput
     Run(RunArguments),
+    /// Run our engine and llama.cpp's in turn and print the speeds of both and their ratio
+    Peers(PeersArguments),
 }
 
 #[derive(clap::Args)]
@@ -60,12 +62,32 @@ struct RunArguments {
     markdown: bool,
 }
 
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  cargo build --release -p baton -p baton-loadtest
+  target/release/loadtest peers --llama-bench bin/llama-bench --llama-batched-bench bin/llama-batched-bench \
+    --model SmolLM2-135M-Instruct.Q4_1.gguf --peer-model q4_0.gguf,q8_0.gguf --threads 2 --rounds 3
+
+Each round lets `baton bench engine` run, then llama.cpp with each of its models; shown are tokens per second, the medians \
+of the rounds. Nothing else should run meanwhile: llama.cpp's threads wait for each other at every step.")]
+struct PeersArguments {
+    #[command(flatten)]
+    options: peers::Options,
+    /// Print the report as one JSON object, with the figures of every round
+    #[arg(long)]
+    json: bool,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Command::Run(arguments) = Arguments::parse().command;
-    match run(arguments).await {
-        Ok(report) if report.completed > 0 => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
+    let done = match Arguments::parse().command {
+        Command::Run(arguments) => run(arguments).await.map(|report| report.completed > 0),
+        Command::Peers(arguments) => compare(arguments).await.map(|()| true),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -86,7 +108,7 @@ async fn run(arguments: RunArguments) -> anyhow::Result<Report> {
         layout: Layout::new(arguments.root),
     })
     .await?;
-    let bar = progress_bar();
+    let bar = progress_bar("{bar:30} {pos}/{len} ended, {msg}  {elapsed}");
     let report = baton_loadtest::run(&bus, &arguments.options, |progress| {
         bar.set_length(progress.total as u64);
         bar.set_position(progress.ended as u64);
@@ -105,11 +127,24 @@ async fn run(arguments: RunArguments) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-fn progress_bar() -> ProgressBar {
+async fn compare(arguments: PeersArguments) -> anyhow::Result<()> {
+    let bar = progress_bar("{bar:30} {msg}  {elapsed}");
+    let report = peers::run(&arguments.options, |turn| {
+        bar.set_length(turn.total.into());
+        bar.set_position(turn.ended.into());
+        bar.set_message(format!("round {}: {}", turn.round, turn.engine));
+    })
+    .await?;
+    bar.finish_and_clear();
+    let text = if arguments.json { serde_json::to_string(&report)? + "\n" } else { report.markdown() };
+    io::stdout().write_all(text.as_bytes()).context("cannot print the report")
+}
+
+fn progress_bar(template: &str) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} ended, {msg}  {elapsed}");
+    let style = ProgressStyle::with_template(template);
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 

@@ -189,6 +189,7 @@ pub fn device(device: Device) -> &'static str {
     match device {
         Device::Flex => "flex",
         Device::Cuda => "cuda",
+        Device::Wgpu => "wgpu",
     }
 }
 

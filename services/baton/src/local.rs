@@ -3,13 +3,13 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, BufReader, Write},
-    path::PathBuf,
+    io::{self, BufReader, Read, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use baton_contract::{
     Name,
     job::{Answer, Job},
@@ -17,11 +17,11 @@ use baton_contract::{
 };
 use baton_engine::{
     generation::Generator,
-    model::{self, Model, Step},
-    source::{self, Vocabulary},
-    verify::{self, Report},
+    model::{self, Compute, Model, Step},
+    source::{self, Source, Vocabulary},
+    verify::{self, Case, Divergence, Report},
 };
-use clap::ValueEnum;
+use serde::Serialize;
 use tokio::task::spawn_blocking;
 
 use crate::{context, prompts::PromptArguments, submit::print_outcome};
@@ -29,18 +29,19 @@ use crate::{context, prompts::PromptArguments, submit::print_outcome};
 /// Tokens of a prompt that are computed at a time.
 const PASS: usize = 256;
 
+/// Which model to compute with, and on what.
 #[derive(clap::Args)]
-struct EngineArguments {
+pub struct EngineArguments {
     /// A GGUF file, a Hugging Face folder or hf:owner/name, perhaps with @revision and /file.gguf; `default` is the model
     /// that `baton setup` brings, `sim` the one without weights
     #[arg(long, short, default_value = "default")]
-    model: String,
-    /// What to compute on: flex (the CPU) or cuda
+    pub model: String,
+    /// What to compute on: flex (the CPU), cuda or wgpu
     #[arg(long, default_value = "flex")]
-    device: String,
+    pub device: String,
     /// CPU threads; 0 takes all cores
     #[arg(long, default_value_t = 0)]
-    threads: usize,
+    pub threads: usize,
 }
 
 impl EngineArguments {
@@ -50,14 +51,22 @@ impl EngineArguments {
         })
     }
 
-    async fn load(&self) -> anyhow::Result<(Arc<Vocabulary>, Box<dyn Model>)> {
+    /// Sets this process's compute threads, once, and says where the model lies; brings it first if it is missing.
+    pub async fn source(&self) -> anyhow::Result<Source> {
         baton_engine::use_threads(self.threads)?;
         let model = self.model()?;
-        let options = model::Options { device: self.device.clone(), ..model::Options::default() };
-        let source = spawn_blocking(move || context::source(&model)).await??;
-        let load = move || Ok((Arc::new(source::vocabulary(&source)?), source::load(&source, &options)?));
-        let loaded: Result<_, source::Error> = spawn_blocking(load).await?;
-        loaded.with_context(|| format!("cannot load model {}", self.model))
+        spawn_blocking(move || context::source(&model)).await?
+    }
+
+    /// Loads the model from its source. Blocks.
+    pub fn load(&self, source: &Source, options: model::Options) -> anyhow::Result<Box<dyn Model>> {
+        let options = model::Options { device: self.device.clone(), ..options };
+        source::load(source, &options).with_context(|| format!("cannot load model {}", self.model))
+    }
+
+    /// Reads what the model is, without its weights. Blocks.
+    pub fn vocabulary(&self, source: &Source) -> anyhow::Result<Vocabulary> {
+        source::vocabulary(source).with_context(|| format!("cannot load model {}", self.model))
     }
 }
 
@@ -76,6 +85,9 @@ pub struct RunArguments {
     prompt: PromptArguments,
     #[command(flatten)]
     engine: EngineArguments,
+    /// How to compute: fast (on quantized weights and activations) or exact (in f32 on de-quantized weights)
+    #[arg(long, value_name = "MODE", default_value = "fast")]
+    compute: Compute,
     /// Print whole results as JSON, one a line
     #[arg(long)]
     json: bool,
@@ -83,8 +95,12 @@ pub struct RunArguments {
 
 pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let requests = arguments.prompt.requests(None)?;
-    let (vocabulary, mut model) = arguments.engine.load().await?;
-    let generator = Generator::new(vocabulary);
+    let source = arguments.engine.source().await?;
+    let options = model::Options { compute: arguments.compute, ..model::Options::default() };
+    let engine = arguments.engine;
+    let load = move || anyhow::Ok((engine.vocabulary(&source)?, engine.load(&source, options)?));
+    let (vocabulary, mut model) = spawn_blocking(load).await??;
+    let generator = Generator::new(Arc::new(vocabulary));
     let name = Name::new("local")?;
     let models =
         baton_ingest::Models { generators: BTreeMap::from([(name.clone(), generator.clone())]), default: name.clone() };
@@ -159,43 +175,72 @@ fn answer(model: &mut dyn Model, generator: &Generator, job: &Job, print: bool) 
     })
 }
 
+/// Tokens of each text that `verify --text` takes at most.
+const TEXT_TOKENS: usize = 2048;
+/// Bytes of a text that are enough for them.
+const TEXT_BYTES: u64 = 64 << 10;
+
 #[derive(clap::Args)]
 #[command(after_help = "\
-Example:
+Examples:
   baton verify --reference shared/engine/tests/reference/smollm2-chat.jsonl
+  baton verify --reference shared/engine/tests/reference/smollm2-raw.jsonl --compute fast --text README.md book.txt
 
 Each line of the file is a case: id, messages and rendered, or prompt; prompt_tokens; and steps, the reference engine's \
-tokens with their log-probabilities. Every step is compared on the reference's own history.")]
+tokens with their log-probabilities. Every step is compared on the reference's own history.
+
+With --compute fast the model is loaded twice, and the fast mode is compared with the exact one at every position of the \
+cases: the Kullback-Leibler divergence KL(exact || fast) in nats, and how often the likeliest token is the same.")]
 pub struct VerifyArguments {
     #[command(flatten)]
     engine: EngineArguments,
     /// JSON-lines file of the reference engine's answers
     #[arg(long, value_name = "FILE")]
     reference: PathBuf,
-    /// How to compute: exact is f32 on de-quantized weights
-    #[arg(long, value_enum, default_value = "exact")]
+    /// How to compute: exact (in f32 on de-quantized weights) or fast (on quantized weights and activations)
+    #[arg(long, value_name = "MODE", default_value = "exact")]
     compute: Compute,
+    /// With --compute fast: plain texts on which to compare it with exact too, the first 2,048 tokens of each
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    text: Vec<PathBuf>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Compute {
-    Exact,
+#[derive(Serialize)]
+struct Verified {
+    #[serde(flatten)]
+    report: Report,
+    /// Of fast from exact over the cases' tokens.
+    #[serde(flatten)]
+    divergence: Option<Divergence>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    texts: Vec<TextVerified>,
+}
+
+#[derive(Serialize)]
+struct TextVerified {
+    text: String,
+    #[serde(flatten)]
+    divergence: Divergence,
 }
 
 pub async fn verify(arguments: VerifyArguments) -> anyhow::Result<()> {
-    let Compute::Exact = arguments.compute;
-    let path = arguments.reference.clone();
-    let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    let (vocabulary, mut model) = arguments.engine.load().await?;
-    let cases = verify::cases(BufReader::new(file));
-    let report: Report = spawn_blocking(move || verify::run(&vocabulary, model.as_mut(), cases)).await??;
-    if arguments.json {
-        println!("{}", serde_json::to_string(&report)?);
+    if arguments.compute == Compute::Exact && !arguments.text.is_empty() {
+        bail!("--text compares fast with exact: add --compute fast");
+    }
+    let path = &arguments.reference;
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let cases = verify::cases(BufReader::new(file)).collect::<Result<Vec<_>, _>>()?;
+    let source = arguments.engine.source().await?;
+    let json = arguments.json;
+    let verified = spawn_blocking(move || check(&arguments, &source, &cases)).await??;
+    if json {
+        println!("{}", serde_json::to_string(&verified)?);
         return Ok(());
     }
+    let report = &verified.report;
     println!("cases                    {}", report.cases);
     println!("steps                    {}", report.steps);
     println!("template mismatches      {}", report.template_mismatches);
@@ -204,5 +249,58 @@ pub async fn verify(arguments: VerifyArguments) -> anyhow::Result<()> {
     println!("clear steps              {} ({} mismatches)", report.clear_steps, report.clear_mismatches);
     println!("mean |log-prob error|    {:.5}", report.mean_abs_logprob_error);
     println!("max |log-prob error|     {:.5}", report.max_abs_logprob_error);
+    let on_cases = verified.divergence.iter().map(|divergence| ("the cases", divergence));
+    let on_texts = verified.texts.iter().map(|text| (text.text.as_str(), &text.divergence));
+    for (name, Divergence { positions, mean_kl, max_kl, same_top }) in on_cases.chain(on_texts) {
+        println!("\nfast against exact on {name}");
+        println!("positions                {positions}");
+        println!("mean KL                  {mean_kl:.6}");
+        println!("max KL                   {max_kl:.6}");
+        println!("same likeliest token     {same_top:.4}");
+    }
     Ok(())
+}
+
+/// Replays the cases; in fast mode, compares with exact mode as well.
+fn check(arguments: &VerifyArguments, source: &Source, cases: &[Case]) -> anyhow::Result<Verified> {
+    let engine = &arguments.engine;
+    let load = |compute| engine.load(source, model::Options { compute, ..model::Options::default() });
+    let vocabulary = engine.vocabulary(source)?;
+    let texts = arguments.text.iter().map(|path| Ok((path.display().to_string(), text_tokens(&vocabulary, path)?)));
+    let texts = texts.collect::<anyhow::Result<Vec<_>>>()?;
+
+    let mut model = load(arguments.compute)?;
+    let report = verify::run(&vocabulary, model.as_mut(), cases.iter().cloned().map(Ok))?;
+    let mut verified = Verified { report, divergence: None, texts: Vec::new() };
+    if arguments.compute == Compute::Fast {
+        let mut exact = load(Compute::Exact)?;
+        let tokens: Vec<_> = cases.iter().map(Case::tokens).collect();
+        verified.divergence = Some(verify::divergence(exact.as_mut(), model.as_mut(), &tokens)?);
+        for (text, tokens) in texts {
+            let divergence = verify::divergence(exact.as_mut(), model.as_mut(), &[tokens])?;
+            verified.texts.push(TextVerified { text, divergence });
+        }
+    }
+    Ok(verified)
+}
+
+/// The first tokens of a plain text, as many as are compared.
+fn text_tokens(vocabulary: &Vocabulary, path: &Path) -> anyhow::Result<Vec<u32>> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    file.take(TEXT_BYTES).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
+    // The cut may lie inside a character.
+    let text = match str::from_utf8(&bytes) {
+        Ok(text) => text,
+        Err(error) if error.error_len().is_none() => str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default(),
+        Err(error) => {
+            bail!("{} is no UTF-8 text: its byte {} begins no character", path.display(), error.valid_up_to())
+        }
+    };
+    let mut tokens = vocabulary.encode(text, false).with_context(|| format!("cannot encode {}", path.display()))?;
+    tokens.truncate(TEXT_TOKENS.min(vocabulary.spec().context));
+    if tokens.is_empty() {
+        bail!("{} has no tokens: give a text that is not empty", path.display());
+    }
+    Ok(tokens)
 }

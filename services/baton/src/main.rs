@@ -1,6 +1,7 @@
 //! `baton`: the command line and the supervisor. What the commands do lies in the crates they call.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod context;
 mod demo;
 mod doctor;
@@ -8,6 +9,7 @@ mod guard;
 mod hub;
 mod jobs;
 mod local;
+mod memory;
 mod prompts;
 mod setup;
 mod submit;
@@ -50,6 +52,8 @@ enum Command {
     Run(local::RunArguments),
     /// Replay a reference file through the engine and compare token by token
     Verify(local::VerifyArguments),
+    /// Measure the parts on this machine
+    Bench(bench::Arguments),
     /// Run a command that ends when the caller does
     #[command(hide = true)]
     Guard(guard::Arguments),
@@ -94,6 +98,7 @@ fn main() -> ExitCode {
             Command::Doctor(arguments) => doctor::run(arguments).await.unwrap_or_else(|error| report(Err(error))),
             Command::Run(arguments) => local::run(arguments).await.unwrap_or_else(|error| report(Err(error))),
             Command::Verify(arguments) => report(local::verify(arguments).await),
+            Command::Bench(arguments) => report(bench::run(arguments).await),
             Command::Guard(_) => unreachable!("handled before the runtime starts"),
         }
     });

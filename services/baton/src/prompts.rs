@@ -10,9 +10,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use baton_contract::{
     JobId,
-    request::{
-        Deadline, FormatKind, JsonSchema, Message, Prompt, Request, ResponseFormat, Stop, StructuredOutputs,
-    },
+    request::{Deadline, FormatKind, JsonSchema, Message, Prompt, Request, ResponseFormat, Stop, StructuredOutputs},
 };
 
 /// The longest line of a JSONL file: what the broker takes as one message.

@@ -119,7 +119,7 @@ impl Pipeline {
         let mut keepers = JoinSet::new();
         for (stage, replicas) in [
             (Stage::Ingest, plan.stages.ingest.replicas),
-            (Stage::Prefill, plan.stages.prefill.stage.replicas),
+            (Stage::Prefill, plan.stages.prefill.compute.stage.replicas),
             (Stage::Decode, plan.stages.decode.stage.replicas),
         ] {
             for number in 1..=replicas {

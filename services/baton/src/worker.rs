@@ -10,12 +10,15 @@ use baton_engine::{
     model::{self, Model},
 };
 use baton_storage::{codec::Codec, kv::KvStore};
-use baton_topology::{Compute, Plan};
+use baton_topology::{Compute, Mode, Plan};
 use clap::ValueEnum;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::{self, PipelineArguments};
+use crate::{
+    context::{self, PipelineArguments},
+    memory,
+};
 
 /// What a worker gets from SIGTERM until it hands back what it holds.
 pub const DRAIN: Duration = Duration::from_secs(20);
@@ -83,7 +86,8 @@ async fn serve(stage: Stage, plan: &Plan, worker: &str, shutdown: CancellationTo
             baton_ingest::run(bus, pull, models, shutdown).await?;
         }
         Stage::Prefill => {
-            let settings = &plan.stages.prefill;
+            let stages = &plan.stages.prefill;
+            let settings = &stages.compute;
             baton_engine::use_threads(settings.threads)?;
             let mut served = Vec::new();
             for name in &settings.models {
@@ -95,6 +99,7 @@ async fn serve(stage: Stage, plan: &Plan, worker: &str, shutdown: CancellationTo
             let options = baton_prefill::Options {
                 pull: pull_options(plan, stage, &settings.stage, &settings.models),
                 chunk_tokens: plan.store.chunk_tokens,
+                batch_tokens: stages.batch_tokens,
                 worker: worker.to_owned(),
             };
             ready(worker)?;
@@ -149,10 +154,31 @@ async fn ingest_models(plan: &Plan) -> anyhow::Result<baton_ingest::Models> {
 
 async fn load(plan: &Plan, settings: &Compute, name: &Name) -> anyhow::Result<Box<dyn Model>> {
     let model = plan.models[name].clone();
-    let options = model::Options { device: context::device(settings.device).to_owned(), ..model::Options::default() };
+    let options = model::Options {
+        device: context::device(settings.device).to_owned(),
+        compute: match plan.compute {
+            Mode::Fast => model::Compute::Fast,
+            Mode::Exact => model::Compute::Exact,
+        },
+        kv_bytes: kv_bytes(settings)?,
+    };
     let load = move || Ok(baton_engine::source::load(&context::source(&model)?, &options)?);
     let loaded: anyhow::Result<_> = spawn_blocking(load).await?;
     loaded.with_context(|| format!("cannot load model {name}"))
+}
+
+/// What the KV caches of one of the worker's models may take: its models share evenly.
+fn kv_bytes(settings: &Compute) -> anyhow::Result<u64> {
+    let all = match settings.kv_memory {
+        Some(bytes) => bytes.0,
+        None => {
+            let machine = memory::of_this_process().context("say how much KV caches may take: kv_memory = \"2GiB\"")?;
+            (machine as f64 * settings.memory_fraction) as u64
+        }
+    };
+    let bytes = all / settings.models.len().max(1) as u64;
+    tracing::info!(mib = bytes >> 20, "memory for each model's KV caches");
+    Ok(bytes)
 }
 
 fn kv_store(plan: &Plan, shape: kv::Shape) -> anyhow::Result<KvStore> {

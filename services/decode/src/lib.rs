@@ -5,7 +5,9 @@
 //! result for a job that another worker holds.
 #![forbid(unsafe_code)]
 
+mod batch;
 mod engine;
+mod schedule;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -28,19 +30,19 @@ use baton_storage::{key::ChunkId, kv::KvStore};
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::{
     task::spawn_blocking,
-    time::{Instant, sleep_until},
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
-use crate::engine::{Engine, Event, Held};
+use crate::engine::{Engine, Event, Failed, Held, Ticket};
 
 /// Pieces of one job that are fetched at a time.
 const FETCHES: usize = 4;
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// All slots' answers are generated together, a token each per step.
+    /// The slots' answers are generated together, a token each per step, as far as their KV caches fit the model's memory.
     pub pull: pull::Options,
     /// Names this worker in claims and results.
     pub worker: String,
@@ -114,45 +116,21 @@ impl Handler<DecodeTask> for Decode {
         if let Some(reason) = finish {
             return Ok(progress.completed(reason));
         }
-        let fetching = Instant::now();
-        let held = pool.fetch(&job, &pieces).instrument(info_span!("kv.get", pieces = pieces.len())).await?;
-        progress.timings.kv_get_ms = fetching.elapsed().as_secs_f64() * 1e3;
-
-        let mut events = pool.engine.start_answer(job.prompt.clone(), held, generation, first_token);
-        let generating = Instant::now();
-        let mut joined = false;
-        let deadline = job.deadline_ms.map(|ms| generating + Duration::from_millis(ms.saturating_sub(unix_ms())));
-        loop {
-            let event = tokio::select! {
-                event = events.recv() => event,
-                () = until(deadline) => {
-                    let failure = Failure::new(Code::DeadlineExceeded, "the deadline passed while the answer was generated");
-                    return Ok(progress.failed(failure));
-                }
-            };
-            match event {
-                Some(Event::Joining) => joined = true,
-                Some(Event::Imported { recomputed }) => progress.timings.recomputed_tokens = recomputed as u32,
-                Some(Event::Token(emitted)) => {
-                    let finish = emitted.finish;
-                    progress.emit(emitted).await?;
-                    if let Some(reason) = finish {
-                        progress.timings.decode_ms = generating.elapsed().as_secs_f64() * 1e3;
-                        return Ok(progress.completed(reason));
-                    }
-                }
-                Some(Event::Stuck(error)) => return Ok(progress.failed(error.failure())),
-                Some(Event::Failed(error)) => {
-                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("decode failed: {error}")));
-                }
-                // Which answer of the batch was to blame can't be told: the try counts for all that were in it.
-                None if joined => {
-                    let message = "the engine's thread ended while it generated the answer";
-                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
-                }
-                None => return Err(StageError::passing("the engine's thread ended")),
-            }
+        if pieces.iter().map(|piece| piece.tokens as usize).sum::<usize>() != job.prompt.len() {
+            let message = "the KV pieces don't hold as many tokens as the prompt";
+            return Err(StageError::new(Retry::Never, Code::Internal, message));
         }
+        let left = job.deadline_ms.map(|deadline| Duration::from_millis(deadline.saturating_sub(unix_ms())));
+        let ticket = pool.engine.answer(job.prompt.clone(), generation, first_token);
+        let generated = progress.generate(pool, ticket, &pieces);
+        let Some(generated) = within(left, generated).await else {
+            let failure = Failure::new(Code::DeadlineExceeded, "the deadline passed while the answer was generated");
+            return Ok(progress.failed(failure));
+        };
+        Ok(match generated? {
+            Ok(reason) => progress.completed(reason),
+            Err(failure) => progress.failed(failure),
+        })
     }
 }
 
@@ -166,6 +144,62 @@ struct Progress<'a> {
 }
 
 impl Progress<'_> {
+    /// Follows the engine until the answer ends or can't go on.
+    async fn generate(
+        &mut self,
+        pool: &Pool,
+        mut ticket: Ticket,
+        pieces: &[Piece],
+    ) -> Result<Result<FinishReason, Failure>, StageError> {
+        let submitted = Instant::now();
+        let mut generating = None;
+        let mut in_batch = false;
+        while let Some(event) = ticket.next().await {
+            match event {
+                Event::Wanted => {
+                    in_batch = false;
+                    let fetching = Instant::now();
+                    let span = info_span!("kv.get", pieces = pieces.len());
+                    ticket.bring(pool.fetch(self.job, pieces).instrument(span).await?);
+                    self.timings.kv_get_ms += fetching.elapsed().as_secs_f64() * 1e3;
+                }
+                Event::Joining => {
+                    in_batch = true;
+                    if generating.is_none() {
+                        // Waiting for memory is waiting for a worker, but for what was fetched meanwhile.
+                        let waited = submitted.elapsed().as_secs_f64() * 1e3 - self.timings.kv_get_ms;
+                        self.timings.decode_queue_ms += waited.max(0.0);
+                        generating = Some(Instant::now());
+                    }
+                }
+                Event::Imported { recomputed } => self.timings.recomputed_tokens += recomputed as u32,
+                Event::Token(emitted) => {
+                    let finish = emitted.finish;
+                    self.emit(emitted).await?;
+                    if let Some(reason) = finish {
+                        let generating = generating.unwrap_or(submitted);
+                        self.timings.decode_ms = generating.elapsed().as_secs_f64() * 1e3;
+                        return Ok(Ok(reason));
+                    }
+                }
+                Event::Stuck(error) => return Ok(Err(error.failure())),
+                Event::Failed(failed) => {
+                    let message = match failed {
+                        Failed::TooLong(_) => failed.to_string(),
+                        Failed::Model(error) => format!("decode failed: {error}"),
+                    };
+                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
+                }
+            }
+        }
+        // Which answer of the batch was to blame can't be told: the try counts for all that were in it.
+        if in_batch {
+            let message = "the engine's thread ended while it generated the answer";
+            return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
+        }
+        Err(StageError::passing("the engine's thread ended"))
+    }
+
     async fn emit(&mut self, emitted: Emitted) -> Result<(), StageError> {
         if self.first.is_none() {
             let now = unix_ms();
@@ -217,9 +251,10 @@ impl Pool {
     }
 }
 
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
-        None => std::future::pending().await,
+/// What `work` comes to, unless it takes longer than `limit`.
+async fn within<T>(limit: Option<Duration>, work: impl Future<Output = T>) -> Option<T> {
+    match limit {
+        Some(limit) => timeout(limit, work).await.ok(),
+        None => Some(work.await),
     }
 }

@@ -1,31 +1,34 @@
-//! The thread that owns the model. Async code sends prompts and receives pieces; nothing on it ever awaits.
+//! The way from async code to the thread that owns a model, and back.
 
 use std::{
     ops::Range,
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
 };
 
 use baton_contract::kv::Block;
 use baton_engine::{
     generation::{self, Emitted, Generation},
-    model::{self, Model, Step},
+    model::{self, Model},
 };
 use tokio::sync::mpsc as channel;
 use tokio_util::sync::CancellationToken;
 
+use crate::{
+    batch::Batch,
+    schedule::{PromptId, TooLong},
+};
+
 pub(crate) struct Engine {
-    prompts: mpsc::Sender<Prompt>,
+    commands: mpsc::Sender<Command>,
+    prompts: AtomicU64,
     _thread: JoinHandle<()>,
 }
 
-struct Prompt {
-    tokens: Vec<u32>,
-    pieces: Vec<Range<usize>>,
-    generation: Generation,
-    computed: channel::Sender<Computed>,
-}
-
+#[derive(Debug)]
 pub(crate) enum Computed {
     /// The prompt's turn has come.
     Started,
@@ -35,66 +38,97 @@ pub(crate) enum Computed {
     FirstToken(Emitted),
     /// The answer can't begin.
     Refused(generation::Error),
-    Failed(model::Error),
+    Failed(Failed),
+}
+
+/// What went wrong with one prompt.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failed {
+    #[error(
+        "the prompt needs KV memory for {} tokens, and this worker has it for {}; raise stages.prefill.kv_memory or \
+         memory_fraction, or shorten the prompt", .0.needed, .0.capacity
+    )]
+    TooLong(TooLong),
+    #[error(transparent)]
+    Model(#[from] model::Error),
+}
+
+/// How the thread works.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// Tokens that are computed at a time, of all prompts together.
+    pub(crate) batch_tokens: usize,
+    /// How many of a prompt's tokens may be computed and not yet stored; no piece may be longer.
+    pub(crate) ahead: usize,
+}
+
+/// What the thread is told.
+pub(crate) enum Command {
+    Prompt {
+        id: PromptId,
+        prompt: Box<NewPrompt>,
+    },
+    /// So many more of the prompt's tokens are in the store.
+    Stored {
+        id: PromptId,
+        tokens: usize,
+    },
+    /// Nobody waits for the prompt any more.
+    Leave(PromptId),
+}
+
+pub(crate) struct NewPrompt {
+    pub(crate) tokens: Vec<u32>,
+    /// They touch each other and cover the prompt.
+    pub(crate) pieces: Vec<Range<usize>>,
+    pub(crate) generation: Generation,
+    pub(crate) computed: channel::UnboundedSender<Computed>,
+}
+
+/// A prompt in the engine's hands. Dropping it ends the work at the next pass.
+pub(crate) struct Ticket {
+    id: PromptId,
+    commands: mpsc::Sender<Command>,
+    computed: channel::UnboundedReceiver<Computed>,
 }
 
 impl Engine {
     /// Starts the thread; `ended` is cancelled when it ends, however that happens.
-    pub(crate) fn start(model: Box<dyn Model>, ended: CancellationToken) -> std::io::Result<Self> {
-        let (prompts, waiting) = mpsc::channel();
+    pub(crate) fn start(model: Box<dyn Model>, options: Options, ended: CancellationToken) -> std::io::Result<Self> {
+        let (commands, waiting) = mpsc::channel();
         let thread = thread::Builder::new().name("prefill-engine".into()).spawn(move || {
             let _ended = ended.drop_guard();
-            serve(model, waiting);
+            Batch::new(model, options).serve(&waiting);
         })?;
-        Ok(Self { prompts, _thread: thread })
+        Ok(Self { commands, prompts: AtomicU64::new(0), _thread: thread })
     }
 
-    /// Computes a prompt piece by piece. Dropping the receiver ends the work at the next piece.
-    pub(crate) fn prefill(
-        &self,
-        tokens: Vec<u32>,
-        pieces: Vec<Range<usize>>,
-        generation: Generation,
-    ) -> channel::Receiver<Computed> {
-        let (computed, receiver) = channel::channel(super::AHEAD);
+    /// Computes a prompt piece by piece, and its answer's first token.
+    pub(crate) fn prefill(&self, tokens: Vec<u32>, pieces: Vec<Range<usize>>, generation: Generation) -> Ticket {
+        // Unbounded, yet bounded: no more pieces wait than `Options::ahead` has room for.
+        let (computed, receiver) = channel::unbounded_channel();
+        let id = self.prompts.fetch_add(1, Ordering::Relaxed);
+        let prompt = Box::new(NewPrompt { tokens, pieces, generation, computed });
         // If the thread has ended, the receiver closes without a word, which the caller reports.
-        let _ = self.prompts.send(Prompt { tokens, pieces, generation, computed });
-        receiver
+        let _ = self.commands.send(Command::Prompt { id, prompt });
+        Ticket { id, commands: self.commands.clone(), computed: receiver }
     }
 }
 
-/// The receiver has gone: nobody wants the rest.
-struct Gone;
+impl Ticket {
+    /// What has become of the prompt; nothing any more if the engine's thread has ended.
+    pub(crate) async fn next(&mut self) -> Option<Computed> {
+        self.computed.recv().await
+    }
 
-fn serve(mut model: Box<dyn Model>, prompts: mpsc::Receiver<Prompt>) {
-    for mut prompt in prompts {
-        if prompt.computed.blocking_send(Computed::Started).is_err() {
-            continue;
-        }
-        let _ = compute(model.as_mut(), &mut prompt);
+    /// Tells that a piece of so many tokens is in the store: as many more may be computed.
+    pub(crate) fn stored(&self, tokens: usize) {
+        let _ = self.commands.send(Command::Stored { id: self.id, tokens });
     }
 }
 
-fn compute(model: &mut dyn Model, prompt: &mut Prompt) -> Result<(), Gone> {
-    let Prompt { tokens, pieces, generation, computed } = prompt;
-    let send = |event| computed.blocking_send(event).map_err(|_| Gone);
-    let sequence = model.open();
-    let mut work = || -> Result<Result<(), Gone>, model::Error> {
-        for range in pieces.iter() {
-            let last = range.end == tokens.len();
-            let step = Step { sequence, tokens: &tokens[range.clone()], logits: usize::from(last) };
-            let logits = model.forward(&[step])?.remove(0);
-            if send(Computed::Piece(model.export(sequence, range.clone())?)).is_err() {
-                return Ok(Err(Gone));
-            }
-            if last {
-                let first = generation.next(&logits);
-                return Ok(send(first.map_or_else(Computed::Refused, Computed::FirstToken)));
-            }
-        }
-        Ok(Ok(()))
-    };
-    let done = work();
-    model.close(sequence);
-    done.unwrap_or_else(|error| send(Computed::Failed(error)))
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Leave(self.id));
+    }
 }

@@ -5,7 +5,9 @@
 //! of its KV cache is stored.
 #![forbid(unsafe_code)]
 
+mod batch;
 mod engine;
+mod schedule;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -33,19 +35,23 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
-use crate::engine::{Computed, Engine};
+use crate::engine::{Computed, Engine, Failed};
 
-type PutResult = Result<Stored, baton_storage::kv::Error>;
+/// What was put, and how many tokens it was.
+type PutResult = Result<(Stored, usize), baton_storage::kv::Error>;
 
-/// Pieces of a prompt that may wait for the engine's receiver, and as many that may be on their way to the store.
-const AHEAD: usize = 4;
+/// A prompt's pieces are on their way to the store while so many passes' tokens more are computed: a slow store slows
+/// prefill down, and no more pieces than that are in memory.
+const PASSES_AHEAD: usize = 2;
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// One prompt is computed at a time; the other slots' chunks are on their way to the store.
+    /// The slots' prompts are computed together, as far as their KV caches fit the model's memory.
     pub pull: pull::Options,
     /// Tokens in a KV chunk; all workers of a pipeline must agree.
     pub chunk_tokens: usize,
+    /// Tokens computed at a time, of all prompts together.
+    pub batch_tokens: usize,
     /// Names this worker in claims and results.
     pub worker: String,
 }
@@ -69,14 +75,16 @@ pub enum Error {
 /// Runs until `shutdown`, then drains.
 pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: CancellationToken) -> Result<(), Error> {
     let ended = CancellationToken::new();
+    let Options { batch_tokens, chunk_tokens, .. } = options;
+    let computing = engine::Options { batch_tokens, ahead: PASSES_AHEAD * batch_tokens.max(chunk_tokens) };
     let mut models = BTreeMap::new();
     for Served { name, model, generator, store } in served {
         let fingerprint = model.spec().fingerprint;
-        let engine =
-            Engine::start(model, ended.clone()).map_err(|source| Error::Thread { model: name.clone(), source })?;
+        let engine = Engine::start(model, computing, ended.clone())
+            .map_err(|source| Error::Thread { model: name.clone(), source })?;
         models.insert(name, Arc::new(Pool { engine, generator, store, fingerprint }));
     }
-    let prefill = Prefill { bus: bus.clone(), models, chunk_tokens: options.chunk_tokens };
+    let prefill = Prefill { bus: bus.clone(), models, chunk_tokens };
     Ok(stage::run(&bus, options.pull, options.worker, prefill, ended, shutdown).await?)
 }
 
@@ -107,30 +115,38 @@ impl Handler<PrefillTask> for Prefill {
         let root = Root::new(&pool.fingerprint, job.tenant.as_str().as_bytes());
         let pieces = key::plan(&root, &job.prompt, self.chunk_tokens, job.id.as_str());
         let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
-        let mut computed = pool.engine.prefill(job.prompt.clone(), ranges, generation);
+        let submitted = Instant::now();
+        let mut ticket = pool.engine.prefill(job.prompt.clone(), ranges, generation);
 
         let mut puts: JoinSet<PutResult> = JoinSet::new();
         let mut ids = pieces.iter().map(|piece| piece.id);
         let mut started = None;
         let first = loop {
-            match computed.recv().await {
+            let event = tokio::select! {
+                Some(put) = puts.join_next() => {
+                    ticket.stored(note(&mut timings, put)?);
+                    continue;
+                }
+                event = ticket.next() => event,
+            };
+            match event {
                 Some(Computed::Started) => started = Some(Instant::now()),
                 Some(Computed::Piece(block)) => {
-                    // No more pieces in memory than this: a slow store slows prefill down.
-                    while puts.len() >= AHEAD {
-                        note(&mut timings, puts.join_next().await)?;
-                    }
                     let id: ChunkId = ids.next().ok_or_else(|| StageError::passing("more KV pieces than planned"))?;
-                    let store = pool.store.clone();
-                    let span = info_span!("kv.put", tokens = block.tokens);
-                    puts.spawn(async move { store.put(&id, block).await }.instrument(span));
+                    let (store, tokens) = (pool.store.clone(), block.tokens);
+                    let span = info_span!("kv.put", tokens);
+                    puts.spawn(async move { Ok((store.put(&id, block).await?, tokens)) }.instrument(span));
                 }
                 Some(Computed::FirstToken(first)) => break first,
                 Some(Computed::Refused(error)) => return Err(refused(error)),
-                Some(Computed::Failed(error)) => {
-                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("prefill failed: {error}")));
+                Some(Computed::Failed(failed)) => {
+                    let message = match failed {
+                        Failed::TooLong(_) => failed.to_string(),
+                        Failed::Model(error) => format!("prefill failed: {error}"),
+                    };
+                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
                 }
-                // The try counts for the prompt that the engine was at, and for no other.
+                // The try counts for the prompts that the engine was at, and for no other.
                 None if started.is_some() => {
                     let message = "the engine's thread ended while it computed the prompt";
                     return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
@@ -140,13 +156,13 @@ impl Handler<PrefillTask> for Prefill {
         };
         let done = Instant::now();
         while let Some(put) = puts.join_next().await {
-            note(&mut timings, Some(put))?;
+            note(&mut timings, put)?;
         }
-        // Jobs of one worker are computed in turn; waiting for the engine is part of the queue.
+        // Waiting for pages, or for a part of the passes, is part of the queue.
         let started = started.unwrap_or(done);
         timings.prefill_ms = done.duration_since(started).as_secs_f64() * 1e3;
         timings.kv_put_ms = done.elapsed().as_secs_f64() * 1e3;
-        timings.prefill_queue_ms = queue_ms;
+        timings.prefill_queue_ms = queue_ms + started.duration_since(submitted).as_secs_f64() * 1e3;
         timings.prefill_attempt = claim.attempt as u32;
         timings.prefill_worker = claim.worker;
         tracing::info!(
@@ -171,12 +187,10 @@ fn refused(error: generation::Error) -> StageError {
     StageError::new(Retry::Never, code, message)
 }
 
-/// Notes what a finished put stored.
-fn note(timings: &mut Timings, put: Option<Result<PutResult, JoinError>>) -> Result<(), StageError> {
-    if let Some(put) = put {
-        let stored = put.map_err(StageError::passing)?.map_err(StageError::passing)?;
-        timings.kv_raw_bytes += stored.raw_bytes;
-        timings.kv_stored_bytes += stored.stored_bytes;
-    }
-    Ok(())
+/// Notes what a finished put stored, and returns how many tokens that were.
+fn note(timings: &mut Timings, put: Result<PutResult, JoinError>) -> Result<usize, StageError> {
+    let (stored, tokens) = put.map_err(StageError::passing)?.map_err(StageError::passing)?;
+    timings.kv_raw_bytes += stored.raw_bytes;
+    timings.kv_stored_bytes += stored.stored_bytes;
+    Ok(tokens)
 }

@@ -24,9 +24,13 @@ pub enum Error {
     Constraint(#[from] sampling::Error),
     #[error("logit_bias: token id {token} is outside the vocabulary of {vocabulary}")]
     Bias { token: u32, vocabulary: usize },
-    #[error("top_logprobs: expected at most {MAX_LOGPROBS} log-probabilities in an answer, found {found}; lower it or max_tokens")]
+    #[error(
+        "top_logprobs: expected at most {MAX_LOGPROBS} log-probabilities in an answer, found {found}; lower it or max_tokens"
+    )]
     TooManyLogprobs { found: u64 },
-    #[error("top_logprobs: the answer's log-probabilities take more than {MAX_LOGPROB_BYTES} bytes; lower it or max_tokens")]
+    #[error(
+        "top_logprobs: the answer's log-probabilities take more than {MAX_LOGPROB_BYTES} bytes; lower it or max_tokens"
+    )]
     LogprobsTooLong,
 }
 

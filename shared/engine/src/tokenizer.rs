@@ -13,8 +13,8 @@ use crate::checkpoint::{Checkpoint, Value};
 use byte_level::ByteLevel;
 pub(crate) use byte_level::{takes_whole_words, word_pattern};
 use ranked::Ranked;
-pub(crate) use sentence_piece::named_byte;
 use sentence_piece::SentencePiece;
+pub(crate) use sentence_piece::named_byte;
 use specials::{Special, Specials};
 
 /// Tokens whose name alone says that a model ends its answer with them.
@@ -155,7 +155,9 @@ impl Tokenizer {
                     let byte = sentence_piece::named_byte(text);
                     tokenizer.add(None, byte.as_slice());
                 }
-                (_, Kind::SentencePiece(_) | Kind::Ranked(_)) => tokenizer.add(None, &sentence_piece::piece_bytes(text)),
+                (_, Kind::SentencePiece(_) | Kind::Ranked(_)) => {
+                    tokenizer.add(None, &sentence_piece::piece_bytes(text))
+                }
                 _ => tokenizer.add(None, &byte_level::raw_bytes(text)),
             }
         }

@@ -1,7 +1,8 @@
-//! Replays another engine's answers and measures the differences.
+//! Replays another engine's answers and measures the differences; and those between two ways of computing.
 
 use std::io::BufRead;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{self, Model, Step};
@@ -10,6 +11,9 @@ use crate::source::Vocabulary;
 
 /// Where the reference's best two log-probabilities differ by more than this, a correct engine must pick the same token.
 const CLEAR: f64 = 0.05;
+
+/// Tokens whose logits two models give at a time: it bounds their memory, `[64, vocabulary]` for each of the two.
+const PIECE: usize = 64;
 
 /// One answer of the reference engine: a line of a reference file.
 #[derive(Clone, Debug, Deserialize)]
@@ -22,6 +26,13 @@ pub struct Case {
     /// What is known of the completion tokens, in their order. The reference tells nothing of a token that ends inside a
     /// character, so there may be fewer steps than tokens.
     pub steps: Vec<ReferenceStep>,
+}
+
+impl Case {
+    /// All of the case's tokens: the prompt and what the reference answered.
+    pub fn tokens(&self) -> Vec<u32> {
+        [&self.prompt_tokens[..], &self.completion_tokens].concat()
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -66,6 +77,18 @@ pub struct Report {
     /// Mean and greatest difference of the log-probability of the reference's token, natural logarithms.
     pub mean_abs_logprob_error: f64,
     pub max_abs_logprob_error: f64,
+}
+
+/// How far one way of computing is from the exact one, over the positions of some texts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Divergence {
+    /// Positions compared: every token of the texts.
+    pub positions: usize,
+    /// Mean and greatest Kullback-Leibler divergence of the next token's distribution from the exact one, in nats.
+    pub mean_kl: f64,
+    pub max_kl: f64,
+    /// Share of the positions at which both have the same likeliest token, 0 to 1.
+    pub same_top: f64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -176,4 +199,96 @@ fn replay(
     let result = replayed();
     model.close(sequence);
     result
+}
+
+/// Feeds the same texts to two loads of one model and compares what they expect after every token.
+pub fn divergence(
+    exact: &mut dyn Model,
+    other: &mut dyn Model,
+    texts: &[Vec<u32>],
+) -> Result<Divergence, model::Error> {
+    let mut found = Divergence::default();
+    let (mut kl_sum, mut same) = (0.0, 0);
+    for text in texts {
+        let sequences = (exact.open(), other.open());
+        let mut feed = || {
+            for tokens in text.chunks(PIECE) {
+                let logits = tokens.len();
+                let reference = exact.forward(&[Step { sequence: sequences.0, tokens, logits }])?;
+                let compared = other.forward(&[Step { sequence: sequences.1, tokens, logits }])?;
+                let vocabulary = exact.spec().vocabulary;
+                let rows = reference[0].par_chunks(vocabulary).zip(compared[0].par_chunks(vocabulary));
+                let rows: Vec<_> = rows.map(|(p, q)| (kl(p, q), sampling::greedy(p) == sampling::greedy(q))).collect();
+                found.positions += rows.len();
+                for (kl, alike) in rows {
+                    kl_sum += kl;
+                    found.max_kl = found.max_kl.max(kl);
+                    same += usize::from(alike);
+                }
+            }
+            Ok(())
+        };
+        let fed = feed();
+        exact.close(sequences.0);
+        other.close(sequences.1);
+        fed?;
+    }
+    if found.positions > 0 {
+        found.mean_kl = kl_sum / found.positions as f64;
+        found.same_top = same as f64 / found.positions as f64;
+    }
+    Ok(found)
+}
+
+/// The Kullback-Leibler divergence, in nats, of the distribution of the logits `q` from that of `p`:
+/// the sum of `p (ln p - ln q)`.
+fn kl(p: &[f32], q: &[f32]) -> f64 {
+    // The greatest logit goes first, so that no exponential overflows.
+    let log_total = |logits: &[f32]| {
+        let best = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        best + logits.iter().map(|&logit| (f64::from(logit) - best).exp()).sum::<f64>().ln()
+    };
+    let (p_total, q_total) = (log_total(p), log_total(q));
+    let part = |(&p, &q): (&f32, &f32)| {
+        let (p, q) = (f64::from(p) - p_total, f64::from(q) - q_total);
+        // What p holds impossible counts for nothing, whatever q holds of it.
+        if p == f64::NEG_INFINITY { 0.0 } else { p.exp() * (p - q) }
+    };
+    let sum: f64 = p.iter().zip(q).map(part).sum();
+    // Rounding may leave a little less than nothing; a sum that is no number stays one.
+    if sum < 0.0 { 0.0 } else { sum }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::{AnswerTokens, Options, Sim};
+
+    #[test]
+    fn the_divergence_is_that_of_the_probabilities() {
+        // 1/4 and 3/4 against halves, whatever is added to all logits.
+        let (p, q) = ([1000.0, 1000.0 + 3f32.ln(), f32::NEG_INFINITY], [-7.0, -7.0, -7.0 - 40.0]);
+        let expected = 0.25 * 0.5f64.ln() + 0.75 * 1.5f64.ln();
+        assert!((kl(&p, &q) - expected).abs() < 1e-4, "{}", kl(&p, &q));
+        assert_eq!(kl(&p, &p), 0.0);
+        assert!(kl(&p, &[f32::NAN; 3]).is_nan());
+    }
+
+    #[test]
+    fn models_are_compared_at_every_position() {
+        let sim = |answer_tokens| {
+            let options = Options { layers: 1, kv_width: 2, answer_tokens, ..Options::default() };
+            Sim::new(options, 1 << 20).unwrap()
+        };
+        let texts = [vec![b'?'.into(); 2 * PIECE + 1], vec![b'a'.into()]];
+        let found = divergence(&mut sim(None), &mut sim(None), &texts).unwrap();
+        assert_eq!(found, Divergence { positions: 2 * PIECE + 2, mean_kl: 0.0, max_kl: 0.0, same_top: 1.0 });
+
+        // This one wants to end its answer after the first token.
+        let mut hasty = sim(Some(AnswerTokens { min: 1, max: 1 }));
+        let found = divergence(&mut sim(None), &mut hasty, &[b"?a".map(u32::from).to_vec()]).unwrap();
+        assert_eq!((found.positions, found.same_top), (2, 0.5));
+        assert!(found.max_kl > 1.0 && (found.mean_kl - found.max_kl / 2.0).abs() < 1e-9, "{found:?}");
+        assert_eq!(hasty.memory().free_pages, hasty.memory().pages);
+    }
 }

@@ -4,6 +4,7 @@
 //! It never stops at the first mistake: [`Errors`] lists them all, each with its key.
 #![forbid(unsafe_code)]
 
+mod bytes;
 mod hub;
 mod layers;
 mod plan;
@@ -12,10 +13,11 @@ mod section;
 
 use std::fmt;
 
+pub use bytes::Bytes;
 pub use hub::Hub;
 pub use plan::{
-    AnswerTokens, Broker, BrokerUrl, Codec, Compute, Device, Model, Plan, Results, Sim, Stage, Stages, Store, StoreUrl,
-    Telemetry,
+    AnswerTokens, Broker, BrokerUrl, Codec, Compute, Device, Mode, Model, Plan, Prefill, Results, Sim, Stage, Stages,
+    Store, StoreUrl, Telemetry,
 };
 
 /// Environment variables with this prefix set keys: `BATON__STAGES__PREFILL__REPLICAS=2` is `stages.prefill.replicas`.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use baton_contract::Name;
 use serde::{Serialize, Serializer};
 
-use crate::Hub;
+use crate::{Bytes, Hub};
 
 /// A validated pipeline. Every field has a value; what a pipeline leaves out comes from the defaults.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -16,6 +16,8 @@ pub struct Plan {
     pub default_model: Name,
     /// One to eight queues that do not wait for each other; the first is the lane of a request that names none.
     pub lanes: Vec<Name>,
+    /// How prefill and decode compute; one for both, for the KV cache of one mode is of no use in the other.
+    pub compute: Mode,
     pub broker: Broker,
     pub store: Store,
     /// At least one.
@@ -67,6 +69,16 @@ pub enum Codec {
     Raw,
 }
 
+/// How a model computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// On quantized weights and activations, where the device has kernels for that.
+    Fast,
+    /// In f32 on de-quantized weights: the reference.
+    Exact,
+}
+
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Model {
@@ -108,7 +120,7 @@ pub struct AnswerTokens {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Stages {
     pub ingest: Stage,
-    pub prefill: Compute,
+    pub prefill: Prefill,
     pub decode: Compute,
 }
 
@@ -136,6 +148,21 @@ pub struct Compute {
     pub device: Device,
     /// CPU threads of a worker; 0 takes all cores.
     pub threads: usize,
+    /// The share of the machine's memory that a worker's KV caches may take, those of all its models together: above 0, at
+    /// most 1.
+    pub memory_fraction: f64,
+    /// The same in bytes; wins over the share. A device other than the CPU needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_memory: Option<Bytes>,
+}
+
+/// The prefill stage.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Prefill {
+    #[serde(flatten)]
+    pub compute: Compute,
+    /// Tokens that are computed at a time, of all waiting prompts together.
+    pub batch_tokens: usize,
 }
 
 /// What a worker computes on.
@@ -146,6 +173,8 @@ pub enum Device {
     Flex,
     /// An Nvidia GPU; needs a `baton` that was built with the feature `cuda`.
     Cuda,
+    /// A GPU of any make, through Vulkan or Metal; needs a `baton` that was built with the feature `wgpu`.
+    Wgpu,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

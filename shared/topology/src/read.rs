@@ -9,8 +9,8 @@ use crate::{
     Errors,
     layers::Layers,
     plan::{
-        AnswerTokens, Broker, BrokerUrl, Codec, Compute, Device, Model, Plan, Results, Sim, Stage, Stages, Store,
-        StoreUrl, Telemetry,
+        AnswerTokens, Broker, BrokerUrl, Codec, Compute, Device, Mode, Model, Plan, Prefill, Results, Sim, Stage,
+        Stages, Store, StoreUrl, Telemetry,
     },
     section::{Reader, Section, suggestion},
 };
@@ -29,6 +29,7 @@ pub(crate) fn plan(mut layers: Layers) -> Result<Plan, Errors> {
 
     let subject_root = root.name("root");
     let lanes = root.names("lanes", 1..=8);
+    let compute = root.choice("compute", &[("fast", Mode::Fast), ("exact", Mode::Exact)]);
     let broker = broker(root.table("broker"));
     let store = store(root.table("store"));
     let models = models(root.table("models"));
@@ -39,9 +40,11 @@ pub(crate) fn plan(mut layers: Layers) -> Result<Plan, Errors> {
     root.finish();
 
     let problems = reader.problems.into_inner();
-    match (subject_root, broker, store, default_model, stages) {
-        (Some(root), Some(broker), Some(store), Some(default_model), Some(stages)) if problems.is_empty() => {
-            Ok(Plan { root, default_model, lanes, broker, store, models, stages, results, telemetry })
+    match (subject_root, compute, broker, store, default_model, stages) {
+        (Some(root), Some(compute), Some(broker), Some(store), Some(default_model), Some(stages))
+            if problems.is_empty() =>
+        {
+            Ok(Plan { root, default_model, lanes, compute, broker, store, models, stages, results, telemetry })
         }
         _ => Err(Errors(problems)),
     }
@@ -176,9 +179,15 @@ fn stages(mut section: Section<'_>, models: &BTreeMap<Name, Model>) -> Option<St
     let mut ingest_section = section.table("ingest");
     let ingest = stage(&mut ingest_section);
     ingest_section.finish();
-    let prefill = compute(section.table("prefill"), models);
-    let decode = compute(section.table("decode"), models);
+    let mut prefill_section = section.table("prefill");
+    let prefill = compute(&mut prefill_section, models);
+    let batch_tokens = prefill_section.integer("batch_tokens", 16..=65_536);
+    prefill_section.finish();
+    let mut decode_section = section.table("decode");
+    let decode = compute(&mut decode_section, models);
+    decode_section.finish();
     section.finish();
+    let prefill = prefill.map(|compute| Prefill { compute, batch_tokens });
     Some(Stages { ingest, prefill: prefill?, decode: decode? })
 }
 
@@ -191,8 +200,8 @@ fn stage(section: &mut Section<'_>) -> Stage {
     }
 }
 
-fn compute(mut section: Section<'_>, models: &BTreeMap<Name, Model>) -> Option<Compute> {
-    let stage = stage(&mut section);
+fn compute(section: &mut Section<'_>, models: &BTreeMap<Name, Model>) -> Option<Compute> {
+    let stage = stage(section);
     let mut served: Vec<Name> = models.keys().cloned().collect();
     if section.may_have("models") {
         served = section.names("models", 1..=1024);
@@ -201,10 +210,18 @@ fn compute(mut section: Section<'_>, models: &BTreeMap<Name, Model>) -> Option<C
             section.note("models", unknown_model(name, models));
         }
     }
-    let device = section.choice("device", &[("flex", Device::Flex), ("cuda", Device::Cuda)]);
+    let devices = [("flex", Device::Flex), ("cuda", Device::Cuda), ("wgpu", Device::Wgpu)];
+    let device = section.choice("device", &devices);
     let threads = section.integer("threads", 0..=1024);
-    section.finish();
-    Some(Compute { stage, models: served, device: device?, threads })
+    let memory_fraction = section.fraction("memory_fraction");
+    let kv_memory = section.may_have("kv_memory").then(|| section.bytes("kv_memory"));
+    if kv_memory.is_none() && device.is_some_and(|device| device != Device::Flex) {
+        section.note(
+            "kv_memory",
+            "expected a size such as \"8GiB\", for the device's memory is not the machine's; found nothing",
+        );
+    }
+    Some(Compute { stage, models: served, device: device?, threads, memory_fraction, kv_memory })
 }
 
 fn results(mut section: Section<'_>) -> Results {

@@ -7,7 +7,7 @@ use std::{cell::RefCell, collections::BTreeMap, fmt::Display, ops::RangeInclusiv
 use baton_contract::Name;
 use toml::{Table, Value};
 
-use crate::Problem;
+use crate::{Bytes, Problem};
 
 /// What the sections of one pipeline share.
 pub(crate) struct Reader {
@@ -96,13 +96,27 @@ impl<'r> Section<'r> {
 
     pub(crate) fn number(&mut self, key: &str, range: RangeInclusive<f64>) -> f64 {
         let expected = format!("a number from {} to {}", range.start(), range.end());
+        self.float(key, &expected, |number| range.contains(&number))
+    }
+
+    fn float(&mut self, key: &str, expected: &str, accept: impl Fn(f64) -> bool) -> f64 {
         let parse = |value: &Value, text: bool| match value {
             Value::Float(number) => Some(*number),
             Value::Integer(number) => Some(*number as f64),
             Value::String(number) if text => number.trim().parse().ok(),
             _ => None,
         };
-        self.required(key, &expected, |value, text| parse(value, text).filter(|n| range.contains(n)))
+        self.required(key, expected, |value, text| parse(value, text).filter(|number| accept(*number)))
+            .unwrap_or_default()
+    }
+
+    /// A share of something: above 0, at most 1.
+    pub(crate) fn fraction(&mut self, key: &str) -> f64 {
+        self.float(key, "a number above 0 and at most 1", |number| number > 0.0 && number <= 1.0)
+    }
+
+    pub(crate) fn bytes(&mut self, key: &str) -> Bytes {
+        self.required(key, "a size from 1MiB to 1024TiB such as \"2GiB\"", |value, _| Bytes::parse(value.as_str()?))
             .unwrap_or_default()
     }
 

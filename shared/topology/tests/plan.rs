@@ -1,6 +1,6 @@
 //! Pipelines in, plans or complete lists of mistakes out.
 
-use baton_topology::{BrokerUrl, Hub, Model, Plan, StoreUrl};
+use baton_topology::{BrokerUrl, Bytes, Hub, Model, Plan, StoreUrl};
 use proptest::prelude::*;
 
 const LOCAL: &str = include_str!("../../../pipelines/local.toml");
@@ -20,7 +20,10 @@ fn problems(file: &str, environment: &[(&str, &str)], overrides: &[&str]) -> Str
 fn the_shipped_pipelines_hold_and_local_writes_out_the_defaults() {
     assert_eq!(load(LOCAL), Plan::load(None, [], &[]).unwrap());
     let stages = load(BALANCED).stages;
-    assert_eq!((stages.ingest.replicas, stages.prefill.stage.replicas, stages.decode.stage.replicas), (1, 3, 3));
+    assert_eq!(
+        (stages.ingest.replicas, stages.prefill.compute.stage.replicas, stages.decode.stage.replicas),
+        (1, 3, 3)
+    );
 }
 
 #[test]
@@ -29,6 +32,7 @@ fn a_plan_states_everything() {
     root = "baton"
     default_model = "smollm2-135m"
     lanes = ["interactive", "batch"]
+    compute = "fast"
 
     [broker]
     url = "embedded"
@@ -50,12 +54,14 @@ fn a_plan_states_everything() {
 
     [stages.prefill]
     replicas = 3
-    slots = 2
+    slots = 8
     ack_wait = "30s"
     max_deliver = 5
     models = ["smollm2-135m"]
     device = "flex"
     threads = 1
+    memory_fraction = 0.1
+    batch_tokens = 512
 
     [stages.decode]
     replicas = 3
@@ -65,6 +71,7 @@ fn a_plan_states_everything() {
     models = ["smollm2-135m"]
     device = "flex"
     threads = 1
+    memory_fraction = 0.1
 
     [results]
     keep = "7days"
@@ -90,7 +97,7 @@ fn flags_win_over_the_environment_which_wins_over_the_file() {
     let overrides = ["stages.decode.slots=5", "broker.url=nats://a:1,tls://b:2", "store.url=s3://bucket/kv"];
     let plan = Plan::load(Some(file), environment, &overrides.map(str::to_owned)).unwrap();
     let stages = &plan.stages;
-    assert_eq!((stages.ingest.slots, stages.prefill.stage.slots, stages.decode.stage.slots), (3, 4, 5));
+    assert_eq!((stages.ingest.slots, stages.prefill.compute.stage.slots, stages.decode.stage.slots), (3, 4, 5));
     assert_eq!(plan.lanes.iter().map(|lane| lane.as_str()).collect::<Vec<_>>(), ["bulk", "fast"]);
     assert_eq!(plan.root.as_str(), "42");
     assert_eq!(plan.broker.url, BrokerUrl::Servers("nats://a:1,tls://b:2".into()));
@@ -106,6 +113,7 @@ fn all_mistakes_are_listed_with_their_keys() {
         root = "Baton.1"
         lanes = ["a", "a", "b c"]
         retries = 3
+        compute = "faster"
         [broker]
         url = "http://localhost:4222"
         replica = 3
@@ -131,15 +139,19 @@ fn all_mistakes_are_listed_with_their_keys() {
         replicas = "two"
         ack_wait = "1ms"
         models = ["tow"]
+        device = "cuda"
+        memory_fraction = 0
+        batch_tokens = 1
         [results]
         keep = 7
     "#;
     let environment = [("BATON__STAGES__PREFILL__THREADS", "many")];
     insta::assert_snapshot!(problems(file, &environment, &["stages.prefill.slot=3", "results.keep=always"]), @r#"
-    the pipeline has 22 problems:
+    the pipeline has 26 problems:
       root: expected 1 to 64 of a-z, 0-9, _ and -, found "Baton.1"
       lanes: "a" is there twice
       lanes: expected 1 to 64 of a-z, 0-9, _ and -, found "b c"
+      compute: expected "fast" or "exact", found "faster"
       broker.url: expected "embedded" or nats:// or tls:// URLs separated by commas, found "http://localhost:4222"
       broker.replica: unknown key; did you mean "replicas"?
       store.url: expected "embedded", file:///directory, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, found "s3://"
@@ -155,6 +167,9 @@ fn all_mistakes_are_listed_with_their_keys() {
       stages.prefill.ack_wait: expected a duration from 1s to 1h such as "90s", found "1ms"
       stages.prefill.models: no model is named "tow"; did you mean "two"?
       stages.prefill.threads: expected an integer from 0 to 1024, found "many" (set by BATON__STAGES__PREFILL__THREADS)
+      stages.prefill.memory_fraction: expected a number above 0 and at most 1, found 0
+      stages.prefill.kv_memory: expected a size such as "8GiB", for the device's memory is not the machine's; found nothing
+      stages.prefill.batch_tokens: expected an integer from 16 to 65536, found 1
       stages.prefill.slot: unknown key; did you mean "slots"? (set on the command line)
       stages.decode: expected a table, found 3
       results.keep: expected a duration from 1h to 1year such as "90s", found "always" (set on the command line)
@@ -205,6 +220,8 @@ proptest! {
         } else {
             Model::File(format!("{path}.gguf"))
         };
+        plan.stages.decode.memory_fraction = f64::from(slots as u32) / 4096.0;
+        plan.stages.prefill.compute.kv_memory = embedded.then(|| Bytes::parse(&format!("{}KiB", 1024 * seconds + 1)).unwrap());
         prop_assert_eq!(&load(&plan.to_toml()), &plan);
     }
 

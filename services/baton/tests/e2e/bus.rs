@@ -225,7 +225,8 @@ async fn a_worker_whose_engine_died_ends_and_leaves_its_job_to_others() {
     let store = KvStore::new(Store::open("memory:").unwrap(), model.spec().kv, Codec::Raw);
     let generator = Generator::new(Arc::new(vocabulary(&Source::Sim(sim::Options::default())).unwrap()));
     let served = vec![baton_prefill::Served { name: name("m"), model: Box::new(model), generator, store }];
-    let options = baton_prefill::Options { pull: options(5), chunk_tokens: 256, worker: "broken".into() };
+    let options =
+        baton_prefill::Options { pull: options(5), chunk_tokens: 256, batch_tokens: 512, worker: "broken".into() };
     let running = baton_prefill::run(bus.clone(), options, served, CancellationToken::new());
     let ended = tokio::time::timeout(PATIENCE, running).await.expect("the worker lives on without an engine");
     assert!(matches!(ended, Err(baton_prefill::Error::Bus(baton_bus::Error::Broken))), "{ended:?}");

@@ -147,3 +147,63 @@ async fn verify_agrees_with_the_reference_engine() {
         assert!(report["mean_abs_logprob_error"].as_f64().unwrap() <= 0.01, "{report}");
     }
 }
+
+#[tokio::test]
+async fn fast_mode_stays_close_to_exact_mode() {
+    support::provisioned();
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
+    let mut verify = Command::new(BATON);
+    verify.args(["verify", "--compute", "fast", "--json", "--reference"]).arg(support::reference("smollm2-raw.jsonl"));
+    let output = timeout(PATIENCE, verify.arg("--text").arg(text).output()).await.expect("too slow").unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for divergence in [&report, &report["texts"][0]] {
+        assert!(divergence["positions"].as_u64().unwrap() > 500, "{report}");
+        let number = |key: &str| divergence[key].as_f64().unwrap();
+        assert!(number("mean_kl") < 0.004, "{report}");
+        assert!(number("mean_kl") > 0.0, "the modes compute the same; was exact loaded twice? {report}");
+        assert!(number("max_kl") > number("mean_kl"), "{report}");
+        assert!(number("same_top") > 0.95, "{report}");
+    }
+    assert!(report["mean_abs_logprob_error"].as_f64().unwrap() <= 0.05, "{report}");
+}
+
+#[tokio::test]
+async fn the_engine_bench_prints_every_figure() {
+    let bench = |words: &[&str]| {
+        let mut bench = Command::new(BATON);
+        bench.args(["bench", "engine", "--model", "sim", "--json"]).args(words);
+        timeout(PATIENCE, async move { bench.output().await.unwrap() })
+    };
+    let words = ["--threads", "1", "--prefill", "600,1000", "--generate", "8", "--batch", "1,3", "--repeat", "2"];
+    let output = bench(&words).await.expect("too slow");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let positive = |value: &Value| value.as_f64().is_some_and(|value| value > 0.0);
+    for key in ["load_s", "rss_mib", "load_peak_rss_mib", "peak_rss_mib", "prefill_tok_s"] {
+        assert!(positive(&report[key]), "{key}: {report}");
+    }
+    for (key, value) in [("model", "sim"), ("compute", "fast"), ("device", "flex")] {
+        assert_eq!(report[key], value, "{report}");
+    }
+    for (key, value) in [("threads", 1), ("prefill_tokens", 600), ("context_tokens", 256), ("generate_tokens", 8)] {
+        assert_eq!(report[key], value, "{report}");
+    }
+    assert!(report["cpu"]["features"].is_array() && positive(&report["cpu"]["cores"]), "{report}");
+    assert_eq!(report["prefill"][0]["tok_s"], report["prefill_tok_s"]);
+    assert_eq!(report["prefill"][1]["tokens"], 1000);
+    let decode = report["decode"].as_array().unwrap();
+    assert_eq!(decode.iter().map(|it| &it["batch"]).collect::<Vec<_>>(), [1, 3]);
+    for figures in decode.iter().chain(report["prefill"].as_array().unwrap()) {
+        let speed = |key: &str| figures[key].as_f64().unwrap();
+        assert!(0.0 < speed("min_tok_s") && speed("min_tok_s") <= speed("tok_s"), "{report}");
+        assert!(speed("tok_s") <= speed("max_tok_s"), "{report}");
+    }
+    let step_ms = decode[1]["step_ms"].as_f64().unwrap();
+    assert!((step_ms * decode[1]["tok_s"].as_f64().unwrap() - 3e3).abs() < 1e-6, "{report}");
+
+    let refused = bench(&["--prefill", "9000"]).await.expect("too slow");
+    assert!(!refused.status.success());
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(message.contains("--prefill: the model's context is 8192 tokens, found 9000"), "{message}");
+}

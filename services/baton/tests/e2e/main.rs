@@ -5,6 +5,7 @@ mod commands;
 mod faults;
 mod inputs;
 mod load;
+mod memory;
 mod pipeline;
 mod python;
 mod support;

@@ -5,6 +5,7 @@
 //! every row (Dettmers et al., "LLM.int8()", 2022). Keeping two costs some 5 % of a product and lowers the divergence from the
 //! exact mode by a factor of 2.4 (SmolLM2; four would give 2.9).
 
+use super::TINY;
 use super::isa::{Isa, Kernel, LANES};
 use super::packed::BLOCK;
 
@@ -76,7 +77,8 @@ impl Activations {
 
     pub(super) fn rows_mut(&mut self) -> impl Iterator<Item = RowMut<'_>> {
         let group = self.group;
-        let numbers = self.scales.chunks_exact_mut(self.inputs / BLOCK).zip(self.sums.chunks_exact_mut(self.inputs / group));
+        let numbers =
+            self.scales.chunks_exact_mut(self.inputs / BLOCK).zip(self.sums.chunks_exact_mut(self.inputs / group));
         let rows = self.quads.chunks_exact_mut(self.inputs / 4).zip(numbers).zip(&mut self.outliers);
         rows.map(move |((quads, (scales, sums)), outliers)| RowMut { group, quads, scales, sums, outliers })
     }
@@ -113,7 +115,7 @@ impl Kernel for Quantize<'_> {
         }
         let (quads, _) = to.quads.as_chunks_mut::<{ BLOCK / 4 }>();
         for ((block, scale), quads) in values.as_chunks::<BLOCK>().0.iter().zip(to.scales.iter_mut()).zip(quads) {
-            let inverse = isa.splat(if *scale > 0.0 { 127.0 / *scale } else { 0.0 });
+            let inverse = isa.splat(if *scale > TINY { 127.0 / *scale } else { 0.0 });
             let (bytes, _) = quads.as_flattened_mut().as_chunks_mut::<LANES>();
             for (vector, bytes) in block.as_chunks::<LANES>().0.iter().zip(bytes) {
                 isa.store_signed(isa.mul(isa.load(vector), inverse), bytes);

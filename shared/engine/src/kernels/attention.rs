@@ -3,9 +3,9 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::exact_attention::{ExactBlock, Pack, Panels};
 use super::fast_attention::FastBlock;
 use super::heads::{HeadNorms, Heads, Rotation, prepare_heads};
-use super::exact_attention::{ExactBlock, Pack, Panels};
 use super::isa::Level;
 use super::linear::Mode;
 use super::pages::{self, Pages, Part, Quantized, Segment};

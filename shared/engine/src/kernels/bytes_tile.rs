@@ -12,17 +12,17 @@ use super::tile::ROWS;
 /// Two lines a quad hold the columns. `ROWS_UNSIGNED` tells which of the factors are unsigned: those of the rows, or of the
 /// columns; the others are signed.
 #[inline(always)]
-fn sums<I: Isa, const M: usize, const ROWS_UNSIGNED: bool>(
+fn add_products<I: Isa, const M: usize, const ROWS_UNSIGNED: bool>(
     isa: I,
     rows: &[&[[u8; 4]]; M],
     first: usize,
     lines: &[[Line; 2]],
+    mut sums: [[I::I; 2]; M],
 ) -> [[I::I; 2]; M] {
     let mut quads: [&[[u8; 4]]; M] = [&[]; M];
     for r in 0..M {
         quads[r] = &rows[r][first..first + lines.len()];
     }
-    let mut sums = [[isa.zero_ints(); 2]; M];
     for (quad, columns) in lines.iter().enumerate() {
         let columns = [isa.load_bytes(&columns[0]), isa.load_bytes(&columns[1])];
         for r in 0..M {
@@ -80,10 +80,11 @@ fn quantized<I: Isa, const M: usize, const GROUP: usize>(
     let lines = &lines[..groups * GROUP / 4];
     let offsets = &panel.offsets[..groups];
 
+    let none = [[isa.splat_int(0); 2]; M];
     let mut totals = [[isa.splat(0.0); 2]; M];
     for group in 0..groups {
         let first = group * GROUP / 4;
-        let found = sums::<I, M, false>(isa, &x_quads, first, &lines[first..first + GROUP / 4]);
+        let found = add_products::<I, M, false>(isa, &x_quads, first, &lines[first..first + GROUP / 4], none);
         for n in 0..2 {
             let scales = isa.load(&panel.scales[group].as_chunks::<LANES>().0[n]);
             let offsets = isa.load(&offsets[group].as_chunks::<LANES>().0[n]);
@@ -110,37 +111,122 @@ fn quantized<I: Isa, const M: usize, const GROUP: usize>(
     }
 }
 
-/// Integer sums of up to [`ROWS`] signed rows with 32 unsigned columns, or of unsigned rows with signed columns.
+/// A query of attention on bytes.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Query<'a> {
+    /// Signed, four values each.
+    pub(super) quads: &'a [[u8; 4]],
+    /// What the products are too high by, since the keys are unsigned: 128 times the sum of the quants.
+    pub(super) excess: i32,
+}
+
+/// The products of up to [`ROWS`] queries with 32 keys, times the keys' scales, to `out` from `at` on, one slice a query.
 #[inline(always)]
-pub(super) fn integer_tile<I: Isa, const ROWS_UNSIGNED: bool>(
+pub(super) fn scores_tile<I: Isa>(
     isa: I,
-    rows: &[&[[u8; 4]]],
-    lines: &[Line],
-    out: &mut [[f32; PANEL]; ROWS],
+    queries: &[Query<'_>],
+    keys: &[Line],
+    scales: &[f32],
+    out: &mut [&mut [f32]; ROWS],
+    at: usize,
 ) {
-    match rows.len() {
-        1 => integer::<I, 1, ROWS_UNSIGNED>(isa, rows, lines, out),
-        2 => integer::<I, 2, ROWS_UNSIGNED>(isa, rows, lines, out),
-        3 => integer::<I, 3, ROWS_UNSIGNED>(isa, rows, lines, out),
-        4 => integer::<I, 4, ROWS_UNSIGNED>(isa, rows, lines, out),
-        5 => integer::<I, 5, ROWS_UNSIGNED>(isa, rows, lines, out),
-        _ => integer::<I, ROWS, ROWS_UNSIGNED>(isa, rows, lines, out),
+    match queries.len() {
+        1 => scores::<I, 1>(isa, queries, keys, scales, out, at),
+        2 => scores::<I, 2>(isa, queries, keys, scales, out, at),
+        3 => scores::<I, 3>(isa, queries, keys, scales, out, at),
+        4 => scores::<I, 4>(isa, queries, keys, scales, out, at),
+        5 => scores::<I, 5>(isa, queries, keys, scales, out, at),
+        _ => scores::<I, ROWS>(isa, queries, keys, scales, out, at),
     }
 }
 
 #[inline(always)]
-fn integer<I: Isa, const M: usize, const ROWS_UNSIGNED: bool>(
+fn scores<I: Isa, const M: usize>(
     isa: I,
-    rows: &[&[[u8; 4]]],
-    lines: &[Line],
-    out: &mut [[f32; PANEL]],
+    queries: &[Query<'_>],
+    keys: &[Line],
+    scales: &[f32],
+    out: &mut [&mut [f32]; ROWS],
+    at: usize,
 ) {
-    let mut x: [&[[u8; 4]]; M] = [&[]; M];
-    x.copy_from_slice(&rows[..M]);
-    let found = sums::<I, M, ROWS_UNSIGNED>(isa, &x, 0, lines.as_chunks().0);
-    for (out, found) in out.iter_mut().zip(found) {
-        let (out, _) = out.as_chunks_mut::<LANES>();
-        isa.store(isa.to_floats(found[0]), &mut out[0]);
-        isa.store(isa.to_floats(found[1]), &mut out[1]);
+    let mut quads: [&[[u8; 4]]; M] = [&[]; M];
+    let mut start = [[isa.splat_int(0); 2]; M];
+    for r in 0..M {
+        quads[r] = queries[r].quads;
+        start[r] = [isa.splat_int(-queries[r].excess); 2];
+    }
+    let found = add_products::<I, M, false>(isa, &quads, 0, keys.as_chunks().0, start);
+    let (scales, _) = scales.as_chunks::<LANES>();
+    for n in 0..2 {
+        let scales = isa.load(&scales[n]);
+        for r in 0..M {
+            let (out, _) = out[r][at..at + PANEL].as_chunks_mut::<LANES>();
+            isa.store(isa.mul(isa.to_floats(found[r][n]), scales), &mut out[n]);
+        }
+    }
+}
+
+/// The weights of a query for some pages.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Weights<'a> {
+    /// Unsigned, of four positions each, 16 quads a page.
+    pub(super) quads: &'a [[u8; 4]],
+    /// What a page's products are worth, one value a page.
+    pub(super) scales: &'a [f32],
+    /// What the totals so far are multiplied with.
+    pub(super) keep: f32,
+}
+
+/// Weighs 32 of a head's values in some pages for up to [`ROWS`] queries: `totals[r] = totals[r] keep + sum over pages`.
+/// `values` yields a page's lines.
+#[inline(always)]
+pub(super) fn weigh_tile<'a, I: Isa>(
+    isa: I,
+    weights: &[Weights<'_>],
+    values: impl Iterator<Item = &'a [Line]>,
+    totals: &mut [[f32; PANEL]],
+) {
+    match weights.len() {
+        1 => weigh::<I, 1>(isa, weights, values, totals),
+        2 => weigh::<I, 2>(isa, weights, values, totals),
+        3 => weigh::<I, 3>(isa, weights, values, totals),
+        4 => weigh::<I, 4>(isa, weights, values, totals),
+        5 => weigh::<I, 5>(isa, weights, values, totals),
+        _ => weigh::<I, ROWS>(isa, weights, values, totals),
+    }
+}
+
+#[inline(always)]
+fn weigh<'a, I: Isa, const M: usize>(
+    isa: I,
+    weights: &[Weights<'_>],
+    values: impl Iterator<Item = &'a [Line]>,
+    totals: &mut [[f32; PANEL]],
+) {
+    let none = [[isa.splat_int(0); 2]; M];
+    let mut quads: [&[[u8; 4]]; M] = [&[]; M];
+    let mut sums = [[isa.splat(0.0); 2]; M];
+    for r in 0..M {
+        quads[r] = weights[r].quads;
+        let (totals, _) = totals[r].as_chunks::<LANES>();
+        for n in 0..2 {
+            sums[r][n] = isa.mul(isa.load(&totals[n]), isa.splat(weights[r].keep));
+        }
+    }
+    for (page, lines) in values.enumerate() {
+        let (lines, _) = lines.as_chunks::<2>();
+        let found = add_products::<I, M, true>(isa, &quads, page * lines.len(), lines, none);
+        for r in 0..M {
+            let scale = isa.splat(weights[r].scales[page]);
+            for n in 0..2 {
+                sums[r][n] = isa.fma(isa.to_floats(found[r][n]), scale, sums[r][n]);
+            }
+        }
+    }
+    for r in 0..M {
+        let (totals, _) = totals[r].as_chunks_mut::<LANES>();
+        for n in 0..2 {
+            isa.store(sums[r][n], &mut totals[n]);
+        }
     }
 }

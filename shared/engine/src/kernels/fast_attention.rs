@@ -2,16 +2,26 @@
 //!
 //! Queries are quantized by head, and the weights that softmax gives by page, so both products are integer. The values'
 //! scales differ from position to position: they are multiplied into the weights before these are quantized.
+//!
+//! Positions come in spans of a few pages, whose scores fit the nearest cache; from span to span the highest score so far is
+//! kept, and what was summed is scaled down when it rises (Dao et al., "FlashAttention", 2022). Spans begin at fixed
+//! positions, so a row's result doesn't depend on what is computed with it.
 
 use super::attention::Attention;
-use super::bytes_tile::integer_tile;
+use super::bytes_tile::{Query, Weights, scores_tile, weigh_tile};
 use super::exact_attention::highest;
 use super::isa::{Isa, Kernel, LANES};
 use super::packed::PANEL;
 use super::pages::{PAGE, Quantized, Segment, head_lines, scale_range, signed_bytes};
 use super::rectangle::Rectangle;
 use super::tile::{ROWS, split};
-use super::{exp, sum_lanes};
+use super::{TINY, sum_lanes};
+
+/// Pages of a span.
+const SPAN: usize = 4;
+
+/// Positions of a span.
+const SPAN_POSITIONS: usize = SPAN * PAGE;
 
 /// The query heads of one KV head in the rows of `out`, all of one segment.
 pub(super) struct FastBlock<'a, 'b> {
@@ -24,16 +34,16 @@ pub(super) struct FastBlock<'a, 'b> {
     pub(super) out: &'a mut Rectangle<'b>,
 }
 
-/// One query of a tile.
-#[derive(Clone, Copy, Default)]
-struct Query {
-    /// What a product of bytes is worth, but for the key's scale.
+/// How far softmax has come for one query.
+#[derive(Clone, Copy)]
+struct Softmax {
+    /// What scores are multiplied with before they become exponents of 2.
     scale: f32,
-    /// What the products are too high by, since the keys are unsigned: 128 times the sum of the query's quants.
-    excess: f32,
-    /// The positions it sees.
+    /// The positions that it sees.
     from: usize,
     to: usize,
+    highest: f32,
+    sum: f32,
 }
 
 impl Kernel for FastBlock<'_, '_> {
@@ -44,97 +54,81 @@ impl Kernel for FastBlock<'_, '_> {
         let FastBlock { attention, kv, segment, copies, prepared, out } = self;
         let heads = attention.heads;
         let (size, group) = (heads.size, heads.group());
+        let blocks = size.div_ceil(PANEL);
         let position = |row: usize| segment.start + row - segment.row;
-        let first_page = attention.first(position(out.rows.start)) / PAGE;
-        let pages = &segment.pages[first_page..position(out.rows.end).div_ceil(PAGE)];
-        let stride = pages.len() * PAGE;
-        let mut scores = vec![0.0; ROWS * stride];
         let mut quants = vec![[0; 4]; ROWS * size / 4];
-        let mut weights = vec![[0; 4]; ROWS * stride / 4];
-        let mut weight_scales = vec![0.0; ROWS * pages.len()];
+        let mut scores = vec![0.0; ROWS * SPAN_POSITIONS];
+        let mut weights = vec![[0; 4]; ROWS * SPAN_POSITIONS / 4];
+        let mut totals = vec![[0.0; PANEL]; blocks * ROWS];
 
         let first_row = out.rows.start;
         for tile in split(out.rows.len() * group) {
             let count = tile.len();
+            let mut states = [Softmax { scale: 0.0, from: 0, to: 0, highest: f32::NEG_INFINITY, sum: 0.0 }; ROWS];
             let mut queries = [Query::default(); ROWS];
-            for ((index, query), quants) in tile.clone().zip(&mut queries).zip(quants.chunks_exact_mut(size / 4)) {
+            for (((index, state), query), quads) in
+                tile.clone().zip(&mut states).zip(&mut queries).zip(quants.chunks_exact_mut(size / 4))
+            {
                 let (row, head) = (first_row + index / group, kv * group + index % group);
                 let from = &prepared[(row * (heads.queries + heads.kv) + head) * size..][..size];
-                let quants = quants.as_flattened_mut();
-                query.scale = signed_bytes(isa, from, quants) * attention.scale;
-                let sum: i32 = quants.iter().map(|byte| i32::from(*byte as i8)).sum();
-                query.excess = (128 * sum) as f32;
-                let position = position(row);
-                query.from = attention.first(position) - first_page * PAGE;
-                query.to = position + 1 - first_page * PAGE;
+                let scale = signed_bytes(isa, from, quads.as_flattened_mut());
+                // Above zero, for scores of positions that it doesn't see are infinite.
+                state.scale = (scale * attention.scale * std::f32::consts::LOG2_E).max(f32::MIN_POSITIVE);
+                (state.from, state.to) = (attention.first(position(row)), position(row) + 1);
+                let sum: i32 = quads.as_flattened().iter().map(|byte| i32::from(*byte as i8)).sum();
+                *query = Query { quads, excess: 128 * sum };
             }
 
-            // Pages before the first that any query of the tile sees are left out; the rest belong to all of them, a
-            // query's own limits are kept by weights of 0, which integer sums take no notice of.
-            let range = queries[0].from / PAGE..queries[count - 1].to.div_ceil(PAGE);
-            let mut x: [&[[u8; 4]]; ROWS] = [&[]; ROWS];
-            for (x, quants) in x.iter_mut().zip(quants.chunks_exact(size / 4)) {
-                *x = quants;
-            }
-            for index in range.clone() {
-                let lines = head_lines(heads, copies.keys, pages[index], kv);
-                let scales = &copies.key_scales[scale_range(heads, pages[index], kv)];
-                for half in 0..PAGE / PANEL {
-                    let mut found = [[0.0; PANEL]; ROWS];
-                    let lines = &lines[half * size / 2..(half + 1) * size / 2];
-                    integer_tile::<I, false>(isa, &x[..count], lines, &mut found);
-                    let (key_scales, _) = scales[half * PANEL..(half + 1) * PANEL].as_chunks::<LANES>();
-                    for ((query, found), scores) in queries.iter().zip(&found).zip(scores.chunks_exact_mut(stride)).take(count)
-                    {
-                        let (scores, _) = scores[index * PAGE + half * PANEL..].as_chunks_mut::<LANES>();
-                        let (found, _) = found.as_chunks::<LANES>();
-                        for n in 0..PANEL / LANES {
-                            let product = isa.sub(isa.load(&found[n]), isa.splat(query.excess));
-                            let scaled = isa.mul(isa.mul(product, isa.splat(query.scale)), isa.load(&key_scales[n]));
-                            isa.store(scaled, &mut scores[n]);
-                        }
+            totals.fill([0.0; PANEL]);
+            for span in states[0].from / SPAN_POSITIONS..states[count - 1].to.div_ceil(SPAN_POSITIONS) {
+                let last = states[count - 1].to.div_ceil(PAGE).min((span + 1) * SPAN);
+                let pages = &segment.pages[span * SPAN..last];
+                let positions = pages.len() * PAGE;
+                let mut parts: [&mut [f32]; ROWS] = [&mut [], &mut [], &mut [], &mut [], &mut [], &mut []];
+                for (part, scores) in parts.iter_mut().zip(scores.chunks_exact_mut(SPAN_POSITIONS)) {
+                    *part = scores;
+                }
+                for (index, page) in pages.iter().enumerate() {
+                    let lines = head_lines(heads, copies.keys, *page, kv);
+                    let scales = &copies.key_scales[scale_range(heads, *page, kv)];
+                    for half in 0..PAGE / PANEL {
+                        let keys = &lines[half * size / 2..(half + 1) * size / 2];
+                        let scales = &scales[half * PANEL..(half + 1) * PANEL];
+                        scores_tile(isa, &queries[..count], keys, scales, &mut parts, index * PAGE + half * PANEL);
                     }
+                }
+
+                let mut page_scales = [[0.0; SPAN]; ROWS];
+                let mut weighed = [Weights::default(); ROWS];
+                for (r, (part, quads)) in
+                    parts.into_iter().zip(weights.chunks_exact_mut(SPAN_POSITIONS / 4)).enumerate().take(count)
+                {
+                    let seen = |position: usize| position.saturating_sub(span * SPAN_POSITIONS).min(positions);
+                    let scores = &mut part[..positions];
+                    scores[..seen(states[r].from)].fill(f32::NEG_INFINITY);
+                    scores[seen(states[r].to)..].fill(f32::NEG_INFINITY);
+                    let value_scales = pages.iter().map(|page| &copies.value_scales[scale_range(heads, *page, kv)]);
+                    let quads = &mut quads[..positions / 4];
+                    weighed[r].keep = softmax(isa, &mut states[r], scores, value_scales, quads, &mut page_scales[r]);
+                    weighed[r].quads = quads;
+                }
+                for (weights, scales) in weighed.iter_mut().zip(&page_scales) {
+                    weights.scales = &scales[..pages.len()];
+                }
+                for (block, totals) in totals.chunks_exact_mut(ROWS).enumerate() {
+                    let values = pages.iter().map(|page| {
+                        &head_lines(heads, copies.values, *page, kv)[block * PAGE / 2..(block + 1) * PAGE / 2]
+                    });
+                    weigh_tile(isa, &weighed[..count], values, totals);
                 }
             }
 
-            let mut sums = [0.0; ROWS];
-            for r in 0..count {
-                let scores = &mut scores[r * stride..][range.start * PAGE..range.end * PAGE];
-                let Query { from, to, .. } = queries[r];
-                scores[..from - range.start * PAGE].fill(f32::NEG_INFINITY);
-                scores[to - range.start * PAGE..].fill(f32::NEG_INFINITY);
-                let weights = &mut weights[r * stride / 4..][range.start * PAGE / 4..range.end * PAGE / 4];
-                let scales = &mut weight_scales[r * pages.len()..][range.clone()];
-                let value_scales = pages[range.clone()].iter().map(|page| &copies.value_scales[scale_range(heads, *page, kv)]);
-                sums[r] = softmax(isa, scores, value_scales, weights, scales);
-            }
-
-            for block in 0..size.div_ceil(PANEL) {
-                let mut totals = [[0.0; PANEL]; ROWS];
-                for index in range.clone() {
-                    let lines = head_lines(heads, copies.values, pages[index], kv);
-                    let lines = &lines[block * PAGE / 2..(block + 1) * PAGE / 2];
-                    let mut x: [&[[u8; 4]]; ROWS] = [&[]; ROWS];
-                    for (x, weights) in x.iter_mut().zip(weights.chunks_exact(stride / 4)) {
-                        *x = &weights[index * PAGE / 4..(index + 1) * PAGE / 4];
-                    }
-                    let mut found = [[0.0; PANEL]; ROWS];
-                    integer_tile::<I, true>(isa, &x[..count], lines, &mut found);
-                    for r in 0..count {
-                        let scale = isa.splat(weight_scales[r * pages.len() + index]);
-                        let (found, _) = found[r].as_chunks::<LANES>();
-                        let (totals, _) = totals[r].as_chunks_mut::<LANES>();
-                        for n in 0..PANEL / LANES {
-                            let total = isa.fma(isa.load(&found[n]), scale, isa.load(&totals[n]));
-                            isa.store(total, &mut totals[n]);
-                        }
-                    }
-                }
-                for ((index, totals), sum) in tile.clone().zip(&totals).zip(sums) {
+            for (block, totals) in totals.chunks_exact(ROWS).enumerate() {
+                for ((index, totals), state) in tile.clone().zip(totals).zip(&states) {
                     let head = index % group * size;
                     let to = &mut out.row(first_row + index / group)[head + block * PANEL..head + size];
                     for (to, total) in to.iter_mut().zip(totals) {
-                        *to = total / sum;
+                        *to = total / state.sum;
                     }
                 }
             }
@@ -142,11 +136,14 @@ impl Kernel for FastBlock<'_, '_> {
     }
 }
 
-/// Quantizes, page by page, `e^(score - highest)` times the scale of the position's values; returns the sum of the
-/// exponentials. `scores`, which are used up, and `weights` are whole pages; a page has one entry in `scales`.
+/// Goes on by a span: quantizes, page by page, `2^((score - highest) scale)` times the scale of the position's values.
+/// Returns what earlier sums and totals must be multiplied with, since the highest score may have risen.
+///
+/// `scores`, which are used up, and `weights` are whole pages; a page has one entry in `scales`.
 #[inline(always)]
 fn softmax<'a, I: Isa>(
     isa: I,
+    state: &mut Softmax,
     scores: &mut [f32],
     value_scales: impl Iterator<Item = &'a [f32]>,
     weights: &mut [[u8; 4]],
@@ -154,22 +151,60 @@ fn softmax<'a, I: Isa>(
 ) -> f32 {
     let (pages, _) = scores.as_chunks_mut::<PAGE>();
     let (weights, _) = weights.as_chunks_mut::<{ PAGE / 4 }>();
-    let highest_score = isa.splat(highest(isa, pages.as_flattened().as_chunks().0));
+    let found = highest(isa, pages.as_flattened().as_chunks().0);
+    if found == f32::NEG_INFINITY {
+        // It sees nothing of the span.
+        weights.as_flattened_mut().fill([0; 4]);
+        return 1.0;
+    }
+    let new = if found > state.highest { found } else { state.highest };
+    let keep = if state.highest == f32::NEG_INFINITY {
+        0.0
+    } else {
+        let mut lanes = [0.0; LANES];
+        isa.store(exp2(isa, isa.splat((state.highest - new) * state.scale)), &mut lanes);
+        lanes[0]
+    };
+    state.highest = new;
+    let (scale, shift) = (isa.splat(state.scale), isa.splat(-new * state.scale));
     let mut sum = isa.splat(0.0);
-    for (((page, weights), value_scales), scale) in pages.iter_mut().zip(weights).zip(value_scales).zip(scales) {
+    for (((page, weights), value_scales), page_scale) in pages.iter_mut().zip(weights).zip(value_scales).zip(scales) {
         let (vectors, _) = page.as_chunks_mut::<LANES>();
+        let mut largest = isa.splat(0.0);
         for (vector, value_scales) in vectors.iter_mut().zip(value_scales.as_chunks::<LANES>().0) {
-            let e = exp(isa, isa.sub(isa.load(vector), highest_score));
+            let e = exp2(isa, isa.fma(isa.load(vector), scale, shift));
             sum = isa.add(sum, e);
-            isa.store(isa.mul(e, isa.load(value_scales)), vector);
+            let weight = isa.mul(e, isa.load(value_scales));
+            largest = isa.max(weight, largest);
+            isa.store(weight, vector);
         }
-        let largest = highest(isa, vectors);
-        let inverse = isa.splat(if largest > 0.0 { 255.0 / largest } else { 0.0 });
+        let mut lanes = [0.0; LANES];
+        isa.store(largest, &mut lanes);
+        let largest = highest(isa, &[lanes]);
+        let inverse = isa.splat(if largest > TINY { 255.0 / largest } else { 0.0 });
         let (bytes, _) = weights.as_flattened_mut().as_chunks_mut::<LANES>();
         for (vector, bytes) in vectors.iter().zip(bytes) {
             isa.store_unsigned(isa.mul(isa.load(vector), inverse), bytes);
         }
-        *scale = largest / 255.0;
+        *page_scale = largest / 255.0;
     }
-    sum_lanes(isa, sum)
+    state.sum = state.sum * keep + sum_lanes(isa, sum);
+    keep
+}
+
+/// `2^x` in every lane for `x` up to 127, with a relative error of about 3e-6; 0 below -126.5.
+///
+/// `x = n + f` with `|f| <= 1/2`, then `2^n` times the Taylor polynomial of `2^f` of degree 5.
+#[inline(always)]
+fn exp2<I: Isa>(isa: I, x: I::V) -> I::V {
+    /// Adding this to a float of small magnitude leaves its nearest integer in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let x = isa.max(isa.splat(-127.0), x);
+    let rounded = isa.add(x, isa.splat(ROUND));
+    let f = isa.sub(x, isa.sub(rounded, isa.splat(ROUND)));
+    let mut sum = isa.splat(1.333_355_8e-3);
+    for coefficient in [9.618_129e-3, 5.550_410_9e-2, 0.240_226_51, std::f32::consts::LN_2, 1.0] {
+        sum = isa.fma(sum, f, isa.splat(coefficient));
+    }
+    isa.mul(sum, isa.pow2_low_bits(rounded))
 }

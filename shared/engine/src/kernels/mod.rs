@@ -25,8 +25,8 @@ pub(crate) use heads::{HeadNorms, Heads, Rotation};
 pub(crate) use isa::Level;
 use isa::{Isa, LANES};
 pub(crate) use linear::{Activation, Mode, Normed, Then, linear};
-pub(crate) use pages::{PAGE, Pages, Quantized as QuantizedPages, Segment, page_bytes};
 pub(crate) use packed::{BLOCK, Format, Matrix, PANEL, Quantized, Rows, pack};
+pub(crate) use pages::{PAGE, Pages, Quantized as QuantizedPages, Segment, page_bytes};
 pub(crate) use rows::rms_norm;
 
 /// `e^x` in every lane, with a relative error of about 1e-7; 0 where `e^x` is no normal number (below
@@ -50,6 +50,9 @@ fn exp<I: Isa>(isa: I, x: I::V) -> I::V {
     }
     isa.mul(sum, isa.pow2_low_bits(rounded))
 }
+
+/// Magnitudes up to this quantize to zeros: the reciprocal of smaller ones may overflow, which levels convert differently.
+const TINY: f32 = 1e-30;
 
 /// The sum of the lanes, in the one order that all kernels use: halves onto halves.
 #[inline(always)]

@@ -73,6 +73,11 @@ impl Format {
         }
     }
 
+    /// Bytes of a packed matrix.
+    pub(crate) fn matrix_bytes(self, inputs: usize, outputs: usize) -> usize {
+        outputs.div_ceil(PANEL) * self.panel_bytes(inputs)
+    }
+
     fn panel_bytes(self, inputs: usize) -> usize {
         match self {
             Format::F32 => inputs * PANEL * 4,
@@ -97,14 +102,13 @@ impl Quantized {
     }
 }
 
-/// Packs a matrix; the last panel is filled up with zeros.
+/// Packs a matrix into `to`, which is zeroed and as long as [`Format::matrix_bytes`] says. The last panel is filled up with
+/// zeros.
 ///
 /// # Panics
 /// If a quantized matrix has inputs that are no multiple of [`BLOCK`].
-pub(crate) fn pack(format: Format, inputs: usize, outputs: usize, rows: &impl Rows) -> Vec<u8> {
-    let size = format.panel_bytes(inputs);
-    let mut bytes = vec![0; outputs.div_ceil(PANEL) * size];
-    bytes.par_chunks_mut(size).enumerate().for_each(|(index, panel)| {
+pub(crate) fn pack(format: Format, inputs: usize, outputs: usize, rows: &impl Rows, to: &mut [u8]) {
+    to.par_chunks_mut(format.panel_bytes(inputs)).enumerate().for_each(|(index, panel)| {
         let outputs = index * PANEL..outputs.min((index + 1) * PANEL);
         match format {
             Format::Quantized(quantized) => {
@@ -116,7 +120,6 @@ pub(crate) fn pack(format: Format, inputs: usize, outputs: usize, rows: &impl Ro
             Format::BF16 => pack_floats(inputs, outputs, rows, panel, |value| bf16::from_f32(value).to_le_bytes()),
         }
     });
-    bytes
 }
 
 fn pack_floats<const N: usize>(
@@ -224,7 +227,9 @@ impl Matrix<'_> {
             }
             Format::F16 => widen(self.panel(index), to, |bytes| f16::from_le_bytes(bytes).to_f32()),
             Format::BF16 => {
-                widen(self.panel(index), to, |bytes: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16));
+                widen(self.panel(index), to, |bytes: [u8; 2]| {
+                    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+                });
             }
             Format::Quantized(_) => level.run(Dequantize { panel: self.unpack(level, index, unpacked), to }),
         }

@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::TINY;
 use super::heads::Heads;
 use super::isa::{Isa, Kernel, LANES, Level, Line};
 use super::packed::PANEL;
@@ -191,7 +192,7 @@ pub(super) fn signed_bytes<I: Isa>(isa: I, values: &[f32], to: &mut [u8]) -> f32
     }
     // A scale is finite whatever the values: pages are used again, and what they held must not reach who uses them next.
     let highest = if highest.is_finite() { highest } else { 0.0 };
-    let inverse = isa.splat(if highest > 0.0 { 127.0 / highest } else { 0.0 });
+    let inverse = isa.splat(if highest > TINY { 127.0 / highest } else { 0.0 });
     for (vector, to) in vectors.iter().zip(to.as_chunks_mut::<LANES>().0) {
         isa.store_signed(isa.mul(isa.load(vector), inverse), to);
     }

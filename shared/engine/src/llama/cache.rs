@@ -7,13 +7,15 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::vec::HalfBitsVecExt;
 use rayon::prelude::*;
 
+use super::failure::{Failure, caught};
 use super::ops::Operators;
+use super::stock;
 use crate::kernels::{self, Heads, Level, Mode, PAGE, Pages, QuantizedPages, Segment};
 
 /// The KV cache of one layer.
 pub(super) enum Cache {
     Kernels(KernelCache),
-    Stock(StockCache),
+    Stock(Box<StockCache>),
 }
 
 /// Plain memory, as the kernels read it.
@@ -23,20 +25,24 @@ pub(super) struct KernelCache {
     copies: Option<QuantizedPages<Vec<u8>, Vec<f32>>>,
 }
 
-/// Both `[slots, kv * size]` in bf16.
+/// Both `[slots, kv * size]`, in bf16 or what [`stock::kv_dtype`] takes for it.
 pub(super) struct StockCache {
     pub(super) keys: Tensor<2>,
     pub(super) values: Tensor<2>,
 }
 
 /// Bytes that one page takes in all layers.
-pub(super) fn page_bytes(operators: Operators, heads: Heads, layers: usize) -> usize {
-    let exact = 2 * PAGE * heads.kv_width() * size_of::<bf16>();
-    let copies = match operators {
-        Operators::Kernels(Mode::Fast) => 2 * (kernels::page_bytes(heads) + heads.kv * PAGE * size_of::<f32>()),
-        _ => 0,
+pub(super) fn page_bytes(operators: Operators, device: &Device, heads: Heads, layers: usize) -> usize {
+    let values = 2 * PAGE * heads.kv_width();
+    let bytes = match operators {
+        Operators::Kernels(Mode::Exact) => values * size_of::<bf16>(),
+        Operators::Kernels(Mode::Fast) => {
+            let copies = 2 * (kernels::page_bytes(heads) + heads.kv * PAGE * size_of::<f32>());
+            values * size_of::<bf16>() + copies
+        }
+        Operators::Stock => values * stock::kv_dtype(device).size(),
     };
-    layers * (exact + copies)
+    layers * bytes
 }
 
 impl Cache {
@@ -54,8 +60,8 @@ impl Cache {
                 }),
             }),
             Operators::Stock => {
-                let zeros = || Tensor::zeros([slots, width], (device, DType::BF16));
-                Cache::Stock(StockCache { keys: zeros(), values: zeros() })
+                let zeros = || Tensor::zeros([slots, width], (device, stock::kv_dtype(device)));
+                Cache::Stock(Box::new(StockCache { keys: zeros(), values: zeros() }))
             }
         }
     }
@@ -65,19 +71,20 @@ impl Cache {
         match self {
             Cache::Kernels(cache) => cache.write(segment, bits),
             Cache::Stock(cache) => {
+                let (device, [_, width]) = (cache.keys.device(), cache.keys.dims());
                 let (keys, values) = bits.split_at(bits.len() / 2);
-                for (tensor, bits) in [(&mut cache.keys, keys), (&mut cache.values, values)] {
-                    let [_, width] = tensor.dims();
-                    let new = TensorData::new(bits.reinterpret_cast::<bf16>().to_vec(), [segment.rows, width]);
-                    let new = Tensor::from_data(new, (&tensor.device(), DType::BF16));
-                    StockCache::put(tensor, segment, new);
-                }
+                let tensor = |bits: &[u16]| {
+                    let values = bits.reinterpret_cast::<bf16>().iter().map(|value| value.to_f32());
+                    let values = TensorData::new(values.collect::<Vec<f32>>(), [segment.rows, width]);
+                    Tensor::from_data(values, (&device, DType::F32))
+                };
+                cache.write(&stock::slots(std::slice::from_ref(segment)), tensor(keys), tensor(values));
             }
         }
     }
 
     /// Reads the positions of a segment, as [`Self::write`] takes them.
-    pub(super) fn read(&self, segment: &Segment) -> Vec<u16> {
+    pub(super) fn read(&self, segment: &Segment) -> Result<Vec<u16>, Failure> {
         match self {
             Cache::Kernels(KernelCache { heads, pages: Pages { keys, values }, .. }) => {
                 let width = heads.kv_width();
@@ -89,18 +96,20 @@ impl Cache {
                 let mut bits = Vec::with_capacity(2 * segment.rows * width);
                 part(keys, &mut bits);
                 part(values, &mut bits);
-                bits
+                Ok(bits)
             }
-            Cache::Stock(cache) => {
+            Cache::Stock(cache) => caught(|| {
                 let mut bits = Vec::new();
                 for tensor in [&cache.keys, &cache.values] {
                     for (slot, rows) in segment.runs() {
-                        let data = tensor.clone().slice([slot..slot + rows.len()]).into_data();
-                        bits.extend(data.iter::<bf16>().map(bf16::to_bits));
+                        let part = tensor.clone().slice(slot..slot + rows.len()).cast(DType::F32);
+                        let part = part.try_into_data().map_err(Failure::new)?;
+                        let part = part.as_slice::<f32>().map_err(Failure::new)?;
+                        bits.extend(part.iter().map(|value| bf16::from_f32(*value).to_bits()));
                     }
                 }
-                bits
-            }
+                Ok(bits)
+            }),
         }
     }
 }
@@ -135,20 +144,38 @@ impl KernelCache {
     }
 }
 
-impl StockCache {
-    /// Writes the rows of a segment, `[rows, width]`.
-    pub(super) fn put(to: &mut Tensor<2>, segment: &Segment, new: Tensor<2>) {
-        let [_, width] = to.dims();
-        for (slot, rows) in segment.runs() {
-            let part = new.clone().slice([rows.clone()]);
-            to.inplace(|to| to.slice_assign([slot..slot + rows.len(), 0..width], part));
+/// Writes a block to the caches of all layers.
+pub(super) fn import(
+    operators: Operators,
+    caches: &mut [Cache],
+    segment: &Segment,
+    block: &kv::Block,
+) -> Result<(), Failure> {
+    let write = |(cache, bits): (&mut Cache, &Vec<u16>)| cache.write(segment, bits);
+    match operators {
+        Operators::Kernels(_) => {
+            caches.par_iter_mut().zip(&block.layers).for_each(write);
+            Ok(())
         }
+        Operators::Stock => caught(|| {
+            caches.iter_mut().zip(&block.layers).for_each(write);
+            check(caches)
+        }),
     }
 }
 
-/// Writes a block to the caches of all layers.
-pub(super) fn import(caches: &mut [Cache], segment: &Segment, block: &kv::Block) {
-    caches.par_iter_mut().zip(&block.layers).for_each(|(cache, bits)| cache.write(segment, bits));
+/// Fails if any of the caches has lost its contents.
+pub(super) fn check(caches: &[Cache]) -> Result<(), Failure> {
+    let tensors = caches.iter().flat_map(|cache| match cache {
+        Cache::Kernels(_) => Vec::new(),
+        Cache::Stock(cache) => vec![&cache.keys, &cache.values],
+    });
+    // One read for all: a sum has no contents if one of its parts has none.
+    let firsts = tensors.map(|tensor| tensor.clone().slice([0..1, 0..1]).cast(DType::F32));
+    let Some(sum) = firsts.reduce(|sum, first| sum + first) else { return Ok(()) };
+    let sum = sum.try_into_data().map_err(Failure::new)?;
+    sum.as_slice::<f32>().map_err(Failure::new)?;
+    Ok(())
 }
 
 /// Memory that the system gives when it is first written.

@@ -4,6 +4,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::cache::Cache;
 use super::config::{self, Config, Gate};
+use super::failure::Failure;
 use super::ops::{Norm, Operators, Pass};
 use super::weights::{Layer, Weights};
 use crate::kernels::{Activation, Attention, Rotation, Segment};
@@ -26,13 +27,12 @@ pub(super) struct Batch {
 
 impl Network<'_> {
     /// Extends the caches, one a layer, by the batch's tokens, and returns the logits that each segment wants.
-    pub(super) fn pass(&self, batch: &Batch, caches: &mut [Cache]) -> Vec<Vec<f32>> {
+    pub(super) fn pass(&self, batch: &Batch, caches: &mut [Cache]) -> Result<Vec<Vec<f32>>, Failure> {
         let mut x = self.weights.embedding().rows(&batch.tokens, self.device);
         if self.config.embedding_scale != 1.0 {
             x = x * self.config.embedding_scale;
         }
-        let rotations: Vec<Rotation> =
-            self.config.ropes.iter().map(|rope| rotation(rope, &batch.segments)).collect();
+        let rotations: Vec<Rotation> = self.config.ropes.iter().map(|rope| rotation(rope, &batch.segments)).collect();
         let layers = self.weights.layers.iter().zip(&self.config.layers).zip(caches);
         for ((layer, kind), cache) in layers {
             let pass = Pass { rotation: &rotations[kind.rope], segments: &batch.segments };
@@ -45,16 +45,27 @@ impl Network<'_> {
         });
         let wanted: Vec<i64> = wanted.collect();
         if wanted.is_empty() {
-            return vec![Vec::new(); batch.segments.len()];
+            if self.operators == Operators::Stock {
+                // What fails is told to whoever reads.
+                let first = x.slice([0..1, 0..1]).try_into_data().map_err(Failure::new)?;
+                first.as_slice::<f32>().map_err(Failure::new)?;
+            }
+            return Ok(vec![Vec::new(); batch.segments.len()]);
         }
         let count = wanted.len();
         if count < batch.tokens.len() {
             x = x.select(0, Tensor::<1, Int>::from_data(TensorData::new(wanted, [count]), self.device));
         }
-        let logits = self.operators.linear(x, Some(self.norm(&self.weights.norm)), &self.weights.head).into_data();
-        let logits = logits.as_slice::<f32>().expect("the layers compute in f32");
-        let mut rows = logits.chunks_exact(self.config.vocabulary);
-        batch.logits.iter().map(|count| rows.by_ref().take(*count).flatten().copied().collect()).collect()
+        let logits = self.operators.linear(x, Some(self.norm(&self.weights.norm)), &self.weights.head);
+        let logits = logits.try_into_data().map_err(Failure::new)?;
+        let logits = logits.as_slice::<f32>().map_err(Failure::new)?;
+        let mut rest = logits;
+        let mut take = |count: &usize| {
+            let (taken, later) = rest.split_at(count * self.config.vocabulary);
+            rest = later;
+            taken.to_vec()
+        };
+        Ok(batch.logits.iter().map(&mut take).collect())
     }
 
     fn norm<'a>(&self, weight: &'a Tensor<1>) -> Norm<'a> {
@@ -68,8 +79,7 @@ impl Network<'_> {
         if let Some(bias) = &layer.qkv_bias {
             qkv = qkv + bias.clone().unsqueeze();
         }
-        let attention =
-            Attention { heads: self.config.heads, scale: self.config.attention_scale, window: kind.window };
+        let attention = Attention { heads: self.config.heads, scale: self.config.attention_scale, window: kind.window };
         let attended = operators.attention(attention, qkv, layer.head_norms.as_ref(), pass, cache);
         let x = self.add(x, attended, &layer.attention_output, layer.post_attention_norm.as_ref());
 

@@ -5,8 +5,10 @@
 //! pages that the open sequences share out among them. On `flex` a sequence's logits and KV are the same to the bit whatever
 //! the batch and however its tokens are split into passes, because every output of every operation is.
 
+mod arena;
 mod cache;
 mod config;
+mod failure;
 mod forward;
 mod ops;
 mod stock;
@@ -21,12 +23,13 @@ use baton_contract::kv;
 use burn::tensor::Device;
 
 use crate::checkpoint::{self, Checkpoint};
+use crate::device;
 use crate::kernels::{PAGE, Segment};
 use crate::model::{self, KvMemory, Model, SequenceId, Spec, Step};
-use crate::device;
-use config::{ARCHITECTURES, Config};
-pub use config::spec;
 use cache::Cache;
+pub use config::spec;
+use config::{ARCHITECTURES, Config};
+use failure::Failure;
 use forward::{Batch, Network};
 use ops::Operators;
 use weights::Weights;
@@ -49,6 +52,10 @@ pub enum Error {
     MissingTensor { tensor: String },
     #[error("tensor {tensor} must have the dimensions {expected:?}, found {found:?}; fetch or convert the file again")]
     TensorShape { tensor: String, expected: Vec<usize>, found: Vec<usize> },
+    #[error("the system gives no memory for the weights: {0}; take a smaller model, or a machine that has more")]
+    Memory(std::io::Error),
+    #[error("the model does not fit: {reason}; give its KV cache less memory, or take a device that has more")]
+    DoesNotFit { reason: String },
 }
 
 /// A model on a device, with the KV cache of its open sequences.
@@ -64,6 +71,8 @@ pub struct Llama {
     free_pages: Vec<u32>,
     sequences: HashMap<SequenceId, Sequence>,
     next: u64,
+    /// Why nothing can be computed any more.
+    lost: Option<String>,
 }
 
 #[derive(Default)]
@@ -90,6 +99,18 @@ impl Llama {
     }
 
     fn load_with(file: Checkpoint, device: Device, operators: Operators, kv_bytes: u64) -> Result<Llama, Error> {
+        let does_not_fit = |failure: Failure| Error::DoesNotFit { reason: failure.to_string() };
+        let loaded = match operators {
+            Operators::Kernels(_) => Llama::build(file, device, operators, kv_bytes),
+            Operators::Stock => failure::caught(|| Ok(Llama::build(file, device, operators, kv_bytes)))
+                .unwrap_or_else(|failure| Err(does_not_fit(failure))),
+        };
+        let mut model = loaded?;
+        model.try_out().map_err(does_not_fit)?;
+        Ok(model)
+    }
+
+    fn build(file: Checkpoint, device: Device, operators: Operators, kv_bytes: u64) -> Result<Llama, Error> {
         let config = Config::read(&file)?;
         let weights = Weights::load(&file, &config, operators, &device)?;
         let mut spec = config.spec(&file);
@@ -102,14 +123,15 @@ impl Llama {
         spec.fingerprint = *fingerprint.finalize().as_bytes();
 
         let layers = config.layers.len();
-        let page_bytes = cache::page_bytes(operators, config.heads, layers) as u64;
+        let page_bytes = cache::page_bytes(operators, &device, config.heads, layers) as u64;
         let pages = u32::try_from(kv_bytes / page_bytes).unwrap_or(u32::MAX).max(1);
         let caches = (0..layers).map(|_| Cache::new(operators, &device, config.heads, pages as usize)).collect();
         // The lowest pages are taken first, and what was freed last: so memory stays small and warm.
         let free_pages = (0..pages).rev().collect();
         let pages = pages as usize;
         let sequences = HashMap::new();
-        Ok(Llama { config, spec, weights, operators, device, caches, pages, free_pages, sequences, next: 0 })
+        let (next, lost) = (0, None);
+        Ok(Llama { config, spec, weights, operators, device, caches, pages, free_pages, sequences, next, lost })
     }
 
     fn sequence(&self, id: SequenceId) -> Result<&Sequence, model::Error> {
@@ -136,20 +158,29 @@ impl Llama {
             batch.tokens.extend(part.tokens);
             batch.logits.push(part.logits);
         }
-        let network = Network {
-            config: &self.config,
-            weights: &self.weights,
-            operators: self.operators,
-            device: &self.device,
-        };
-        let caches = &mut self.caches;
-        // On a thread of the pool, so that its threads share the work of each operation without being woken for it.
-        let found = rayon::scope(|_| network.pass(&batch, caches));
+        let found = self.compute(&batch).map_err(|failure| self.fail(failure))?;
         for (part, found) in parts.iter().zip(found) {
             logits[part.step].extend(found);
         }
         Ok(())
     }
+
+    fn compute(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>, Failure> {
+        let network =
+            Network { config: &self.config, weights: &self.weights, operators: self.operators, device: &self.device };
+        let caches = &mut self.caches;
+        match self.operators {
+            // On a thread of the pool, so that its threads share the work of each operation without being woken for it.
+            Operators::Kernels(_) => rayon::scope(|_| network.pass(batch, caches)),
+            // On this thread, for Burn keeps queues and memory by thread.
+            Operators::Stock => failure::caught(|| network.pass(batch, caches)),
+        }
+    }
+}
+
+/// A token at the start of the first page, that of no sequence.
+fn first_token() -> Batch {
+    Batch { tokens: vec![0], segments: vec![Segment { row: 0, rows: 1, start: 0, pages: vec![0] }], logits: vec![1] }
 }
 
 /// Cuts steps into passes of at most [`PASS_ROWS`] tokens in which a sequence occurs once.
@@ -202,27 +233,36 @@ impl Model for Llama {
     }
 
     fn forward(&mut self, steps: &[Step<'_>]) -> Result<Vec<Vec<f32>>, model::Error> {
+        self.check_device()?;
         model::check_steps(self, steps)?;
+        let lengths = steps.iter().map(|step| Ok((step.sequence, self.len(step.sequence)?)));
+        let lengths = lengths.collect::<Result<Vec<_>, model::Error>>()?;
         let mut logits = vec![Vec::new(); steps.len()];
-        for parts in passes(steps) {
-            if !parts.is_empty() {
-                self.pass(&parts, &mut logits)?;
+        let mut passes = passes(steps).into_iter().filter(|parts| !parts.is_empty());
+        match passes.try_for_each(|parts| self.pass(&parts, &mut logits)) {
+            Ok(()) => Ok(logits),
+            Err(error) => {
+                self.shrink(&lengths);
+                Err(error)
             }
         }
-        Ok(logits)
     }
 
     fn export(&self, sequence: SequenceId, tokens: Range<usize>) -> Result<kv::Block, model::Error> {
+        self.check_device()?;
         let Sequence { len, pages } = self.sequence(sequence)?;
         if tokens.start > tokens.end || tokens.end > *len {
             return Err(model::Error::RangeOutOfBounds { start: tokens.start, end: tokens.end, len: *len });
         }
         let segment = Segment { row: 0, rows: tokens.len(), start: tokens.start, pages: pages.clone() };
-        let layers = self.caches.iter().map(|cache| if tokens.is_empty() { Vec::new() } else { cache.read(&segment) });
-        Ok(kv::Block { tokens: tokens.len(), layers: layers.collect() })
+        let read = |cache: &Cache| if tokens.is_empty() { Ok(Vec::new()) } else { cache.read(&segment) };
+        let layers = self.caches.iter().map(read).collect::<Result<_, Failure>>();
+        let layers = layers.map_err(|failure| model::Error::StepFailed(failure.to_string()))?;
+        Ok(kv::Block { tokens: tokens.len(), layers })
     }
 
     fn import(&mut self, sequence: SequenceId, tokens: &[u32], block: &kv::Block) -> Result<(), model::Error> {
+        self.check_device()?;
         let len = self.len(sequence)?;
         let shape = self.spec.kv;
         if block.tokens != tokens.len() || !block.fits(&shape) {
@@ -237,7 +277,11 @@ impl Model for Llama {
         model::check_room(self, [(len, tokens.len())])?;
         if !tokens.is_empty() {
             let segment = self.grow(sequence, 0, tokens.len())?;
-            cache::import(&mut self.caches, &segment, block);
+            if let Err(failure) = cache::import(self.operators, &mut self.caches, &segment, block) {
+                let error = self.fail(failure);
+                self.shrink(&[(sequence, len)]);
+                return Err(error);
+            }
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, Flex, backend_extension};
 use burn::tensor::{Device, Tensor, TensorData};
 
+use super::arena::{Arena, Stored};
 use super::cache::{Cache, KernelCache};
 use super::stock;
 use crate::kernels::{
@@ -33,7 +34,7 @@ pub(super) struct Packed {
     format: Format,
     inputs: usize,
     outputs: usize,
-    bytes: Vec<u8>,
+    stored: Stored,
 }
 
 /// RMS norms of each head of queries and keys, weights `[head size]`.
@@ -78,10 +79,11 @@ impl Operators {
         }
     }
 
-    /// Loads weights, of which `format` can hold every value.
+    /// Loads weights, of which `format` can hold every value. The kernels' are kept in `arena`.
     pub(super) fn load(
         self,
         device: &Device,
+        arena: &mut Arena,
         format: Format,
         inputs: usize,
         outputs: usize,
@@ -89,8 +91,9 @@ impl Operators {
     ) -> Linear {
         match self {
             Operators::Kernels(_) => {
-                let bytes = kernels::pack(format, inputs, outputs, rows);
-                Linear::Packed(Packed { format, inputs, outputs, bytes })
+                let (to, stored) = arena.take(format.matrix_bytes(inputs, outputs));
+                kernels::pack(format, inputs, outputs, rows, to);
+                Linear::Packed(Packed { format, inputs, outputs, stored })
             }
             Operators::Stock => {
                 let mut plain = vec![0.0; outputs * inputs];
@@ -200,7 +203,7 @@ impl Linear {
 
 impl Packed {
     fn matrix(&self) -> Matrix<'_> {
-        Matrix { format: self.format, inputs: self.inputs, outputs: self.outputs, bytes: &self.bytes }
+        Matrix { format: self.format, inputs: self.inputs, outputs: self.outputs, bytes: self.stored.bytes() }
     }
 }
 
@@ -256,14 +259,7 @@ impl KernelOps for Flex {
         product(x, None, layer, mode, then)
     }
 
-    fn normed_linear(
-        x: Primitive,
-        norm: Primitive,
-        epsilon: f32,
-        layer: &Packed,
-        mode: Mode,
-        then: Then,
-    ) -> Primitive {
+    fn normed_linear(x: Primitive, norm: Primitive, epsilon: f32, layer: &Packed, mode: Mode, then: Then) -> Primitive {
         product(x, Some(Normed { weight: norm.storage(), epsilon }), layer, mode, then)
     }
 
@@ -289,24 +285,14 @@ impl KernelOps for Flex {
         pass: Pass<'_>,
         cache: &mut KernelCache,
     ) -> Primitive {
-        let norms = norms.as_ref().map(|(queries, keys, epsilon)| kernels::HeadNorms { queries, keys, epsilon: *epsilon });
+        let norms =
+            norms.as_ref().map(|(queries, keys, epsilon)| kernels::HeadNorms { queries, keys, epsilon: *epsilon });
         let (rows, width) = (matrix_shape(&qkv).0, attention.heads.query_width());
         let mut out = vec![0.0; rows * width];
         let (pages, copies) = cache.parts();
         with_values(qkv, |qkv| {
             let Pass { rotation, segments } = pass;
-            kernels::attention(
-                Level::best(),
-                mode,
-                attention,
-                qkv,
-                norms,
-                rotation,
-                segments,
-                pages,
-                copies,
-                &mut out,
-            );
+            kernels::attention(Level::best(), mode, attention, qkv, norms, rotation, segments, pages, copies, &mut out);
         });
         from_values(out, rows, width)
     }

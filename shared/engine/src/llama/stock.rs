@@ -1,10 +1,13 @@
 //! The operations of [`super::ops`] in Burn's operators, for devices without kernels of their own.
 
-use burn::tensor::{DType, Int, Tensor, TensorData, activation};
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData, activation};
 
 use super::cache::StockCache;
 use super::ops::{GATE_BLOCK, HeadNorms, Pass};
 use crate::kernels::{Activation, Attention, Heads, Rotation, Segment};
+
+/// The score of a position that a query does not see: its weight is 0. Shaders need not know infinity.
+const UNSEEN: f32 = -1e30;
 
 pub(super) fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f32) -> Tensor<D> {
     let mean = (x.clone() * x.clone()).mean_dim(D - 1);
@@ -33,26 +36,33 @@ pub(super) fn attention(
 ) -> Tensor<2> {
     let Heads { queries, kv, size } = attention.heads;
     let [rows, width] = qkv.dims();
-    let heads = |from: usize, count: usize| {
-        qkv.clone().slice([0..rows, from * size..(from + count) * size]).reshape([rows, count, size])
+    let heads = |from: usize, count: usize, norm: Option<&Tensor<1>>| {
+        let x = qkv.clone().slice([0..rows, from * size..(from + count) * size]).reshape([rows, count, size]);
+        let x = match norm.zip(norms) {
+            Some((weight, HeadNorms { epsilon, .. })) => rms_norm(x, weight.clone(), *epsilon),
+            None => x,
+        };
+        mix(rotate(x, pass.rotation))
     };
-    let (mut q, mut k) = (heads(0, queries), heads(queries, kv));
-    if let Some(HeadNorms { queries, keys, epsilon }) = norms {
-        q = rms_norm(q, queries.clone(), *epsilon);
-        k = rms_norm(k, keys.clone(), *epsilon);
-    }
-    let rotated = mix(rotate(Tensor::cat(vec![q, k], 1), pass.rotation));
-    let q = rotated.clone().slice([0..rows, 0..queries]);
-    let k = rotated.slice([0..rows, queries..queries + kv]).reshape([rows, kv * size]).cast(DType::BF16);
-    let v = qkv.slice([0..rows, width - kv * size..width]).cast(DType::BF16);
+    let q = heads(0, queries, norms.map(|norms| &norms.queries));
+    let k = heads(queries, kv, norms.map(|norms| &norms.keys)).reshape([rows, kv * size]);
+    let v = qkv.clone().slice([0..rows, width - kv * size..width]);
+    cache.write(&slots(pass.segments), k, v);
 
-    let out = pass.segments.iter().map(|segment| {
+    // Joined by sums, see `failure`: a part without contents must leave the whole without, as it does not in `cat`.
+    let mut parts = pass.segments.iter().map(|segment| {
         let part = segment.row..segment.row + segment.rows;
-        StockCache::put(&mut cache.keys, segment, k.clone().slice([part.clone()]));
-        StockCache::put(&mut cache.values, segment, v.clone().slice([part.clone()]));
-        attend(attention, q.clone().slice([part]), segment, cache)
+        (part.clone(), attend(attention, q.clone().slice([part]), segment, cache))
     });
-    Tensor::cat(out.collect(), 0)
+    match (parts.next(), pass.segments.len()) {
+        (Some((_, whole)), 1) => whole,
+        (first, _) => first
+            .into_iter()
+            .chain(parts)
+            .fold(Tensor::zeros([rows, queries * size], (&qkv.device(), DType::F32)), |whole, (part, out)| {
+                scatter(whole, &part.collect::<Vec<_>>(), out, IndexingUpdateOp::Add)
+            }),
+    }
 }
 
 /// The attention of a segment's queries, `[rows, queries, size]`, over all of its sequence's positions.
@@ -64,43 +74,88 @@ fn attend(attention: Attention, q: Tensor<3>, segment: &Segment, cache: &StockCa
     let whole = Segment { row: 0, rows: end, start: 0, pages: segment.pages.clone() };
 
     // [kv, positions, size]; the query heads of a KV head stand below each other: [kv, group * rows, size].
+    let slots = indices(&slots(&[whole]), &device);
     let cached = |cache: &Tensor<2>| {
-        let runs = whole.runs().map(|(slot, rows)| cache.clone().slice([slot..slot + rows.len()]));
-        Tensor::cat(runs.collect(), 0).cast(DType::F32).reshape([end, kv, size]).swap_dims(0, 1)
+        cache.clone().select(0, slots.clone()).cast(DType::F32).reshape([end, kv, size]).swap_dims(0, 1)
     };
     let q = q.swap_dims(0, 1).reshape([kv, group * rows, size]);
     let scores = q.matmul(cached(&cache.keys).swap_dims(1, 2)) * attention.scale;
 
-    let position = Tensor::<1, Int>::arange(0..end as i64, &device).reshape([1, 1, end]).expand([1, rows, end]);
-    let row = Tensor::<1, Int>::arange(start as i64..end as i64, &device).reshape([1, rows, 1]).expand([1, rows, end]);
+    let shape = [kv, group, rows, end];
+    let position = Tensor::<1, Int>::arange(0..end as i64, &device).reshape([1, 1, 1, end]).expand(shape);
+    let row = Tensor::<1, Int>::arange(start as i64..end as i64, &device).reshape([1, 1, rows, 1]).expand(shape);
     let mut unseen = position.clone().greater(row.clone());
     if let Some(window) = attention.window {
         unseen = unseen.bool_or(position.lower_equal(row - window as i64));
     }
-    let unseen = unseen.repeat_dim(1, group).expand([kv, group * rows, end]);
-    let weights = activation::softmax(scores.mask_fill(unseen, f32::NEG_INFINITY), 2);
+    let weights = activation::softmax(scores.reshape(shape).mask_fill(unseen, UNSEEN), 3);
 
+    let weights = weights.reshape([kv, group * rows, end]);
     let out = weights.matmul(cached(&cache.values)).reshape([queries, rows, size]).swap_dims(0, 1);
     out.reshape([rows, queries * size])
 }
 
-/// Rotates every head of `x` (`[rows, heads, size]`): with `a` the first half of the rotated values and `b` the second,
-/// `(a cos - b sin, b cos + a sin)`.
-fn rotate(x: Tensor<3>, rotation: &Rotation) -> Tensor<3> {
-    let [rows, heads, size] = x.dims();
-    let pairs = rotation.pairs;
-    let turn = |values: &[f32]| {
-        let values = TensorData::new(values.to_vec(), [rows, 1, pairs]);
-        Tensor::<3>::from_data(values, &x.device()).expand([rows, heads, pairs])
-    };
-    let (cos, sin) = (turn(&rotation.cos), turn(&rotation.sin));
-    let part = |from: usize, to: usize| x.clone().slice([0..rows, 0..heads, from..to]);
-    let (a, b) = (part(0, pairs), part(pairs, 2 * pairs));
-    let mut parts = vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin];
-    if 2 * pairs < size {
-        parts.push(part(2 * pairs, size));
+impl StockCache {
+    /// Writes rows of keys and values, `[slots, kv * size]`, rounded to bf16.
+    pub(super) fn write(&mut self, slots: &[usize], keys: Tensor<2>, values: Tensor<2>) {
+        for (to, new) in [(&mut self.keys, keys), (&mut self.values, values)] {
+            let new = match to.dtype() {
+                DType::F32 => round(new),
+                dtype => new.cast(dtype),
+            };
+            to.inplace(|to| scatter(to, slots, new, IndexingUpdateOp::Assign));
+        }
     }
-    Tensor::cat(parts, 2)
+}
+
+/// What a cache on `device` is kept in: bf16, or f32 values that are bf16 numbers where the device can't compute in bf16.
+pub(super) fn kv_dtype(device: &Device) -> DType {
+    if device.supports_dtype(DType::BF16) { DType::BF16 } else { DType::F32 }
+}
+
+/// The slots of the segments' rows, in their order.
+pub(super) fn slots(segments: &[Segment]) -> Vec<usize> {
+    let runs = segments.iter().flat_map(Segment::runs);
+    runs.flat_map(|(slot, rows)| slot..slot + rows.len()).collect()
+}
+
+/// Rounds f32 values to bf16 numbers, to nearest, ties to even, below 2^111.
+///
+/// `x + 2^16 x` is of 16 more bits than `x`, so its rounding takes from `x` what bf16 has no room for. That the three
+/// operations are kernels of their own, not fused, is what keeps a compiler from simplifying them.
+fn round(x: Tensor<2>) -> Tensor<2> {
+    let large = x.clone() * 65_536.0;
+    (x + large.clone()) - large
+}
+
+/// Puts rows of values in the place of those of `to`, or adds them.
+fn scatter(to: Tensor<2>, rows: &[usize], values: Tensor<2>, update: IndexingUpdateOp) -> Tensor<2> {
+    let rows = indices(rows, &to.device()).unsqueeze_dim::<2>(1);
+    to.scatter_nd(rows, values, update)
+}
+
+fn indices(values: &[usize], device: &Device) -> Tensor<1, Int> {
+    let values: Vec<i64> = values.iter().map(|value| *value as i64).collect();
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
+}
+
+/// Rotates every head of `x` (`[rows, heads, size]`): with `a` the first half of the rotated values and `b` the second,
+/// `(a cos - b sin, b cos + a sin)`; each value is turned with its partner in the other half.
+fn rotate(x: Tensor<3>, rotation: &Rotation) -> Tensor<3> {
+    let [rows, _, size] = x.dims();
+    let (pairs, device) = (rotation.pairs, x.device());
+    let turn = |values: &[f32], first: f32, rest: f32| {
+        let row = |row: &[f32]| {
+            let halves = row.iter().map(|value| first * value).chain(row.iter().copied());
+            halves.chain(std::iter::repeat_n(rest, size - 2 * pairs)).collect::<Vec<f32>>()
+        };
+        let values: Vec<f32> = values.chunks_exact(pairs).flat_map(row).collect();
+        Tensor::<3>::from_data(TensorData::new(values, [rows, 1, size]), &device)
+    };
+    let partners: Vec<usize> = (pairs..2 * pairs).chain(0..pairs).chain(2 * pairs..size).collect();
+    let partner = x.clone().select(2, indices(&partners, &device));
+    x * turn(&rotation.cos, 1.0, 1.0) + partner * turn(&rotation.sin, -1.0, 0.0)
 }
 
 /// Multiplies every head of `x` with the Hadamard matrix of [`crate::kernels`], a power-of-two block at a time.
@@ -109,9 +164,28 @@ fn mix(x: Tensor<3>) -> Tensor<3> {
     let block = 1 << size.trailing_zeros();
     let scale = 1.0 / (block as f32).sqrt();
     let values = (0..block * block).map(|at: usize| {
-        let sign = (at / block & at % block).count_ones() % 2;
+        let sign = ((at / block) & (at % block)).count_ones() % 2;
         if sign == 0 { scale } else { -scale }
     });
     let matrix = Tensor::<2>::from_data(TensorData::new(values.collect::<Vec<f32>>(), [block, block]), &x.device());
     x.reshape([rows * heads * size / block, block]).matmul(matrix).reshape([rows, heads, size])
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    #[test]
+    fn rounding_is_that_of_bf16() {
+        // Every value between two bf16 numbers of one exponent and those of the next, ties among them; then other sizes.
+        let ties = (0x3f7f_0000u32..0x3f82_0000).step_by(0x80).map(f32::from_bits);
+        let sizes = (0u32..1 << 16).map(|i| f32::from_bits(i.wrapping_mul(0x9e37_79b1) % 0x6700_0000 + 0x0100_0000));
+        let values: Vec<f32> = ties.chain(sizes).flat_map(|value| [value, -value]).collect();
+        let expected: Vec<f32> = values.iter().map(|value| bf16::from_f32(*value).to_f32()).collect();
+        let count = values.len();
+        let rounded = round(Tensor::from_data(TensorData::new(values, [count, 1]), &Device::flex()));
+        assert_eq!(rounded.into_data().as_slice::<f32>().unwrap(), expected);
+    }
 }

@@ -1,12 +1,15 @@
 //! A model's weights, arranged for the forward pass.
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::Error;
+use super::arena::Arena;
 use super::config::{Config, Pairs, matrix, vector};
 use super::ops::{GATE_BLOCK, HeadNorms, Linear, Operators};
 use crate::checkpoint::{self, Checkpoint};
-use crate::kernels::{BLOCK, Format, Quantized, Rows};
+use crate::kernels::{BLOCK, Format, PANEL, Quantized, Rows};
 use crate::quants::Type;
 
 pub(super) struct Weights {
@@ -42,18 +45,21 @@ impl Weights {
         operators: Operators,
         device: &Device,
     ) -> Result<Weights, Error> {
-        let loader = Loader { file, config, operators, device };
+        let arena = Arena::reserve(arena_bytes(file)).map_err(Error::Memory)?;
+        let loader = Loader { file, config, operators, device, arena: Mutex::new(arena) };
         let embedding = config.embedding(file)?;
         let output = match file.tensor("output.weight") {
             Some(_) => Some(matrix(file, "output.weight", config.hidden, config.vocabulary)?),
             None => None,
         };
-        Ok(Weights {
+        let weights = Weights {
             layers: (0..config.layers.len()).map(|index| loader.layer(index)).collect::<Result<_, Error>>()?,
             norm: loader.norm("output_norm.weight", config.hidden)?,
             head: loader.whole(output.unwrap_or(embedding)),
             embedding: output.map(|_| loader.whole(embedding)),
-        })
+        };
+        loader.arena.into_inner().unwrap_or_else(PoisonError::into_inner).freeze().map_err(Error::Memory)?;
+        Ok(weights)
     }
 
     pub(super) fn embedding(&self) -> &Linear {
@@ -66,6 +72,7 @@ struct Loader<'a> {
     config: &'a Config,
     operators: Operators,
     device: &'a Device,
+    arena: Mutex<Arena>,
 }
 
 impl Loader<'_> {
@@ -183,8 +190,16 @@ impl Loader<'_> {
         let inputs = tensors[0].row_len();
         let formats = tensors.iter().map(|tensor| format(tensor.dtype, inputs));
         let format = formats.reduce(Format::join).unwrap_or(Format::F32);
-        self.operators.load(self.device, format, inputs, outputs, &Combined { tensors, source })
+        let arena = &mut self.arena.lock().unwrap_or_else(PoisonError::into_inner);
+        self.operators.load(self.device, arena, format, inputs, outputs, &Combined { tensors, source })
     }
+}
+
+/// More than the packed weights take: all values in f32, and a panel more of each matrix, whose last one is filled up.
+fn arena_bytes(file: &Checkpoint) -> usize {
+    let tensors = file.tensor_names().filter_map(|name| file.tensor(name));
+    let values = tensors.map(|tensor| tensor.row_len().saturating_mul(tensor.rows().saturating_add(2 * PANEL)));
+    values.fold(0usize, usize::saturating_add).saturating_mul(size_of::<f32>())
 }
 
 /// How the kernels keep a type.

@@ -11,6 +11,7 @@ use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokR
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory, panic_utils};
 use serde_json::{Value, json};
 
+use super::schema;
 use crate::source::Vocabulary;
 
 /// Longer tokens, and what goes beyond so many bytes of all tokens, are never part of a constrained answer: the trie of the
@@ -66,6 +67,9 @@ impl Grammars {
                 if !schema.is_object() {
                     return Err(refused("expected an object".to_owned()));
                 }
+                if let Some(refusal) = schema::refusal(&schema) {
+                    return Err(refused(refusal));
+                }
                 json_grammar(schema)
             }
             Constraint::Regex(expression) => {
@@ -120,7 +124,8 @@ impl Progress {
 }
 
 fn json_grammar(mut schema: Value) -> TopLevelGrammar {
-    let options = JsonCompileOptions { whitespace_pattern: Some(WHITE_SPACE.to_owned()), ..JsonCompileOptions::default() };
+    let options =
+        JsonCompileOptions { whitespace_pattern: Some(WHITE_SPACE.to_owned()), ..JsonCompileOptions::default() };
     // In place of the options that a request may have put there.
     options.apply_to(&mut schema);
     TopLevelGrammar::from_json_schema(schema)
@@ -160,8 +165,14 @@ fn factory(vocabulary: &Vocabulary) -> Result<ParserFactory, Error> {
     panic_utils::catch_unwind(std::panic::AssertUnwindSafe(build)).map_err(|error| Error::Vocabulary(said(&error)))
 }
 
-/// What llguidance says, without the state and the back trace that may follow.
+/// What llguidance says, without the place in our one-line grammar before and after it, and its state and back trace.
 fn said(error: &impl std::fmt::Display) -> String {
     let message = error.to_string();
-    message.split("\n<").next().unwrap_or_default().trim().to_owned()
+    let message = message.split("\n<").next().unwrap_or_default().trim();
+    match message.strip_prefix("at ").and_then(|place| place.split_once("): ")) {
+        Some((place, rest)) if place.bytes().all(|byte| byte.is_ascii_digit() || byte == b'(') => {
+            rest.split("\n   1 | ").next().unwrap_or_default().to_owned()
+        }
+        _ => message.to_owned(),
+    }
 }

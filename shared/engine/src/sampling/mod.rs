@@ -15,6 +15,7 @@ mod constraint;
 mod draw;
 mod logprobs;
 mod penalties;
+mod schema;
 
 use baton_contract::sampling::Sampling;
 

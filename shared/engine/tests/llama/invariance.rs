@@ -2,13 +2,15 @@
 
 use baton_contract::kv;
 use baton_engine::llama::Llama;
-use baton_engine::model::{Error, Model, SequenceId, Step};
+use baton_engine::model::{Compute, Error, Model, SequenceId, Step};
 use proptest::prelude::*;
 
-use crate::load;
 use crate::writer::{CONTEXT, Tiny, VOCABULARY};
+use crate::{load, load_as};
 
-fn bits(logits: &[f32]) -> Vec<u32> {
+pub(crate) const MODES: [Compute; 2] = [Compute::Exact, Compute::Fast];
+
+pub(crate) fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|logit| logit.to_bits()).collect()
 }
 
@@ -41,10 +43,12 @@ fn plan(most: usize) -> impl Strategy<Value = Plan> {
 
 fn tiny() -> impl Strategy<Value = Tiny> {
     let heads = prop_oneof![Just((4, 2)), Just((6, 2)), Just((2, 2)), Just((8, 1))];
-    (any::<u64>(), heads, 1usize..5, any::<bool>(), any::<bool>()).prop_map(
-        |(seed, (queries, kv), head, whole, tied)| {
+    let windows = prop_oneof![Just(None), (1usize..40).prop_map(Some), (1usize..500).prop_map(Some)];
+    (any::<u64>(), heads, 1usize..5, any::<[bool; 3]>(), windows).prop_map(
+        |(seed, (queries, kv), head, [whole, tied, quantized], window)| {
             let head = head * 16;
-            Tiny { seed, layers: 2, queries, kv, head, rope: if whole { head } else { head / 2 }, tied }
+            let rope = if whole { head } else { head / 2 };
+            Tiny { layers: 2, queries, kv, head, rope, tied, quantized, window, ..Tiny::new(seed) }
         },
     )
 }
@@ -58,46 +62,56 @@ proptest! {
         plans in prop::collection::vec(plan(70), 1..6),
         long in plan(600),
     ) {
-        let mut model = load(&tiny.file()).unwrap();
         let plans: Vec<Plan> = plans.into_iter().chain([long]).collect();
-        let expected: Vec<_> = plans.iter().map(|plan| alone(&mut model, &plan.tokens)).collect();
+        let mut logits = Vec::new();
+        for compute in MODES {
+            let mut model = load_as(&tiny.file(), compute, 1 << 24).unwrap();
+            let expected: Vec<_> = plans.iter().map(|plan| alone(&mut model, &plan.tokens)).collect();
+            together(&mut model, &plans, &expected)?;
+            logits.push(expected.into_iter().map(|(logits, _)| logits).collect::<Vec<_>>());
+        }
+        prop_assert_ne!(&logits[0], &logits[1], "fast computes like exact");
+    }
+}
 
-        let mut open: Vec<(SequenceId, usize)> = Vec::new();
-        for (plan, (_, block)) in plans.iter().zip(&expected) {
-            let sequence = model.open();
-            let mut done = 0;
-            if plan.import && plan.parts[0] < plan.tokens.len() {
-                done = plan.parts[0];
-                let part = part_of(block, done, model.spec().kv.width);
-                model.import(sequence, &plan.tokens[..done], &part).unwrap();
-            }
-            open.push((sequence, done));
+/// All sequences side by side, by their parts: each as it is alone.
+fn together(model: &mut Llama, plans: &[Plan], expected: &[(Vec<u32>, kv::Block)]) -> Result<(), TestCaseError> {
+    let mut open: Vec<(SequenceId, usize)> = Vec::new();
+    for (plan, (_, block)) in plans.iter().zip(expected) {
+        let sequence = model.open();
+        let mut done = 0;
+        if plan.import && plan.parts[0] < plan.tokens.len() {
+            done = plan.parts[0];
+            let part = part_of(block, done, model.spec().kv.width);
+            model.import(sequence, &plan.tokens[..done], &part).unwrap();
         }
-        let mut last: Vec<Vec<f32>> = vec![Vec::new(); plans.len()];
-        for round in 0.. {
-            let mut steps = Vec::new();
-            let mut who = Vec::new();
-            for (index, (plan, (sequence, done))) in plans.iter().zip(&mut open).enumerate().rev() {
-                let end = plan.tokens.len().min(*done + plan.parts[round % plan.parts.len()]);
-                if *done < end {
-                    let logits = usize::from(end == plan.tokens.len() || round % 2 == 0);
-                    steps.push(Step { sequence: *sequence, tokens: &plan.tokens[*done..end], logits });
-                    who.push(index);
-                    *done = end;
-                }
-            }
-            if steps.is_empty() {
-                break;
-            }
-            for (index, logits) in who.into_iter().zip(model.forward(&steps).unwrap()) {
-                last[index] = logits;
+        open.push((sequence, done));
+    }
+    let mut last: Vec<Vec<f32>> = vec![Vec::new(); plans.len()];
+    for round in 0.. {
+        let mut steps = Vec::new();
+        let mut who = Vec::new();
+        for (index, (plan, (sequence, done))) in plans.iter().zip(&mut open).enumerate().rev() {
+            let end = plan.tokens.len().min(*done + plan.parts[round % plan.parts.len()]);
+            if *done < end {
+                let logits = usize::from(end == plan.tokens.len() || round % 2 == 0);
+                steps.push(Step { sequence: *sequence, tokens: &plan.tokens[*done..end], logits });
+                who.push(index);
+                *done = end;
             }
         }
-        for (((plan, expected), (sequence, _)), logits) in plans.iter().zip(&expected).zip(&open).zip(&last) {
-            prop_assert_eq!(&bits(logits), &expected.0);
-            prop_assert_eq!(&model.export(*sequence, 0..plan.tokens.len()).unwrap(), &expected.1);
+        if steps.is_empty() {
+            break;
+        }
+        for (index, logits) in who.into_iter().zip(model.forward(&steps).unwrap()) {
+            last[index] = logits;
         }
     }
+    for (((plan, expected), (sequence, _)), logits) in plans.iter().zip(expected).zip(&open).zip(&last) {
+        prop_assert_eq!(&bits(logits), &expected.0);
+        prop_assert_eq!(&model.export(*sequence, 0..plan.tokens.len()).unwrap(), &expected.1);
+    }
+    Ok(())
 }
 
 /// The first `tokens` tokens of a block.
@@ -107,6 +121,30 @@ fn part_of(block: &kv::Block, tokens: usize, width: usize) -> kv::Block {
         [&keys[..tokens * width], &values[..tokens * width]].concat()
     });
     kv::Block { tokens, layers: layers.collect() }
+}
+
+/// The logits of many tokens of a step, also where the step takes several passes.
+#[test]
+fn rows_of_logits_are_those_of_single_steps() {
+    for compute in MODES {
+        let file = Tiny { quantized: true, window: Some(77), ..Tiny::new(17) }.file();
+        let mut model = load_as(&file, compute, 1 << 24).unwrap();
+        let tokens: Vec<u32> = (0..600).map(|i| i * i % VOCABULARY as u32).collect();
+        let sequence = model.open();
+        let single = tokens.iter().flat_map(|token| {
+            model.forward(&[Step { sequence, tokens: std::slice::from_ref(token), logits: 1 }]).unwrap().remove(0)
+        });
+        let single = bits(&single.collect::<Vec<f32>>());
+        for count in [0, 1, 88, 89, 513, 600] {
+            let (one, two) = (model.open(), model.open());
+            let steps = [one, two].map(|sequence| Step { sequence, tokens: &tokens, logits: count });
+            for found in model.forward(&steps).unwrap() {
+                assert!(bits(&found) == single[single.len() - count * VOCABULARY..], "{compute:?}, {count} rows");
+            }
+            model.close(one);
+            model.close(two);
+        }
+    }
 }
 
 #[test]

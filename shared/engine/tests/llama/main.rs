@@ -1,8 +1,9 @@
-//! The llama engine: hostile files, the same bits for any batch and split, and another engine's answers.
+//! The llama engine: hostile files, the same bits for any batch and split, KV memory, and another engine's answers.
 
 mod fuzz;
 mod hostile;
 mod invariance;
+mod memory;
 mod reference;
 mod writer;
 
@@ -21,5 +22,9 @@ fn open(bytes: &[u8]) -> Result<Checkpoint, checkpoint::Error> {
 }
 
 fn load(bytes: &[u8]) -> Result<Llama, llama::Error> {
-    Llama::load(open(bytes)?, &model::Options { compute: Compute::Exact, ..model::Options::default() })
+    load_as(bytes, Compute::Exact, 1 << 24)
+}
+
+fn load_as(bytes: &[u8], compute: Compute, kv_bytes: u64) -> Result<Llama, llama::Error> {
+    Llama::load(open(bytes)?, &model::Options { compute, kv_bytes, ..model::Options::default() })
 }

@@ -119,6 +119,11 @@ pub struct Tiny {
     pub rope: usize,
     /// Whether the output head is the embedding table.
     pub tied: bool,
+    /// Whether the weights of queries, keys and values are quantized, too.
+    pub quantized: bool,
+    /// How many positions attention sees at most.
+    pub window: Option<usize>,
+    pub context: usize,
 }
 
 pub const VOCABULARY: usize = 90;
@@ -126,7 +131,18 @@ pub const CONTEXT: usize = 1024;
 
 impl Tiny {
     pub fn new(seed: u64) -> Tiny {
-        Tiny { seed, layers: 2, queries: 4, kv: 2, head: 16, rope: 16, tied: true }
+        Tiny {
+            seed,
+            layers: 2,
+            queries: 4,
+            kv: 2,
+            head: 16,
+            rope: 16,
+            tied: true,
+            quantized: false,
+            window: None,
+            context: CONTEXT,
+        }
     }
 
     /// The model as a file, with every supported type among its weights.
@@ -137,7 +153,7 @@ impl Tiny {
         to.string("general.architecture", "llama");
         to.string("general.name", "tiny");
         to.number("llama.block_count", self.layers);
-        to.number("llama.context_length", CONTEXT);
+        to.number("llama.context_length", self.context);
         to.number("llama.embedding_length", hidden);
         to.number("llama.feed_forward_length", wide);
         to.number("llama.attention.head_count", self.queries);
@@ -146,14 +162,18 @@ impl Tiny {
         to.number("llama.rope.dimension_count", self.rope);
         to.float("llama.attention.layer_norm_rms_epsilon", 1e-5);
         to.float("llama.rope.freq_base", 10_000.0);
+        if let Some(window) = self.window {
+            to.number("llama.attention.sliding_window", window);
+        }
+        let kinds = if self.quantized { [Q4_1, Q4_0, Q8_0] } else { [F32, F16, BF16] };
         to.matrix("token_embd.weight", hidden, VOCABULARY, Q8_0, 1.0);
         for layer in 0..self.layers {
             let name = |part: &str| format!("blk.{layer}.{part}.weight");
             let ones = [1.0f32.to_le_bytes(), 0.5f32.to_le_bytes()].concat().repeat(hidden / 2);
             to.tensor(&name("attn_norm"), &[hidden], F32, &ones);
-            to.matrix(&name("attn_q"), hidden, q, F32, 0.6);
-            to.matrix(&name("attn_k"), hidden, kv, F16, 0.6);
-            to.matrix(&name("attn_v"), hidden, kv, BF16, 0.4);
+            to.matrix(&name("attn_q"), hidden, q, kinds[0], 0.6);
+            to.matrix(&name("attn_k"), hidden, kv, kinds[1], 0.6);
+            to.matrix(&name("attn_v"), hidden, kv, kinds[2], 0.4);
             to.matrix(&name("attn_output"), q, hidden, Q4_0, 0.3);
             to.tensor(&name("ffn_norm"), &[hidden], F32, &ones);
             to.matrix(&name("ffn_gate"), hidden, wide, Q4_1, 0.4);

@@ -100,8 +100,10 @@ fn city() -> Value {
             "people": { "type": "integer", "minimum": 10, "maximum": 4321 },
             "tags": { "type": "array", "items": { "type": "string", "maxLength": 5 }, "minItems": 1, "maxItems": 3 },
             "sea": { "type": ["boolean", "null"] },
+            "level": { "type": "number", "multipleOf": 0.25, "minimum": 0.5, "maximum": 9 },
+            "depth": { "type": "integer", "multipleOf": 100, "minimum": 0, "maximum": 900 },
         },
-        "required": ["name", "kind", "people", "tags", "sea"],
+        "required": ["name", "kind", "people", "tags", "sea", "level", "depth"],
         "additionalProperties": false,
     })
 }
@@ -109,7 +111,7 @@ fn city() -> Value {
 fn is_city(text: &str) {
     let found: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
     let keys: Vec<&str> = found.as_object().expect(text).keys().map(String::as_str).collect();
-    assert_eq!(keys, ["name", "kind", "people", "tags", "sea"], "in the order of the schema: {text}");
+    assert_eq!(keys, ["name", "kind", "people", "tags", "sea", "level", "depth"], "in the order of the schema: {text}");
     let name = found["name"].as_str().expect(text);
     assert!((3..=9).contains(&name.len()) && name.starts_with(|c: char| c.is_ascii_uppercase()), "{text}");
     assert!(name[1..].chars().all(|c| c.is_ascii_lowercase()), "{text}");
@@ -118,6 +120,9 @@ fn is_city(text: &str) {
     let tags = found["tags"].as_array().expect(text);
     assert!((1..=3).contains(&tags.len()), "{text}");
     assert!(tags.iter().all(|tag| tag.as_str().expect(text).chars().count() <= 5), "{text}");
+    let level = found["level"].as_f64().expect(text) * 4.0;
+    assert!((2.0..=36.0).contains(&level) && level.fract() == 0.0, "{text}");
+    assert_eq!(found["depth"].as_i64().expect(text) % 100, 0, "{text}");
     assert!(found["sea"].is_boolean() || found["sea"].is_null(), "{text}");
 }
 
@@ -127,7 +132,10 @@ fn answers_fit_their_schema_for_every_seed() {
         let emitted = answer(&job(sampled(schema(city()), seed))).expect("a good schema");
         is_city(&text(&emitted));
         let last = &emitted[emitted.len() - 1];
-        assert!(last.finish == Some(FinishReason::Stop) && BYTES.is_end(last.token), "only an end follows the last brace");
+        assert!(
+            last.finish == Some(FinishReason::Stop) && BYTES.is_end(last.token),
+            "only an end follows the last brace"
+        );
     }
     for seed in 0..10 {
         is_city(&noise(schema(city()), seed));
@@ -186,7 +194,10 @@ fn logprobs_are_the_models_own() {
         let logprobs = emitted.logprobs.as_ref().expect("they were asked for");
         let [best, second, third] = &logprobs.top_logprobs[..] else { panic!("{logprobs:?}") };
         assert_eq!((&logprobs.chosen, best.id), (best, emitted.token));
-        assert_eq!((best.bytes.as_slice(), best.token.as_bytes()), (&[emitted.token as u8][..], &[emitted.token as u8][..]));
+        assert_eq!(
+            (best.bytes.as_slice(), best.token.as_bytes()),
+            (&[emitted.token as u8][..], &[emitted.token as u8][..])
+        );
         assert!(best.logprob > second.logprob && second.logprob >= third.logprob);
         let sum: f32 = logprobs.top_logprobs.iter().map(|alternative| alternative.logprob.exp()).sum();
         assert!(sum <= 1.0 && best.logprob < 0.0, "{logprobs:?}");
@@ -217,6 +228,13 @@ fn what_can_not_be_followed_is_refused_by_its_path() {
         (regex("a\\"), "half an escape"),
         (regex("(?=a)b"), "structured_outputs.regex: "),
         (regex("[^\\s\\S]"), "structured_outputs.regex: "),
+        (constrained(schema(json!({ "multipleOf": 99_991 }))), "multipleOf: "),
+        (constrained(schema(json!({ "multipleOf": 0.0000001 }))), "multipleOf: "),
+        (
+            constrained(schema(json!({ "allOf": [{ "pattern": "a" }], "items": vec![json!({ "pattern": "b" }); 4] }))),
+            "`pattern`",
+        ),
+        (constrained(schema(json!({ "enum": vec![json!([]); 3_000] }))), "at most 2000 objects"),
         (Sampling { logit_bias: vec![(999, 1.0)], ..Sampling::GREEDY }, "logit_bias: token id 999"),
         (Sampling { logprobs: Some(u32::MAX), ..Sampling::GREEDY }, "top_logprobs: "),
     ];
@@ -236,8 +254,9 @@ fn hostile_forms_are_refused_or_harmless() {
     for _ in 0..60 {
         nested = json!({ "type": "object", "properties": { "a": nested, "b": { "type": "integer" } } });
     }
-    let wide: serde_json::Map<String, Value> =
-        (0..3_000).map(|key| (format!("k{key}"), json!({ "type": "string", "pattern": format!("^x{{{key}}}$") }))).collect();
+    let wide: serde_json::Map<String, Value> = (0..3_000)
+        .map(|key| (format!("k{key}"), json!({ "type": "string", "pattern": format!("^x{{{key}}}$") })))
+        .collect();
     let mut doubling = json!({ "a0": { "type": "string", "maxLength": 9 } });
     for level in 1..40 {
         let below = json!({ "$ref": format!("#/$defs/a{}", level - 1) });
@@ -251,52 +270,42 @@ fn hostile_forms_are_refused_or_harmless() {
         Constraint::Regex(format!("{}a{}", "(".repeat(2_000), ")".repeat(2_000))),
         Constraint::Regex("a|".repeat(2_000) + "b"),
         schema(json!({ "enum": many(6_000, &|i| json!(format!("{i:08x}"))) })),
-        schema(json!({ "anyOf": many(2_000, &|i| json!({ "type": "object", "properties": { format!("k{i}"): {} } })) })),
+        schema(
+            json!({ "anyOf": many(2_000, &|i| json!({ "type": "object", "properties": { format!("k{i}"): {} } })) }),
+        ),
         schema(json!({ "type": "string", "minLength": 1_000_000, "maxLength": 2_000_000 })),
         schema(json!({ "type": "array", "items": { "type": "integer" }, "minItems": 1_000_000 })),
         schema(json!({ "type": "array", "items": { "type": "integer" }, "maxItems": 10_000_000 })),
         schema(json!({ "type": "object", "properties": wide })),
         schema(json!({ "type": "object", "additionalProperties": { "type": "integer" }, "minProperties": 100_000 })),
         schema(json!({ "type": "integer", "multipleOf": 99_999_999 })),
+        schema(json!({ "type": "integer", "multipleOf": 19_997 })),
+        schema(json!({ "type": "number", "multipleOf": 1e-9 })),
+        schema(json!({ "anyOf": many(60, &|i| json!({ "type": "integer", "multipleOf": 9_001 + i })) })),
+        schema(json!({ "type": "integer", "minimum": -9e18, "maximum": 9e18, "multipleOf": 9_999 })),
         schema(json!({ "type": "number", "minimum": 1e-300, "maximum": 1e300 })),
+        schema(
+            json!({ "allOf": many(30, &|i| json!({ "type": "string", "pattern": format!("(a|b.){{{i},99}}b.*c") })) }),
+        ),
+        schema(
+            json!({ "allOf": many(4, &|i| json!({ "type": "string", "pattern": format!(".*([a-m].{{2}}|[c-z].{{{i}}}|.*x.{{9}}y)+") })) }),
+        ),
+        schema(
+            json!({ "type": "string", "pattern": "^(([^,]*,){50}x|.{900}y)*$", "minLength": 500, "maxLength": 999 }),
+        ),
         schema(json!({ "$ref": "#" })),
         schema(json!({ "allOf": [{ "$ref": "#" }, { "$ref": "#" }] })),
         schema(json!({ "$defs": doubling, "$ref": "#/$defs/a39" })),
+        schema(
+            json!({ "allOf": many(12, &|i| json!({ "anyOf": many(4, &|j| json!({ "properties": { format!("k{i}x{j}"): {} } })) })) }),
+        ),
         schema(nested),
-        schema(json!({ "type": "integer", "multipleOf": 997 })),
-        schema(json!({ "type": "integer", "multipleOf": 9_973 })),
-        schema(json!({ "type": "integer", "multipleOf": 99_991 })),
-        schema(json!({ "type": "number", "multipleOf": 0.0001 })),
-        schema(json!({ "type": "number", "multipleOf": 99.97 })),
-        schema(json!({ "type": "number", "multipleOf": 1e-9 })),
-        schema(json!({ "type": "number", "multipleOf": 1e-30 })),
-        schema(json!({ "type": "number", "multipleOf": 5e-324 })),
-        schema(json!({ "allOf": [{"type": "integer", "multipleOf": 97}, { "multipleOf": 89 }, {"multipleOf": 83}, {"multipleOf": 79}] })),
-        schema(json!({ "allOf": many(12, &|i| json!({ "anyOf": many(4, &|j| json!({ "type": "object", "properties": { format!("k{i}x{j}"): {"type": "integer"} } })) })) })),
-        schema(json!({ "allOf": many(300, &|i| json!({ "type": "string", "pattern": format!("a.{{{i}}}b") })) })),
-        schema(json!({ "allOf": many(30, &|i| json!({ "type": "string", "pattern": format!("(a|b.){{{i},99}}b.*c") })) })),
-        schema(json!({ "type": "object", "patternProperties": many(60, &|i| json!(i)).iter().map(|i| (format!("^(a|b)*a(a|b){{{i}}}$"), json!({"type": "integer"}))).collect::<serde_json::Map<_, _>>() })),
-        schema(json!({ "type": "object", "properties": (0..200).map(|i| (format!("k{i}"), json!({ "enum": many(20, &|j| json!(format!("{i}-{j}"))) }))).collect::<serde_json::Map<_, _>>() })),
-        schema(json!({ "type": "string", "pattern": "^(([^,]*,){50}x|.{900}y)*$", "minLength": 500, "maxLength": 999 })),
-        schema(json!({ "type": "string", "pattern": "(.*a){60}", "format": "email" })),
-        Constraint::Regex("(a|aa|aaa|.a.){400}(.*b.{300}|.*c.{200}|.*d.{100}){3}".into()),
-        Constraint::Regex(".*x.{1000}|.*y.{999}|.*z.{998}|.*w.{997}".into()),
-        Constraint::Regex("[\\w\\W]{3000}\\p{L}{1000}".into()),
-        Constraint::Regex("(\\p{L}|\\p{N}){1000}(x|y(x|z){0,200}){200}".into()),
     ];
-    let only: Option<usize> = std::env::var("ONLY").ok().and_then(|v| v.parse().ok());
-    for (index, constraint) in hostile.into_iter().enumerate() {
-        if only.is_some_and(|only| only != index) { continue; }
+    for constraint in hostile {
         let shown: String = format!("{constraint:?}").chars().take(90).collect();
         let job = Job { max_tokens: 40, ..job(sampled(constraint, 1)) };
         // Refused at once, stuck at a bound, or an answer: all are well, and none takes long.
-        let now = std::time::SystemTime::now();
-        let r = BYTES_GENERATOR.start(&job).map(|_|());
-        let r2 = SMOLLM_GENERATOR.start(&job).map(|_|());
-        let t = now.elapsed();
-        let a = answer(&job);
-        eprintln!("TIME {t:?} {:?} {shown} {:?} {:?} {:?}", now.elapsed(), r.map_err(|e| e.to_string().chars().take(150).collect::<String>()), r2.is_ok(), a.as_ref().map(|e| text(e)).map_err(|e| e.to_string().chars().take(150).collect::<String>()));
-        match a {
+        match answer(&job) {
             Ok(emitted) => assert!(!emitted.is_empty(), "{shown}"),
             Err(error) => assert!(error.failure().message.len() < 2_100, "{shown}: {error}"),
         }

@@ -11,9 +11,8 @@ fn sampling_is_a_function_of_seed_and_position() {
     // Token i has the weight i + 1 at temperature 1; the ties at the end test the order of equals.
     let logits: Vec<f32> = (1..=9).chain([9]).map(|weight| (weight as f32).ln()).collect();
     let sampling = |temperature, top_p, top_k, seed| Sampling { temperature, top_p, top_k, seed, ..Sampling::GREEDY };
-    let drawn = |sampling: Sampling| -> Vec<u32> {
-        (0..10_000).map(|position| pick(&logits, &sampling, position)).collect()
-    };
+    let drawn =
+        |sampling: Sampling| -> Vec<u32> { (0..10_000).map(|position| pick(&logits, &sampling, position)).collect() };
     let plain = drawn(sampling(1.0, 1.0, 0, 7));
     assert_eq!(plain, drawn(sampling(1.0, 1.0, 0, 7)));
     assert_ne!(plain, drawn(sampling(1.0, 1.0, 0, 8)));
@@ -94,7 +93,8 @@ fn adjusted(logits: &[f32], sampling: &Sampling, prompt: &[u32], answer: &[u32])
     for (id, logit) in (0..).zip(&mut logits) {
         let times = answer.iter().filter(|token| **token == id).count() as f32;
         if times > 0.0 || prompt.contains(&id) {
-            *logit = if *logit > 0.0 { *logit / sampling.repetition_penalty } else { *logit * sampling.repetition_penalty };
+            *logit =
+                if *logit > 0.0 { *logit / sampling.repetition_penalty } else { *logit * sampling.repetition_penalty };
         }
         if times > 0.0 {
             *logit -= times * sampling.frequency_penalty + sampling.presence_penalty;

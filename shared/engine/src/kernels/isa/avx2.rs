@@ -11,7 +11,8 @@ pub(in crate::kernels) struct Avx2(());
 
 impl Avx2 {
     pub(super) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")).then_some(Self(()))
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"))
+            .then_some(Self(()))
     }
 
     #[inline]
@@ -122,9 +123,9 @@ impl Isa for Avx2 {
         })
     }
     #[inline(always)]
-    fn zero_ints(self) -> [__m256i; 2] {
+    fn splat_int(self, value: i32) -> [__m256i; 2] {
         // SAFETY: the token promises AVX2; no memory is touched.
-        unsafe { [_mm256_setzero_si256(); 2] }
+        unsafe { [_mm256_set1_epi32(value); 2] }
     }
     #[inline(always)]
     fn dot(self, sum: [__m256i; 2], unsigned: [__m256i; 2], signed: [__m256i; 2]) -> [__m256i; 2] {
@@ -150,7 +151,12 @@ impl Isa for Avx2 {
     fn load_halves(self, from: &[u8; 2 * LANES]) -> [__m256; 2] {
         let (low, high) = from.split_at(LANES);
         // SAFETY: the token promises F16C; both halves are 16 readable bytes, alignment is not needed.
-        unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(low.as_ptr().cast())), _mm256_cvtph_ps(_mm_loadu_si128(high.as_ptr().cast()))] }
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(low.as_ptr().cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(high.as_ptr().cast())),
+            ]
+        }
     }
     #[inline(always)]
     fn load_floats(self, from: &Line) -> [__m256; 2] {

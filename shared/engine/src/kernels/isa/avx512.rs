@@ -16,7 +16,8 @@ impl Avx512 {
         (is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vnni")
-            && Avx2::detect().is_some()).then_some(Self(()))
+            && Avx2::detect().is_some())
+        .then_some(Self(()))
     }
 
     #[inline]
@@ -115,9 +116,9 @@ impl Isa for Avx512 {
         }
     }
     #[inline(always)]
-    fn zero_ints(self) -> __m512i {
+    fn splat_int(self, value: i32) -> __m512i {
         // SAFETY: the token promises AVX-512F; no memory is touched.
-        unsafe { _mm512_setzero_si512() }
+        unsafe { _mm512_set1_epi32(value) }
     }
     #[inline(always)]
     fn dot(self, sum: __m512i, unsigned: __m512i, signed: __m512i) -> __m512i {

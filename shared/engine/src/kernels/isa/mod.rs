@@ -13,9 +13,9 @@ mod portable;
 
 use std::sync::OnceLock;
 
+use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use {avx2::Avx2, avx512::Avx512};
-use portable::Portable;
 
 /// Lanes of a vector, whatever the machine's own width.
 pub(super) const LANES: usize = 16;
@@ -57,7 +57,7 @@ pub(super) trait Isa: Copy {
     fn high_nibbles(self, v: Self::B) -> Self::B;
     /// Byte `index` (0 to 3) of every lane, unsigned.
     fn byte_of_lanes(self, v: Self::B, index: usize) -> Self::V;
-    fn zero_ints(self) -> Self::I;
+    fn splat_int(self, value: i32) -> Self::I;
     /// Adds to each lane the four products of its bytes: `unsigned` from 0 to 255, `signed` from -127 to 127. Exact.
     fn dot(self, sum: Self::I, unsigned: Self::B, signed: Self::B) -> Self::I;
     fn to_floats(self, v: Self::I) -> Self::V;

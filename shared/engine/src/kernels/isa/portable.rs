@@ -89,8 +89,8 @@ impl Isa for Portable {
         std::array::from_fn(|lane| f32::from(v[4 * lane + index]))
     }
     #[inline(always)]
-    fn zero_ints(self) -> [i32; LANES] {
-        [0; LANES]
+    fn splat_int(self, value: i32) -> [i32; LANES] {
+        [value; LANES]
     }
     #[inline(always)]
     fn dot(self, sum: [i32; LANES], unsigned: Line, signed: Line) -> [i32; LANES] {

@@ -10,11 +10,9 @@ use crate::{
     sampling::Sampling,
 };
 
-pub use sampling::{
+pub use crate::controls::{
     FormatKind, JsonSchema, MAX_LOGIT_BIAS, MAX_REGEX_BYTES, MAX_SCHEMA_BYTES, ResponseFormat, StructuredOutputs,
 };
-
-mod sampling;
 
 /// Tokens an answer may have when the request sets no `max_tokens`.
 pub const DEFAULT_MAX_TOKENS: u32 = 256;
@@ -196,7 +194,7 @@ fn unreadable(error: serde_path_to_error::Error<serde_json::Error>) -> Failure {
     Failure::new(code, format!("{at}{inner}"))
 }
 
-fn invalid(message: String) -> Failure {
+pub(crate) fn invalid(message: String) -> Failure {
     Failure::new(Code::InvalidValue, message)
 }
 
@@ -299,6 +297,3 @@ impl Deadline {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

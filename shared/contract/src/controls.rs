@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Request, invalid};
 use crate::{
     outcome::Failure,
+    request::{Request, invalid},
     sampling::{Constraint, MAX_TOP_LOGPROBS, Sampling},
 };
 
@@ -61,7 +61,7 @@ pub struct StructuredOutputs {
 
 impl Request {
     /// The sampling parameters, without the seed.
-    pub(super) fn sampling(&self) -> Result<Sampling, Failure> {
+    pub(crate) fn sampling(&self) -> Result<Sampling, Failure> {
         let none = Sampling::GREEDY;
         Ok(Sampling {
             temperature: within("temperature", self.temperature, none.temperature, 0.0..=2.0)?,

@@ -1,5 +1,11 @@
-use super::*;
-use crate::sampling::Constraint;
+//! The public request: what is taken, and what is refused by which words.
+
+use baton_contract::{
+    JobId, Name,
+    outcome::{Code, Failure},
+    request::{Checked, MAX_LOGIT_BIAS, parse},
+    sampling::{Constraint, Sampling},
+};
 
 fn parse_text(text: &str) -> Result<Checked, Failure> {
     parse(text.as_bytes(), &Name::new("batch").unwrap(), 1_000)

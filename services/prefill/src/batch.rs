@@ -1,0 +1,199 @@
+//! The thread that owns the model and computes the prompts, many at a time. Nothing on it ever waits for the store.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
+    sync::mpsc::{Receiver, TryRecvError},
+};
+
+use baton_engine::{
+    generation::Generation,
+    model::{self, KvMemory, Model, SequenceId, Step},
+};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::{
+    engine::{Command, Computed, Failed, NewPrompt, Options},
+    schedule::{self, PromptId, Schedule, Share},
+};
+
+pub(crate) struct Batch {
+    model: Box<dyn Model>,
+    schedule: Schedule,
+    prompts: BTreeMap<PromptId, Prompt>,
+}
+
+struct Prompt {
+    tokens: Vec<u32>,
+    /// Those that were not sent yet.
+    pieces: VecDeque<Range<usize>>,
+    generation: Generation,
+    computed: UnboundedSender<Computed>,
+    /// None until there are pages for it.
+    sequence: Option<SequenceId>,
+    /// Whether its first token has been computed, or tried to.
+    started: bool,
+    /// Tokens whose KV the sequence holds.
+    done: usize,
+}
+
+impl Batch {
+    pub(crate) fn new(model: Box<dyn Model>, options: Options) -> Self {
+        let KvMemory { page_tokens, pages, .. } = model.memory();
+        let Options { batch_tokens, ahead } = options;
+        let schedule = Schedule::new(schedule::Options { page_tokens, pages, batch_tokens, ahead });
+        Self { model, schedule, prompts: BTreeMap::new() }
+    }
+
+    /// Works until nobody can send commands any more.
+    pub(crate) fn serve(mut self, commands: &Receiver<Command>) {
+        loop {
+            loop {
+                match commands.try_recv() {
+                    Ok(command) => self.obey(command),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+            if !self.round() {
+                let Ok(command) = commands.recv() else { return };
+                self.obey(command);
+            }
+        }
+    }
+
+    /// Opens prompts, and computes one pass; false if there is nothing to do until somebody says something: there is no
+    /// prompt, or all wait for the store.
+    fn round(&mut self) -> bool {
+        while let Some(id) = self.schedule.admit() {
+            if let Some(prompt) = self.prompts.get_mut(&id) {
+                prompt.sequence = Some(self.model.open());
+            }
+        }
+        let shares = self.schedule.next();
+        if !shares.is_empty() {
+            self.pass(&shares);
+        }
+        !shares.is_empty()
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Prompt { id, prompt } => self.submit(id, *prompt),
+            Command::Stored { id, tokens } => self.schedule.stored(id, tokens),
+            Command::Leave(id) => self.remove(id),
+        }
+    }
+
+    /// Puts a prompt into the queue, unless it would fail a pass: found here it fails alone.
+    fn submit(&mut self, id: PromptId, prompt: NewPrompt) {
+        let NewPrompt { tokens, pieces, generation, computed } = prompt;
+        let spec = self.model.spec();
+        let (vocabulary, context, needed) = (spec.vocabulary, spec.context, tokens.len());
+        let fault = match tokens.iter().find(|token| **token as usize >= vocabulary) {
+            Some(&token) => Err(model::Error::TokenOutOfRange { token, vocabulary }.into()),
+            None if tokens.is_empty() => Err(model::Error::EmptyStep.into()),
+            None if needed > context => Err(model::Error::ContextExceeded { context, needed }.into()),
+            None => self.schedule.submit(id, needed).map_err(Failed::TooLong),
+        };
+        let (pieces, sequence) = (pieces.into(), None);
+        match fault {
+            Ok(()) => {
+                let prompt = Prompt { tokens, pieces, generation, computed, sequence, started: false, done: 0 };
+                self.prompts.insert(id, prompt);
+            }
+            // Nobody may be listening any more, here and wherever else something is told.
+            Err(failed) => drop(computed.send(Computed::Failed(failed))),
+        }
+    }
+
+    /// Computes the next tokens of some prompts in one pass.
+    fn pass(&mut self, shares: &[Share]) {
+        for share in shares {
+            if let Some(prompt) = self.prompts.get_mut(&share.id)
+                && !std::mem::replace(&mut prompt.started, true)
+            {
+                let _ = prompt.computed.send(Computed::Started);
+            }
+        }
+        let steps: Vec<Step<'_>> = shares.iter().filter_map(|share| self.prompts.get(&share.id)?.step(share)).collect();
+        let logits = match self.model.forward(&steps) {
+            Ok(logits) => logits,
+            Err(error) => return self.failed(shares, error),
+        };
+        self.schedule.passed();
+        for (&share, logits) in shares.iter().zip(&logits) {
+            self.schedule.computed(share);
+            match self.hand_on(share, logits) {
+                Ok(false) => {}
+                Ok(true) => self.remove(share.id),
+                Err(error) => self.fail(share.id, error),
+            }
+        }
+    }
+
+    /// Sends the pieces that a pass completed, and the first token after the last; true if nothing is left to do.
+    fn hand_on(&mut self, share: Share, logits: &[f32]) -> Result<bool, model::Error> {
+        let Some(prompt) = self.prompts.get_mut(&share.id) else { return Ok(true) };
+        let Some(sequence) = prompt.sequence else { return Ok(true) };
+        prompt.done += share.tokens;
+        while let Some(range) = prompt.pieces.pop_front_if(|range| range.end <= prompt.done) {
+            let block = self.model.export(sequence, range)?;
+            if prompt.computed.send(Computed::Piece(block)).is_err() {
+                return Ok(true);
+            }
+        }
+        if prompt.done < prompt.tokens.len() {
+            return Ok(false);
+        }
+        let first = prompt.generation.next(logits);
+        let _ = prompt.computed.send(first.map_or_else(Computed::Refused, Computed::FirstToken));
+        Ok(true)
+    }
+
+    /// After a failed pass: the next is smaller. A prompt fails if a single token of it alone does.
+    fn failed(&mut self, shares: &[Share], error: model::Error) {
+        if let Some(id) = self.schedule.failed(shares) {
+            tracing::error!(%error, "computing a prompt failed; its job is tried again elsewhere");
+            return self.fail(id, error);
+        }
+        tracing::warn!(%error, prompts = shares.len(), "a pass failed; a smaller one is tried");
+        for Share { id, .. } in shares {
+            let Some(prompt) = self.prompts.get_mut(id) else { continue };
+            let Some(sequence) = prompt.sequence else { continue };
+            // A failed pass should have changed nothing; a sequence that it did change is computed again.
+            if self.model.len(sequence).ok() != Some(prompt.done) {
+                self.model.close(sequence);
+                prompt.sequence = Some(self.model.open());
+                prompt.done = 0;
+                self.schedule.restart(*id);
+            }
+        }
+    }
+
+    fn fail(&mut self, id: PromptId, error: model::Error) {
+        if let Some(prompt) = self.prompts.get(&id) {
+            let _ = prompt.computed.send(Computed::Failed(error.into()));
+        }
+        self.remove(id);
+    }
+
+    fn remove(&mut self, id: PromptId) {
+        self.schedule.remove(id);
+        if let Some(Prompt { sequence: Some(sequence), .. }) = self.prompts.remove(&id) {
+            self.model.close(sequence);
+        }
+    }
+}
+
+impl Prompt {
+    /// Its part in a pass.
+    fn step(&self, share: &Share) -> Option<Step<'_>> {
+        let end = self.done + share.tokens;
+        let logits = usize::from(end == self.tokens.len());
+        Some(Step { sequence: self.sequence?, tokens: self.tokens.get(self.done..end)?, logits })
+    }
+}
+
+#[cfg(test)]
+mod tests;
