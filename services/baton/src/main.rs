@@ -119,8 +119,9 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
 
 async fn bring(arguments: SetupArguments) -> anyhow::Result<()> {
     let setup = setup::Setup::from_environment(arguments.quiet);
-    let brought =
-        tokio::task::spawn_blocking(move || anyhow::Ok((setup.ensure_nats_server()?, setup.ensure_model(arguments.model)?)));
+    let brought = tokio::task::spawn_blocking(move || {
+        anyhow::Ok((setup.ensure_nats_server()?, setup.ensure_model(arguments.model)?))
+    });
     let (nats_server, model) = brought.await??;
     if arguments.json {
         println!("{}", serde_json::json!({ "nats_server": nats_server, "model": model }));

@@ -61,11 +61,6 @@ impl Setup {
         self.programs("nats-server").chain([own]).find(|path| nats_server_version(path) >= Some(OLDEST_NATS_SERVER))
     }
 
-    /// The default model, if Baton's own folder holds it. Only its size is checked: it was verified when it came.
-    pub fn find_default_model(&self) -> Option<PathBuf> {
-        self.installed(Model::default().pin())
-    }
-
     /// What [`Setup::find_nats_server`] finds; downloads it first if need be.
     pub fn ensure_nats_server(&self) -> Result<PathBuf> {
         if let Some(path) = self.find_nats_server() {
@@ -81,13 +76,13 @@ impl Setup {
         self.provision(&pin, || self.find_nats_server())
     }
 
-    /// What [`Setup::find_default_model`] finds; downloads it first if need be.
+    /// The file of the default model, see [`Setup::ensure_model`].
     pub fn ensure_default_model(&self) -> Result<PathBuf> {
         self.ensure_model(Model::default())
     }
 
-    /// The file of a model; downloads it first if need be. Of a file that is there only the size is checked, as in
-    /// [`Setup::find_default_model`].
+    /// The file of a model; downloads it first if need be. Of a file that is there only the size is checked: it was verified
+    /// when it came.
     pub fn ensure_model(&self, model: Model) -> Result<PathBuf> {
         self.provision(model.pin(), || self.installed(model.pin()))
     }

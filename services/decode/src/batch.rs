@@ -9,6 +9,7 @@ use baton_engine::{
     generation::Generation,
     model::{self, KvMemory, Model, SequenceId, Step},
 };
+use rayon::prelude::*;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
@@ -237,22 +238,11 @@ impl Batch {
             Err(error) => return self.halve(error),
         };
         self.schedule.stepped();
-        let mut ended = Vec::new();
+        // On all of the engine's threads: a draw from tens of thousands of tokens takes as long as part of a step.
         let running = self.answers.iter_mut().filter(|(_, answer)| answer.next_step().is_some());
-        for ((&id, answer), logits) in running.zip(&logits) {
-            let (event, ends) = match answer.generation.next(logits) {
-                Ok(emitted) => {
-                    answer.tokens.push(emitted.token);
-                    let ends = emitted.finish.is_some();
-                    (Event::Token(emitted), ends)
-                }
-                Err(error) => (Event::Stuck(error), true),
-            };
-            if answer.events.send(event).is_err() || ends {
-                ended.push(id);
-            }
-        }
-        for id in ended {
+        let sampled: Vec<_> = running.zip(logits).collect();
+        let ended = sampled.into_par_iter().filter_map(|((id, answer), logits)| answer.sample(&logits).then_some(*id));
+        for id in ended.collect::<Vec<AnswerId>>() {
             self.remove(id);
         }
     }
@@ -299,6 +289,19 @@ impl Batch {
 }
 
 impl Answer {
+    /// Goes on by the next token; true if that ended the answer, or nobody listens any more.
+    fn sample(&mut self, logits: &[f32]) -> bool {
+        let (event, ends) = match self.generation.next(logits) {
+            Ok(emitted) => {
+                self.tokens.push(emitted.token);
+                let ends = emitted.finish.is_some();
+                (Event::Token(emitted), ends)
+            }
+            Err(error) => (Event::Stuck(error), true),
+        };
+        self.events.send(event).is_err() || ends
+    }
+
     /// Its part in the next step, if it takes part.
     fn next_step(&self) -> Option<Step<'_>> {
         let Kv::Here(sequence) = self.kv else { return None };

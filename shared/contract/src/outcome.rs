@@ -79,7 +79,8 @@ pub struct Usage {
     pub completion_tokens: u32,
 }
 
-/// Where a job's time went and what its KV cache weighed. Times in milliseconds; queues end when a worker claims the job.
+/// Where a job's time went and what its KV cache weighed. Times in milliseconds. A stage's queue ends when its work on the job
+/// begins: the wait for the engine and for memory inside a worker is part of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, bincode::Encode, bincode::Decode)]
 pub struct Timings {
     /// When the broker accepted the request, since 1970.

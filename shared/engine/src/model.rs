@@ -186,7 +186,8 @@ pub enum Error {
     BlockMismatch { found: usize, layers: usize, expected: usize, expected_layers: usize },
     #[error("a step needs at least one token, and as many as it wants logits of")]
     EmptyStep,
-    /// Told to each job of a batch whose step failed.
+    /// The device failed; the text says what of the model is left: at worst all sequences are closed, or the model is of no
+    /// more use. Also told to each job of a batch whose step failed.
     #[error("the step of the whole batch failed: {0}")]
     StepFailed(String),
 }

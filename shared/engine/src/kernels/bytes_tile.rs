@@ -1,5 +1,7 @@
 //! Products of bytes: up to six rows times 32 columns, from which the fast mode's linear layers and attention are made.
 
+#![expect(clippy::needless_range_loop, reason = "rows and halves index several arrays at once")]
+
 use super::activations::Row;
 use super::isa::{Isa, LANES, Line};
 use super::packed::{BLOCK, PANEL, Panel};

@@ -203,7 +203,7 @@ fn exp2<I: Isa>(isa: I, x: I::V) -> I::V {
     let rounded = isa.add(x, isa.splat(ROUND));
     let f = isa.sub(x, isa.sub(rounded, isa.splat(ROUND)));
     let mut sum = isa.splat(1.333_355_8e-3);
-    for coefficient in [9.618_129e-3, 5.550_410_9e-2, 0.240_226_51, std::f32::consts::LN_2, 1.0] {
+    for coefficient in [9.618_13e-3, 5.550_411e-2, 0.240_226_5, std::f32::consts::LN_2, 1.0] {
         sum = isa.fma(sum, f, isa.splat(coefficient));
     }
     isa.mul(sum, isa.pow2_low_bits(rounded))

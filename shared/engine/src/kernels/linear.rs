@@ -258,7 +258,7 @@ fn finish<I: Isa>(isa: I, then: Then, sums: &[f32; PANEL], to: &mut [f32]) {
                 // x / 2 (1 + tanh(y)) is x / (1 + e^-2y).
                 Activation::Gelu => {
                     let square = isa.mul(x, x);
-                    let factor = isa.fma(square, isa.splat(-0.071_354_814), isa.splat(-1.595_769_1));
+                    let factor = isa.fma(square, isa.splat(-0.071_354_81), isa.splat(-1.595_769));
                     isa.mul(x, factor)
                 }
             };

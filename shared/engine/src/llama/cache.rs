@@ -25,6 +25,9 @@ pub(super) struct KernelCache {
     copies: Option<QuantizedPages<Vec<u8>, Vec<f32>>>,
 }
 
+/// A cache's copies in 8 bits, as the kernels write them.
+type CopiesMut<'a> = QuantizedPages<&'a mut [u8], &'a mut [f32]>;
+
 /// Both `[slots, kv * size]`, in bf16 or what [`stock::kv_dtype`] takes for it.
 pub(super) struct StockCache {
     pub(super) keys: Tensor<2>,
@@ -116,7 +119,7 @@ impl Cache {
 
 impl KernelCache {
     /// What the attention kernels write and read.
-    pub(super) fn parts(&mut self) -> (Pages<&mut [bf16]>, Option<QuantizedPages<&mut [u8], &mut [f32]>>) {
+    pub(super) fn parts(&mut self) -> (Pages<&mut [bf16]>, Option<CopiesMut<'_>>) {
         let Pages { keys, values } = &mut self.pages;
         let copies = self.copies.as_mut().map(|copies| QuantizedPages {
             keys: &mut copies.keys[..],

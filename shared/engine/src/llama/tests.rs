@@ -10,7 +10,7 @@ use crate::kernels::Mode;
 use crate::model::Step;
 
 #[path = "../../tests/llama/writer.rs"]
-mod writer;
+pub(super) mod writer;
 
 /// Logits of a long and a short sequence, which run together, the long one in two parts; and the long one's KV.
 fn computed(path: &Path, operators: Operators) -> (Vec<f32>, Vec<f32>) {

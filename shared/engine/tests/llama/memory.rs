@@ -138,9 +138,10 @@ fn long_prompt(compute: Compute) {
     let before = peak();
     let sequence = model.open();
     let whole = model.forward(&[Step { sequence, tokens: &tokens, logits: 1 }]).unwrap();
-    // A score for each pair of positions would be 256 MiB a head; for each pair of a pass, 64 MiB for all heads.
+    // Some 5 MiB, of which the KV cache is one. A score for each pair of positions would be 256 MiB a head; for each row of
+    // a pass and each position, 64 MiB for all heads.
     let grown = peak().zip(before).map(|(after, before)| after - before);
-    assert!(grown.is_none_or(|grown| grown < 48 << 20), "{compute:?}: {grown:?} bytes more");
+    assert!(grown.is_none_or(|grown| grown < 32 << 20), "{compute:?}: {grown:?} bytes more");
 
     let parted = model.open();
     let mut last = Vec::new();

@@ -14,6 +14,8 @@ struct Cache {
     copies: QuantizedPages<Vec<u8>, Vec<f32>>,
 }
 
+type CopiesMut<'a> = QuantizedPages<&'a mut [u8], &'a mut [f32]>;
+
 impl Cache {
     fn new(heads: Heads, pages: usize) -> Cache {
         let values = || vec![bf16::ZERO; pages * PAGE * heads.kv_width()];
@@ -34,7 +36,7 @@ impl Cache {
         cache
     }
 
-    fn parts(&mut self) -> (Pages<&mut [bf16]>, QuantizedPages<&mut [u8], &mut [f32]>) {
+    fn parts(&mut self) -> (Pages<&mut [bf16]>, CopiesMut<'_>) {
         let (exact, copies) = (&mut self.exact, &mut self.copies);
         let copies = QuantizedPages {
             keys: &mut copies.keys[..],

@@ -32,7 +32,7 @@ fn plain(x: &[f32], norm: Option<(&[f32], f32)>, cos: &[f32], sin: &[f32]) -> Ve
         (head[pair], head[pairs + pair]) = (a * cos - b * sin, b * cos + a * sin);
     }
     let block = head.len() & head.len().wrapping_neg();
-    let sign = |row: usize, column: usize| if (row & column).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+    let sign = |row: usize, column: usize| if (row & column).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
     let mixed = head.chunks(block).flat_map(|head| {
         (0..block).map(|row| {
             let sum: f64 = head.iter().enumerate().map(|(column, x)| sign(row, column) * x).sum();

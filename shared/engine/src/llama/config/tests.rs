@@ -5,9 +5,7 @@ use std::io::Write;
 use super::*;
 use crate::gguf;
 
-#[path = "../../../tests/llama/writer.rs"]
-mod writer;
-use writer::{F32, Writer};
+use crate::llama::tests::writer::{F32, Writer};
 
 const LAYERS: usize = 12;
 
