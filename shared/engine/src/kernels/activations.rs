@@ -140,11 +140,5 @@ fn magnitude<I: Isa>(isa: I, block: &[f32; BLOCK]) -> f32 {
         let v = isa.load(vector);
         largest = isa.max(isa.max(v, isa.sub(zero, v)), largest);
     }
-    let mut lanes = [0.0; LANES];
-    isa.store(largest, &mut lanes);
-    let mut highest = 0.0;
-    for lane in lanes {
-        highest = if lane > highest { lane } else { highest };
-    }
-    highest
+    isa.highest_lane(largest)
 }

@@ -154,13 +154,7 @@ pub(super) fn highest<I: Isa>(isa: I, vectors: &[[f32; LANES]]) -> f32 {
     for vector in vectors {
         highest = isa.max(isa.load(vector), highest);
     }
-    let mut lanes = [0.0; LANES];
-    isa.store(highest, &mut lanes);
-    let mut highest = f32::NEG_INFINITY;
-    for lane in lanes {
-        highest = if lane > highest { lane } else { highest };
-    }
-    highest
+    isa.highest_lane(highest)
 }
 
 /// The sums of one panel of the values, weighed with each query's scores.

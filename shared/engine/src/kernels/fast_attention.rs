@@ -178,9 +178,7 @@ fn softmax<'a, I: Isa>(
             largest = isa.max(weight, largest);
             isa.store(weight, vector);
         }
-        let mut lanes = [0.0; LANES];
-        isa.store(largest, &mut lanes);
-        let largest = highest(isa, &[lanes]);
+        let largest = isa.highest_lane(largest);
         let inverse = isa.splat(if largest > TINY { 255.0 / largest } else { 0.0 });
         let (bytes, _) = weights.as_flattened_mut().as_chunks_mut::<LANES>();
         for (vector, bytes) in vectors.iter().zip(bytes) {

@@ -245,11 +245,15 @@ impl Kernel for FloatPanel<'_, '_> {
 #[inline(always)]
 fn finish<I: Isa>(isa: I, then: Then, sums: &[f32; PANEL], to: &mut [f32]) {
     match then {
-        Then::Store => {
-            let width = to.len().min(PANEL);
-            to[..width].copy_from_slice(&sums[..width]);
-        }
-        Then::Add => to.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum),
+        // Nearly always whole panels: those without a call to copy a few bytes.
+        Then::Store => match to.first_chunk_mut() {
+            Some(to) => *to = *sums,
+            None => to.copy_from_slice(&sums[..to.len()]),
+        },
+        Then::Add => match to.first_chunk_mut::<PANEL>() {
+            Some(to) => to.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum),
+            None => to.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum),
+        },
         Then::Gate(activation) => {
             let (halves, _) = sums.as_chunks::<LANES>();
             let (x, value) = (isa.load(&halves[0]), isa.load(&halves[1]));
@@ -263,10 +267,14 @@ fn finish<I: Isa>(isa: I, then: Then, sums: &[f32; PANEL], to: &mut [f32]) {
                 }
             };
             let gated = isa.mul(isa.div(x, isa.add(isa.splat(1.0), exp(isa, exponent))), value);
-            let mut lanes = [0.0; LANES];
-            isa.store(gated, &mut lanes);
-            let width = to.len().min(LANES);
-            to[..width].copy_from_slice(&lanes[..width]);
+            match to.first_chunk_mut() {
+                Some(to) => isa.store(gated, to),
+                None => {
+                    let mut lanes = [0.0; LANES];
+                    isa.store(gated, &mut lanes);
+                    to.copy_from_slice(&lanes[..to.len()]);
+                }
+            }
         }
     }
 }

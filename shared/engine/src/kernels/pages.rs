@@ -184,12 +184,7 @@ pub(super) fn signed_bytes<I: Isa>(isa: I, values: &[f32], to: &mut [u8]) -> f32
         let v = isa.load(vector);
         largest = isa.max(isa.max(v, isa.sub(zero, v)), largest);
     }
-    let mut lanes = [0.0; LANES];
-    isa.store(largest, &mut lanes);
-    let mut highest = 0.0;
-    for lane in lanes {
-        highest = if lane > highest { lane } else { highest };
-    }
+    let highest = isa.highest_lane(largest);
     // A scale is finite whatever the values: pages are used again, and what they held must not reach who uses them next.
     let highest = if highest.is_finite() { highest } else { 0.0 };
     let inverse = isa.splat(if highest > TINY { 127.0 / highest } else { 0.0 });

@@ -143,6 +143,11 @@ impl Config {
         let vocabulary = embedding.rows();
         require(EMBEDDING, vocabulary, u32::try_from(vocabulary).is_ok(), || "below 2^32 tokens".to_owned())?;
 
+        let feed_forward = keys.size("feed_forward_length", 1 << 20)?;
+        keys.require("feed_forward_length", feed_forward, feed_forward.is_multiple_of(16), || {
+            "a multiple of 16".to_owned()
+        })?;
+
         let gemma = architecture == Architecture::Gemma3;
         // Gemma 3 27B, the one with 62 layers, scales as if its heads shared the hidden values.
         let scaled_size = if gemma && layers == 62 { hidden / queries } else { head_size };
@@ -151,7 +156,7 @@ impl Config {
             architecture,
             layers,
             hidden,
-            feed_forward: keys.size("feed_forward_length", 1 << 20)?,
+            feed_forward,
             vocabulary,
             context,
             heads: Heads { queries, kv, size: head_size },

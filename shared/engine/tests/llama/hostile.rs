@@ -104,6 +104,12 @@ fn other_models_are_refused_by_name() {
     assert!(refused("llama", "olmo2").contains("\"olmo2\", supported are llama"));
     assert!(refused("llama.block_count", "llama.block_counx").contains("no llama.block_count"));
     assert!(refused("blk.1.ffn_up.weight", "blk.1.ffn_xp.weight").contains("no tensor blk.1.ffn_up.weight"));
+    let mut narrow = Tiny::new(1).file();
+    let key = b"llama.feed_forward_length";
+    // The value's type, then the value.
+    let at = narrow.windows(key.len()).position(|window| window == key).unwrap() + key.len() + 4;
+    narrow[at..at + 4].copy_from_slice(&24u32.to_le_bytes());
+    assert!(load(&narrow).err().unwrap().to_string().contains("feed_forward_length is 24"));
     assert!(matches!(load(&Tiny { rope: 18, ..Tiny::new(1) }.file()), Err(llama::Error::Unsupported { .. })));
     assert!(matches!(load(&Tiny { queries: 6, kv: 4, ..Tiny::new(1) }.file()), Err(llama::Error::Unsupported { .. })));
 }

@@ -123,6 +123,16 @@ impl Isa for Avx2 {
         })
     }
     #[inline(always)]
+    fn highest_lane(self, v: [__m256; 2]) -> f32 {
+        // SAFETY: the token promises AVX2; no memory is touched.
+        unsafe {
+            let eight = _mm256_max_ps(v[0], v[1]);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
     fn splat_int(self, value: i32) -> [__m256i; 2] {
         // SAFETY: the token promises AVX2; no memory is touched.
         unsafe { [_mm256_set1_epi32(value); 2] }

@@ -116,6 +116,11 @@ impl Isa for Avx512 {
         }
     }
     #[inline(always)]
+    fn highest_lane(self, v: __m512) -> f32 {
+        // SAFETY: the token promises AVX-512F; no memory is touched.
+        unsafe { _mm512_reduce_max_ps(v) }
+    }
+    #[inline(always)]
     fn splat_int(self, value: i32) -> __m512i {
         // SAFETY: the token promises AVX-512F; no memory is touched.
         unsafe { _mm512_set1_epi32(value) }

@@ -57,6 +57,8 @@ pub(super) trait Isa: Copy {
     fn high_nibbles(self, v: Self::B) -> Self::B;
     /// Byte `index` (0 to 3) of every lane, unsigned.
     fn byte_of_lanes(self, v: Self::B, index: usize) -> Self::V;
+    /// The highest lane; which, if one is NaN, is open.
+    fn highest_lane(self, v: Self::V) -> f32;
     fn splat_int(self, value: i32) -> Self::I;
     /// Adds to each lane the four products of its bytes: `unsigned` from 0 to 255, `signed` from -127 to 127. Exact.
     fn dot(self, sum: Self::I, unsigned: Self::B, signed: Self::B) -> Self::I;

@@ -89,6 +89,14 @@ impl Isa for Portable {
         std::array::from_fn(|lane| f32::from(v[4 * lane + index]))
     }
     #[inline(always)]
+    fn highest_lane(self, v: Lanes) -> f32 {
+        let mut highest = f32::NEG_INFINITY;
+        for lane in v {
+            highest = if lane > highest { lane } else { highest };
+        }
+        highest
+    }
+    #[inline(always)]
     fn splat_int(self, value: i32) -> [i32; LANES] {
         [value; LANES]
     }
