@@ -5,9 +5,12 @@
 //! every row (Dettmers et al., "LLM.int8()", 2022). Keeping two costs some 5 % of a product and lowers the divergence from the
 //! exact mode by a factor of 2.4 (SmolLM2; four would give 2.9).
 
+use std::ops::Range;
+
 use super::TINY;
 use super::isa::{Isa, Kernel, LANES};
 use super::packed::BLOCK;
+use super::tile::split;
 
 /// Values of a row that are kept apart.
 pub(super) const OUTLIERS: usize = 2;
@@ -19,42 +22,49 @@ pub(super) struct Outlier {
 }
 
 /// Quantized rows; a value is `scale * q`, or an outlier, whose `q` is 0.
+///
+/// Rows lie by tiles, those that are multiplied together, [`split`] says which; inside a tile the rows' entries alternate, so
+/// that a product reads one stream.
 pub(super) struct Activations {
+    rows: usize,
     inputs: usize,
     /// Inputs that share one of `sums`: the group of the weights.
     group: usize,
-    /// Signed, four inputs each: `[rows][inputs / 4]`.
+    /// Signed, four inputs each: `[inputs / 4][rows of the tile]` for each tile.
     quads: Vec<[u8; 4]>,
-    /// `[rows][inputs / 32]`.
+    /// `[inputs / 32][rows of the tile]`.
     scales: Vec<f32>,
     /// Sum of the values of each group without outliers, which the offset of the weights is multiplied with:
-    /// `[rows][inputs / group]`.
+    /// `[inputs / group][rows of the tile]`.
     sums: Vec<f32>,
     /// `[rows]`.
     outliers: Vec<[Outlier; OUTLIERS]>,
 }
 
-/// One row of [`Activations`].
-#[derive(Clone, Copy, Default)]
-pub(super) struct Row<'a> {
+/// The rows of a tile, one to six.
+#[derive(Clone, Copy)]
+pub(super) struct Tile<'a> {
     pub(super) quads: &'a [[u8; 4]],
     pub(super) scales: &'a [f32],
     pub(super) sums: &'a [f32],
-    pub(super) outliers: &'a [Outlier],
+    pub(super) outliers: &'a [[Outlier; OUTLIERS]],
 }
 
-/// A row to be written.
-pub(super) struct RowMut<'a> {
+/// A tile to be written.
+pub(super) struct TileMut<'a> {
+    /// Which rows it is.
+    pub(super) rows: Range<usize>,
     group: usize,
     quads: &'a mut [[u8; 4]],
     scales: &'a mut [f32],
     sums: &'a mut [f32],
-    outliers: &'a mut [Outlier; OUTLIERS],
+    outliers: &'a mut [[Outlier; OUTLIERS]],
 }
 
 impl Activations {
     pub(super) fn new(rows: usize, inputs: usize, group: usize) -> Activations {
         Activations {
+            rows,
             inputs,
             group,
             quads: vec![[0; 4]; rows * inputs / 4],
@@ -64,69 +74,87 @@ impl Activations {
         }
     }
 
+    /// The tiles' rows.
+    pub(super) fn tiles(&self) -> impl Iterator<Item = Range<usize>> {
+        split(self.rows)
+    }
+
+    /// The tile of these rows, which must be one of [`Self::tiles`].
     #[inline(always)]
-    pub(super) fn row(&self, row: usize) -> Row<'_> {
-        let part = |len: usize| row * len..(row + 1) * len;
-        Row {
+    pub(super) fn tile(&self, rows: Range<usize>) -> Tile<'_> {
+        let part = |len: usize| rows.start * len..rows.end * len;
+        Tile {
             quads: &self.quads[part(self.inputs / 4)],
             scales: &self.scales[part(self.inputs / BLOCK)],
             sums: &self.sums[part(self.inputs / self.group)],
-            outliers: &self.outliers[row],
+            outliers: &self.outliers[rows.clone()],
         }
     }
 
-    pub(super) fn rows_mut(&mut self) -> impl Iterator<Item = RowMut<'_>> {
-        let group = self.group;
-        let numbers =
-            self.scales.chunks_exact_mut(self.inputs / BLOCK).zip(self.sums.chunks_exact_mut(self.inputs / group));
-        let rows = self.quads.chunks_exact_mut(self.inputs / 4).zip(numbers).zip(&mut self.outliers);
-        rows.map(move |((quads, (scales, sums)), outliers)| RowMut { group, quads, scales, sums, outliers })
+    pub(super) fn tiles_mut(&mut self) -> Vec<TileMut<'_>> {
+        let Activations { rows, inputs, group, .. } = *self;
+        let (mut quads, mut scales) = (&mut self.quads[..], &mut self.scales[..]);
+        let (mut sums, mut outliers) = (&mut self.sums[..], &mut self.outliers[..]);
+        let tile = |rows: Range<usize>| TileMut {
+            group,
+            quads: quads.split_off_mut(..rows.len() * inputs / 4).unwrap_or_default(),
+            scales: scales.split_off_mut(..rows.len() * inputs / BLOCK).unwrap_or_default(),
+            sums: sums.split_off_mut(..rows.len() * inputs / group).unwrap_or_default(),
+            outliers: outliers.split_off_mut(..rows.len()).unwrap_or_default(),
+            rows,
+        };
+        split(rows).map(tile).collect()
     }
 }
 
-/// Quantizes `values`, `[inputs]`, of which it takes the outliers out.
-pub(super) struct Quantize<'a> {
+/// Quantizes `values`, `[inputs]`, of which it takes the outliers out, to row `row` of a tile.
+pub(super) struct Quantize<'a, 'b> {
     pub(super) values: &'a mut [f32],
-    pub(super) to: RowMut<'a>,
+    pub(super) row: usize,
+    pub(super) to: &'a mut TileMut<'b>,
 }
 
-impl Kernel for Quantize<'_> {
+impl Kernel for Quantize<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Quantize { values, to } = self;
+        let Quantize { values, row, to } = self;
+        let count = to.outliers.len();
         // The scales are the largest magnitudes first.
-        for (largest, block) in to.scales.iter_mut().zip(values.as_chunks::<BLOCK>().0) {
+        for (largest, block) in to.scales[row..].iter_mut().step_by(count).zip(values.as_chunks::<BLOCK>().0) {
             *largest = magnitude(isa, block);
         }
-        for outlier in to.outliers.iter_mut() {
-            let mut block = 0;
-            for (index, largest) in to.scales.iter().enumerate() {
-                if *largest > to.scales[block] {
-                    block = index;
+        for outlier in to.outliers[row].iter_mut() {
+            let (mut block, mut largest) = (0, 0.0);
+            for (index, found) in to.scales[row..].iter().step_by(count).enumerate() {
+                if *found > largest {
+                    (block, largest) = (index, *found);
                 }
             }
             let (blocks, _) = values.as_chunks_mut::<BLOCK>();
-            let at = blocks[block].iter().position(|value| value.abs() == to.scales[block]).unwrap_or(0);
+            let at = blocks[block].iter().position(|value| value.abs() == largest).unwrap_or(0);
             *outlier = Outlier { input: block * BLOCK + at, value: blocks[block][at] };
             blocks[block][at] = 0.0;
-            to.scales[block] = magnitude(isa, &blocks[block]);
-        }
-        let (quads, _) = to.quads.as_chunks_mut::<{ BLOCK / 4 }>();
-        for ((block, scale), quads) in values.as_chunks::<BLOCK>().0.iter().zip(to.scales.iter_mut()).zip(quads) {
-            let inverse = isa.splat(if *scale > TINY { 127.0 / *scale } else { 0.0 });
-            let (bytes, _) = quads.as_flattened_mut().as_chunks_mut::<LANES>();
-            for (vector, bytes) in block.as_chunks::<LANES>().0.iter().zip(bytes) {
-                isa.store_signed(isa.mul(isa.load(vector), inverse), bytes);
-            }
-            *scale /= 127.0;
+            to.scales[block * count + row] = magnitude(isa, &blocks[block]);
         }
         let group = to.group;
-        for (index, (sum, quads)) in to.sums.iter_mut().zip(to.quads.chunks_exact(group / 4)).enumerate() {
-            let bytes = quads.as_flattened().iter();
-            let quants: i32 = bytes.map(|byte| i32::from(*byte as i8)).sum();
-            *sum = quants as f32 * to.scales[index * group / BLOCK];
+        for (index, block) in values.as_chunks::<BLOCK>().0.iter().enumerate() {
+            let scale = &mut to.scales[index * count + row];
+            let inverse = isa.splat(if *scale > TINY { 127.0 / *scale } else { 0.0 });
+            *scale /= 127.0;
+            let mut quants = [0; BLOCK];
+            for (vector, quants) in block.as_chunks::<LANES>().0.iter().zip(quants.as_chunks_mut::<LANES>().0) {
+                isa.store_signed(isa.mul(isa.load(vector), inverse), quants);
+            }
+            let quads = &mut to.quads[index * (BLOCK / 4) * count..(index + 1) * (BLOCK / 4) * count];
+            for (quad, quants) in quads.iter_mut().skip(row).step_by(count).zip(quants.as_chunks::<4>().0) {
+                *quad = *quants;
+            }
+            for (part, quants) in quants.chunks_exact(group).enumerate() {
+                let sum: i32 = quants.iter().map(|byte| i32::from(*byte as i8)).sum();
+                to.sums[(index * BLOCK / group + part) * count + row] = sum as f32 * *scale;
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::needless_range_loop, reason = "rows and halves index several arrays at once")]
 
-use super::activations::Row;
+use super::activations::Tile;
 use super::isa::{Isa, LANES, Line};
 use super::packed::{BLOCK, PANEL, Panel};
 use super::tile::ROWS;
@@ -42,67 +42,66 @@ fn add_products<I: Isa, const M: usize, const ROWS_UNSIGNED: bool>(
 ///
 /// A sum is, in this order: group by group the scaled integer sum and the offset's share, then the outliers.
 #[inline(always)]
-pub(super) fn quantized_tile<I: Isa>(isa: I, x: &[Row<'_>], panel: Panel<'_>, out: &mut [[f32; PANEL]; ROWS]) {
-    match (x.len(), panel.group) {
+pub(super) fn quantized_tile<I: Isa>(isa: I, x: Tile<'_>, panel: Panel<'_>, out: &mut [[f32; PANEL]; ROWS]) {
+    match (x.outliers.len(), panel.group) {
         (1, 32) => quantized::<I, 1, 32>(isa, x, panel, out),
         (2, 32) => quantized::<I, 2, 32>(isa, x, panel, out),
         (3, 32) => quantized::<I, 3, 32>(isa, x, panel, out),
         (4, 32) => quantized::<I, 4, 32>(isa, x, panel, out),
         (5, 32) => quantized::<I, 5, 32>(isa, x, panel, out),
-        (6, 32) => quantized::<I, 6, 32>(isa, x, panel, out),
-        // Groups of 16 are rarer; fewer instances of the code serve them.
+        (_, 32) => quantized::<I, ROWS, 32>(isa, x, panel, out),
+        (1, _) => quantized::<I, 1, 16>(isa, x, panel, out),
         (2, _) => quantized::<I, 2, 16>(isa, x, panel, out),
+        (3, _) => quantized::<I, 3, 16>(isa, x, panel, out),
         (4, _) => quantized::<I, 4, 16>(isa, x, panel, out),
-        (6, _) => quantized::<I, 6, 16>(isa, x, panel, out),
-        _ => {
-            for (x, out) in x.chunks(1).zip(out.chunks_mut(1)) {
-                quantized::<I, 1, 16>(isa, x, panel, out);
-            }
-        }
+        (5, _) => quantized::<I, 5, 16>(isa, x, panel, out),
+        (_, _) => quantized::<I, ROWS, 16>(isa, x, panel, out),
     }
 }
 
 #[inline(always)]
 fn quantized<I: Isa, const M: usize, const GROUP: usize>(
     isa: I,
-    x: &[Row<'_>],
+    x: Tile<'_>,
     panel: Panel<'_>,
     out: &mut [[f32; PANEL]],
 ) {
-    let groups = panel.scales.len();
-    let mut x_scales: [&[f32]; M] = [&[]; M];
-    let mut x_sums: [&[f32]; M] = [&[]; M];
-    let mut x_quads: [&[[u8; 4]]; M] = [&[]; M];
-    for r in 0..M {
-        x_scales[r] = &x[r].scales[..groups * GROUP / BLOCK];
-        x_sums[r] = &x[r].sums[..groups];
-        x_quads[r] = &x[r].quads[..groups * GROUP / 4];
-    }
+    let (quads, _) = x.quads.as_chunks::<M>();
+    let (x_scales, _) = x.scales.as_chunks::<M>();
+    let (x_sums, _) = x.sums.as_chunks::<M>();
     let (lines, _) = panel.lines.as_chunks::<2>();
-    let lines = &lines[..groups * GROUP / 4];
-    let offsets = &panel.offsets[..groups];
 
-    let none = [[isa.splat_int(0); 2]; M];
     let mut totals = [[isa.splat(0.0); 2]; M];
-    for group in 0..groups {
-        let first = group * GROUP / 4;
-        let found = add_products::<I, M, false>(isa, &x_quads, first, &lines[first..first + GROUP / 4], none);
-        for n in 0..2 {
-            let scales = isa.load(&panel.scales[group].as_chunks::<LANES>().0[n]);
-            let offsets = isa.load(&offsets[group].as_chunks::<LANES>().0[n]);
+    let groups = quads.chunks_exact(GROUP / 4).zip(lines.chunks_exact(GROUP / 4)).zip(x_sums);
+    let numbers = panel.scales.iter().zip(panel.offsets);
+    for (group, (((quads, lines), x_sums), (scales, offsets))) in groups.zip(numbers).enumerate() {
+        let mut found = [[isa.splat_int(0); 2]; M];
+        for (rows, columns) in quads.iter().zip(lines) {
+            let columns = [isa.load_bytes(&columns[0]), isa.load_bytes(&columns[1])];
             for r in 0..M {
-                let scales = isa.mul(scales, isa.splat(x_scales[r][group * GROUP / BLOCK]));
+                let row = isa.splat_bytes(rows[r]);
+                for n in 0..2 {
+                    found[r][n] = isa.dot(found[r][n], columns[n], row);
+                }
+            }
+        }
+        let x_scales = &x_scales[group * GROUP / BLOCK];
+        for n in 0..2 {
+            let scales = isa.load(&scales.as_chunks::<LANES>().0[n]);
+            let offsets = isa.load(&offsets.as_chunks::<LANES>().0[n]);
+            for r in 0..M {
+                let scales = isa.mul(scales, isa.splat(x_scales[r]));
                 totals[r][n] = isa.fma(isa.to_floats(found[r][n]), scales, totals[r][n]);
-                totals[r][n] = isa.fma(offsets, isa.splat(x_sums[r][group]), totals[r][n]);
+                totals[r][n] = isa.fma(offsets, isa.splat(x_sums[r]), totals[r][n]);
             }
         }
     }
     for r in 0..M {
-        for outlier in x[r].outliers {
+        for outlier in &x.outliers[r] {
             let (group, quad) = (outlier.input / GROUP, &lines[outlier.input / 4]);
             for n in 0..2 {
                 let scales = isa.load(&panel.scales[group].as_chunks::<LANES>().0[n]);
-                let offsets = isa.load(&offsets[group].as_chunks::<LANES>().0[n]);
+                let offsets = isa.load(&panel.offsets[group].as_chunks::<LANES>().0[n]);
                 let quants = isa.byte_of_lanes(isa.load_bytes(&quad[n]), outlier.input % 4);
                 totals[r][n] = isa.fma(isa.splat(outlier.value), isa.fma(scales, quants, offsets), totals[r][n]);
             }

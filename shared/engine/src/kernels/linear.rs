@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::activations::{Activations, Quantize, Row};
+use super::activations::{Activations, Quantize, TileMut};
 use super::bytes_tile::quantized_tile;
 use super::exp;
 use super::isa::{Isa, Kernel, LANES, Level};
@@ -97,7 +97,6 @@ pub(crate) fn linear(
     };
     let panels = weights.panels();
     let row_parts = tasks.div_ceil(panels).clamp(1, rows.div_ceil(SHARED_ROWS));
-    let part_rows = rows.div_ceil(row_parts);
     let part_panels = panels.div_ceil(tasks.div_ceil(row_parts).min(panels));
     let work = |mut to: Rectangle<'_>| {
         let mut scratch = Scratch::default();
@@ -107,7 +106,9 @@ pub(crate) fn linear(
             task.panel(&weights, first + index, &mut scratch);
         }
     };
-    let row_parts = (0..rows).step_by(part_rows).map(|first| first..rows.min(first + part_rows));
+    // Whole tiles.
+    let tiles: Vec<_> = split(rows).collect();
+    let row_parts = tiles.chunks(tiles.len().div_ceil(row_parts)).map(|part| part[0].start..part[part.len() - 1].end);
     let rectangles = Rectangle::cut(out, stride, row_parts, part_panels * width);
     if tasks == 1 {
         rectangles.into_iter().for_each(work);
@@ -133,25 +134,23 @@ struct Scratch {
 
 fn quantize(level: Level, x: &[f32], inputs: usize, norm: Option<Normed<'_>>, group: usize) -> Activations {
     let mut activations = Activations::new(x.len() / inputs, inputs, group);
-    let row = |values: &mut Vec<f32>, (to, x): (_, &[f32])| {
-        match norm {
-            Some(Normed { weight, epsilon }) => {
-                values.resize(inputs, 0.0);
-                level.run(Norm { x, weight, epsilon, out: values });
+    let tile = |values: &mut Vec<f32>, mut to: TileMut<'_>| {
+        values.resize(inputs, 0.0);
+        for (row, x) in x[to.rows.start * inputs..to.rows.end * inputs].chunks_exact(inputs).enumerate() {
+            match norm {
+                Some(Normed { weight, epsilon }) => level.run(Norm { x, weight, epsilon, out: values }),
+                None => values.copy_from_slice(x),
             }
-            None => {
-                values.clear();
-                values.extend_from_slice(x);
-            }
+            level.run(Quantize { values, row, to: &mut to });
         }
-        level.run(Quantize { values, to });
     };
+    let tiles = activations.tiles_mut();
     if x.len() < SMALL {
         let mut values = Vec::new();
-        activations.rows_mut().zip(x.chunks_exact(inputs)).for_each(|pair| row(&mut values, pair));
+        tiles.into_iter().for_each(|to| tile(&mut values, to));
     } else {
-        let rows: Vec<_> = activations.rows_mut().zip(x.chunks_exact(inputs)).collect();
-        rows.into_par_iter().with_min_len(SMALL.div_ceil(2 * inputs)).for_each_init(Vec::new, row);
+        let least = SMALL.div_ceil(2 * ROWS * inputs);
+        tiles.into_par_iter().with_min_len(least).for_each_init(Vec::new, tile);
     }
     activations
 }
@@ -197,16 +196,12 @@ impl Kernel for QuantizedPanel<'_, '_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let QuantizedPanel { rows, panel, then, to, from } = self;
-        let first = to.rows.start;
-        for part in split(to.rows.len()) {
-            let mut x = [Row::default(); ROWS];
-            for (x, row) in x.iter_mut().zip(part.clone()) {
-                *x = rows.row(first + row);
-            }
+        let mine = to.rows.clone();
+        for tile in rows.tiles().skip_while(|tile| tile.start < mine.start).take_while(|tile| tile.end <= mine.end) {
             let mut sums = [[0.0; PANEL]; ROWS];
-            quantized_tile(isa, &x[..part.len()], panel, &mut sums);
-            for (sums, row) in sums.iter().zip(part) {
-                finish(isa, then, sums, &mut to.row(first + row)[from..]);
+            quantized_tile(isa, rows.tile(tile.clone()), panel, &mut sums);
+            for (sums, row) in sums.iter().zip(tile) {
+                finish(isa, then, sums, &mut to.row(row)[from..]);
             }
         }
     }
