@@ -9,7 +9,8 @@ use super::tile::ROWS;
 
 // No `array::map` here: std's closures are compiled without the instruction set, and called.
 
-/// The sums over quads, from the rows' `first` one on, of the products of `M` rows with 32 columns, as integers: exact, so in any order.
+/// Adds to `sums`, over quads from the rows' `first` one on, the products of `M` rows with 32 columns, as integers: exact,
+/// so in any order.
 ///
 /// Two lines a quad hold the columns. `ROWS_UNSIGNED` tells which of the factors are unsigned: those of the rows, or of the
 /// columns; the others are signed.
