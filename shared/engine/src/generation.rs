@@ -12,8 +12,8 @@ use crate::sampling::{self, Distribution, Grammars, Sampler};
 use crate::source::Vocabulary;
 use crate::text::TextStream;
 
-/// Log-probabilities that an answer may tell, and the bytes that they may take in its result, which is one message of the
-/// broker's.
+/// Log-probabilities that a job's answers may tell together, and the bytes that they may take in its result, which is one
+/// message of the broker's.
 pub const MAX_LOGPROBS: u64 = 50_000;
 const MAX_LOGPROB_BYTES: usize = 6 << 20;
 
@@ -25,11 +25,12 @@ pub enum Error {
     #[error("logit_bias: token id {token} is outside the vocabulary of {vocabulary}")]
     Bias { token: u32, vocabulary: usize },
     #[error(
-        "top_logprobs: expected at most {MAX_LOGPROBS} log-probabilities in an answer, found {found}; lower it or max_tokens"
+        "top_logprobs: expected at most {MAX_LOGPROBS} log-probabilities in all answers, found {found}; lower it, n or \
+         max_tokens"
     )]
     TooManyLogprobs { found: u64 },
     #[error(
-        "top_logprobs: the answer's log-probabilities take more than {MAX_LOGPROB_BYTES} bytes; lower it or max_tokens"
+        "top_logprobs: the answers' log-probabilities take more than {MAX_LOGPROB_BYTES} bytes; lower it, n or max_tokens"
     )]
     LogprobsTooLong,
 }
@@ -71,13 +72,18 @@ impl Generator {
         &self.vocabulary
     }
 
-    /// Begins a job's answer. Compiles its constraint, so it may take some tens of milliseconds.
-    pub fn start(&self, job: &Job) -> Result<Generation, Error> {
+    /// Begins each of a job's answers. Compiles its constraint, so it may take some tens of milliseconds.
+    pub fn start_all(&self, job: &Job) -> Result<Vec<Generation>, Error> {
+        (0..job.samples).map(|choice| self.start(job, choice)).collect()
+    }
+
+    /// Begins the answer of a job that stands at this place among its answers.
+    pub fn start(&self, job: &Job, choice: u32) -> Result<Generation, Error> {
         let vocabulary = self.vocabulary.spec().vocabulary;
         if let Some(&(token, _)) = job.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= vocabulary) {
             return Err(Error::Bias { token, vocabulary });
         }
-        let found = job.sampling.logprobs_of(job.max_tokens);
+        let found = job.sampling.logprobs_of(job.max_tokens).saturating_mul(u64::from(job.samples));
         if found > MAX_LOGPROBS {
             return Err(Error::TooManyLogprobs { found });
         }
@@ -87,9 +93,11 @@ impl Generator {
         Ok(Generation {
             vocabulary: self.vocabulary.clone(),
             stream: TextStream::new(self.vocabulary.clone(), &job.stop),
-            sampler: Sampler::new(job.sampling.clone(), &job.prompt, constraint),
+            sampler: Sampler::new(job.sampling.of_choice(choice), &job.prompt, constraint),
             top_logprobs: logprobs.map(|count| count.min(MAX_TOP_LOGPROBS) as usize),
             logprob_bytes: 0,
+            // The first of several answers stands in the result twice.
+            max_logprob_bytes: MAX_LOGPROB_BYTES / if job.samples > 1 { job.samples as usize + 1 } else { 1 },
             max_tokens: job.max_tokens as usize,
             accepted: 0,
         })
@@ -102,8 +110,9 @@ pub struct Generation {
     sampler: Sampler,
     /// How many alternatives to a token are told, if any log-probabilities are.
     top_logprobs: Option<usize>,
-    /// What those told so far take in the result.
+    /// What those told so far take in the result, and what they may.
     logprob_bytes: usize,
+    max_logprob_bytes: usize,
     max_tokens: usize,
     /// Tokens accepted so far.
     accepted: usize,
@@ -124,7 +133,7 @@ impl Generation {
     /// Appends a token to the answer that was chosen before.
     pub fn accept(&mut self, token: u32, logprobs: Option<TokenLogprob>) -> Result<Emitted, Error> {
         self.logprob_bytes += logprobs.as_ref().map_or(0, TokenLogprob::json_bytes);
-        if self.logprob_bytes > MAX_LOGPROB_BYTES {
+        if self.logprob_bytes > self.max_logprob_bytes {
             return Err(Error::LogprobsTooLong);
         }
         self.sampler.accept(token)?;

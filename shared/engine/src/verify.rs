@@ -5,7 +5,7 @@ use std::io::BufRead;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{self, Model, Step};
+use crate::model::{self, Model, SequenceId, Step};
 use crate::sampling;
 use crate::source::Vocabulary;
 
@@ -89,6 +89,16 @@ pub struct Divergence {
     pub max_kl: f64,
     /// Share of the positions at which both have the same likeliest token, 0 to 1.
     pub same_top: f64,
+}
+
+/// How far a sequence with another KV cache is from the one with the exact cache, over the tokens that follow in a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Continuation {
+    #[serde(flatten)]
+    pub divergence: Divergence,
+    /// Perplexity of the text's tokens that follow: e to the mean of the negative natural log-probabilities.
+    pub exact_perplexity: f64,
+    pub perplexity: f64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -207,8 +217,7 @@ pub fn divergence(
     other: &mut dyn Model,
     texts: &[Vec<u32>],
 ) -> Result<Divergence, model::Error> {
-    let mut found = Divergence::default();
-    let (mut kl_sum, mut same) = (0.0, 0);
+    let mut tally = Tally::default();
     for text in texts {
         let sequences = (exact.open(), other.open());
         let mut feed = || {
@@ -216,15 +225,7 @@ pub fn divergence(
                 let logits = tokens.len();
                 let reference = exact.forward(&[Step { sequence: sequences.0, tokens, logits }])?;
                 let compared = other.forward(&[Step { sequence: sequences.1, tokens, logits }])?;
-                let vocabulary = exact.spec().vocabulary;
-                let rows = reference[0].par_chunks(vocabulary).zip(compared[0].par_chunks(vocabulary));
-                let rows: Vec<_> = rows.map(|(p, q)| (kl(p, q), sampling::greedy(p) == sampling::greedy(q))).collect();
-                found.positions += rows.len();
-                for (kl, alike) in rows {
-                    kl_sum += kl;
-                    found.max_kl = found.max_kl.max(kl);
-                    same += usize::from(alike);
-                }
+                tally.add(exact.spec().vocabulary, &reference[0], &compared[0]);
             }
             Ok(())
         };
@@ -233,11 +234,66 @@ pub fn divergence(
         other.close(sequences.1);
         fed?;
     }
-    if found.positions > 0 {
-        found.mean_kl = kl_sum / found.positions as f64;
-        found.same_top = same as f64 / found.positions as f64;
+    Ok(tally.divergence())
+}
+
+/// Feeds a text's next tokens to two sequences of one model that stand at the same place, one with the exact KV cache and one
+/// with another, and compares what they expect after every token but the last, which is only expected. Both sequences
+/// have grown by as many tokens then.
+pub fn continuation(
+    model: &mut dyn Model,
+    exact: SequenceId,
+    other: SequenceId,
+    next: &[u32],
+) -> Result<Continuation, model::Error> {
+    let vocabulary = model.spec().vocabulary;
+    let mut tally = Tally::default();
+    let (mut exact_sum, mut other_sum) = (0.0, 0.0);
+    let fed = &next[..next.len().saturating_sub(1)];
+    for (tokens, expected) in fed.chunks(PIECE).zip(next.get(1..).unwrap_or_default().chunks(PIECE)) {
+        let step = |sequence| Step { sequence, tokens, logits: tokens.len() };
+        let logits = model.forward(&[step(exact), step(other)])?;
+        tally.add(vocabulary, &logits[0], &logits[1]);
+        for (sum, logits) in [(&mut exact_sum, &logits[0]), (&mut other_sum, &logits[1])] {
+            let rows = logits.chunks(vocabulary).zip(expected);
+            *sum -= rows.map(|(row, &token)| f64::from(sampling::logprob(row, token))).sum::<f64>();
+        }
     }
-    Ok(found)
+    let perplexity = |sum: f64| (sum / (fed.len().max(1)) as f64).exp();
+    Ok(Continuation {
+        divergence: tally.divergence(),
+        exact_perplexity: perplexity(exact_sum),
+        perplexity: perplexity(other_sum),
+    })
+}
+
+/// What [`Divergence`] is summed up from.
+#[derive(Default)]
+struct Tally {
+    positions: usize,
+    kl_sum: f64,
+    max_kl: f64,
+    same: usize,
+}
+
+impl Tally {
+    /// Adds the logits of some positions, `[positions, vocabulary]` each.
+    fn add(&mut self, vocabulary: usize, exact: &[f32], other: &[f32]) {
+        let rows = exact.par_chunks(vocabulary).zip(other.par_chunks(vocabulary));
+        let rows: Vec<_> = rows.map(|(p, q)| (kl(p, q), sampling::greedy(p) == sampling::greedy(q))).collect();
+        self.positions += rows.len();
+        for (kl, alike) in rows {
+            self.kl_sum += kl;
+            self.max_kl = self.max_kl.max(kl);
+            self.same += usize::from(alike);
+        }
+    }
+
+    fn divergence(self) -> Divergence {
+        let Tally { positions, kl_sum, max_kl, same } = self;
+        let mean = |sum: f64| if positions > 0 { sum / positions as f64 } else { 0.0 };
+        Divergence { positions, mean_kl: mean(kl_sum), max_kl, same_top: mean(same as f64) }
+    }
 }
 
 /// The Kullback-Leibler divergence, in nats, of the distribution of the logits `q` from that of `p`:
@@ -290,5 +346,42 @@ mod tests {
         assert_eq!((found.positions, found.same_top), (2, 0.5));
         assert!(found.max_kl > 1.0 && (found.mean_kl - found.max_kl / 2.0).abs() < 1e-9, "{found:?}");
         assert_eq!(hasty.memory().free_pages, hasty.memory().pages);
+    }
+
+    #[test]
+    fn sequences_are_compared_over_the_tokens_that_follow() {
+        let options = Options { layers: 1, kv_width: 2, ..Options::default() };
+        let mut model = Sim::new(options, 1 << 20).unwrap();
+        let [exact, same, other] = [b"what", b"what", b"when"].map(|history| opened(&mut model, history));
+        let next = vec![b'a'.into(); PIECE + 3];
+        let found = continuation(&mut model, exact, same, &next).unwrap();
+        assert_eq!(found.divergence, Divergence { positions: PIECE + 2, mean_kl: 0.0, max_kl: 0.0, same_top: 1.0 });
+        assert_eq!(found.perplexity, found.exact_perplexity);
+        assert_eq!([exact, same].map(|sequence| model.len(sequence).unwrap()), [4 + PIECE + 2; 2]);
+
+        // Other histories expect other tokens; the perplexity is that of the token that follows.
+        let exact = opened(&mut model, b"what");
+        let found = continuation(&mut model, exact, other, &next[..3]).unwrap();
+        assert_eq!(found.divergence.positions, 2);
+        assert!(found.divergence.mean_kl > 0.0, "{found:?}");
+        for (history, found) in [(b"whataa", found.exact_perplexity), (b"whenaa", found.perplexity)] {
+            let probe = model.open();
+            let tokens = history.map(u32::from);
+            let logits = model.forward(&[Step { sequence: probe, tokens: &tokens, logits: 2 }]).unwrap().remove(0);
+            let rows = logits.chunks(model.spec().vocabulary);
+            let probability = rows.map(|row| f64::from(row[usize::from(b'a')]).exp() / total(row)).product::<f64>();
+            assert!((found * probability.sqrt() - 1.0).abs() < 1e-4, "{found}, {probability}");
+        }
+    }
+
+    fn opened(model: &mut Sim, history: &[u8; 4]) -> SequenceId {
+        let sequence = model.open();
+        let tokens = history.map(u32::from);
+        model.forward(&[Step { sequence, tokens: &tokens, logits: 0 }]).unwrap();
+        sequence
+    }
+
+    fn total(logits: &[f32]) -> f64 {
+        logits.iter().map(|&logit| f64::from(logit).exp()).sum()
     }
 }

@@ -7,9 +7,9 @@
 
 use std::ops::Range;
 
-use super::TINY;
+use super::{ROUND, TINY, sum_lanes};
 use super::isa::{Isa, Kernel, LANES};
-use super::packed::BLOCK;
+use super::packed::{BLOCK, Quantized};
 use super::tile::split;
 
 /// Values of a row that are kept apart.
@@ -28,15 +28,17 @@ pub(super) struct Outlier {
 pub(super) struct Activations {
     rows: usize,
     inputs: usize,
-    /// Inputs that share one of `sums`: the group of the weights.
-    group: usize,
+    /// What they are multiplied with.
+    weights: Quantized,
     /// Signed, four inputs each: `[inputs / 4][rows of the tile]` for each tile.
     quads: Vec<[u8; 4]>,
     /// `[inputs / 32][rows of the tile]`.
     scales: Vec<f32>,
-    /// Sum of the values of each group without outliers, which the offset of the weights is multiplied with:
-    /// `[inputs / group][rows of the tile]`.
+    /// Sum of the values of each of the weights' groups without outliers, which their offset is multiplied with, if they
+    /// have offsets: `[inputs / group][rows of the tile]`.
     sums: Vec<f32>,
+    /// Where a group's product of integers starts: minus the weights' zero, if they have one, times the sum of its quants.
+    starts: Vec<i32>,
     /// `[rows]`.
     outliers: Vec<[Outlier; OUTLIERS]>,
 }
@@ -47,6 +49,7 @@ pub(super) struct Tile<'a> {
     pub(super) quads: &'a [[u8; 4]],
     pub(super) scales: &'a [f32],
     pub(super) sums: &'a [f32],
+    pub(super) starts: &'a [i32],
     pub(super) outliers: &'a [[Outlier; OUTLIERS]],
 }
 
@@ -54,22 +57,25 @@ pub(super) struct Tile<'a> {
 pub(super) struct TileMut<'a> {
     /// Which rows it is.
     pub(super) rows: Range<usize>,
-    group: usize,
+    weights: Quantized,
     quads: &'a mut [[u8; 4]],
     scales: &'a mut [f32],
     sums: &'a mut [f32],
+    starts: &'a mut [i32],
     outliers: &'a mut [[Outlier; OUTLIERS]],
 }
 
 impl Activations {
-    pub(super) fn new(rows: usize, inputs: usize, group: usize) -> Activations {
+    pub(super) fn new(rows: usize, inputs: usize, weights: Quantized) -> Activations {
+        let groups = rows * inputs / weights.group;
         Activations {
             rows,
             inputs,
-            group,
+            weights,
             quads: vec![[0; 4]; rows * inputs / 4],
             scales: vec![0.0; rows * inputs / BLOCK],
-            sums: vec![0.0; rows * inputs / group],
+            sums: vec![0.0; groups],
+            starts: vec![0; groups],
             outliers: vec![Default::default(); rows],
         }
     }
@@ -86,20 +92,23 @@ impl Activations {
         Tile {
             quads: &self.quads[part(self.inputs / 4)],
             scales: &self.scales[part(self.inputs / BLOCK)],
-            sums: &self.sums[part(self.inputs / self.group)],
+            sums: &self.sums[part(self.inputs / self.weights.group)],
+            starts: &self.starts[part(self.inputs / self.weights.group)],
             outliers: &self.outliers[rows.clone()],
         }
     }
 
     pub(super) fn tiles_mut(&mut self) -> Vec<TileMut<'_>> {
-        let Activations { rows, inputs, group, .. } = *self;
+        let Activations { rows, inputs, weights, .. } = *self;
         let (mut quads, mut scales) = (&mut self.quads[..], &mut self.scales[..]);
-        let (mut sums, mut outliers) = (&mut self.sums[..], &mut self.outliers[..]);
+        let (mut sums, mut starts) = (&mut self.sums[..], &mut self.starts[..]);
+        let mut outliers = &mut self.outliers[..];
         let tile = |rows: Range<usize>| TileMut {
-            group,
+            weights,
             quads: quads.split_off_mut(..rows.len() * inputs / 4).unwrap_or_default(),
             scales: scales.split_off_mut(..rows.len() * inputs / BLOCK).unwrap_or_default(),
-            sums: sums.split_off_mut(..rows.len() * inputs / group).unwrap_or_default(),
+            sums: sums.split_off_mut(..rows.len() * inputs / weights.group).unwrap_or_default(),
+            starts: starts.split_off_mut(..rows.len() * inputs / weights.group).unwrap_or_default(),
             outliers: outliers.split_off_mut(..rows.len()).unwrap_or_default(),
             rows,
         };
@@ -112,6 +121,8 @@ pub(super) struct Quantize<'a, 'b> {
     pub(super) values: &'a mut [f32],
     pub(super) row: usize,
     pub(super) to: &'a mut TileMut<'b>,
+    /// Scratch.
+    pub(super) largest: &'a mut Vec<f32>,
 }
 
 impl Kernel for Quantize<'_, '_> {
@@ -119,41 +130,61 @@ impl Kernel for Quantize<'_, '_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Quantize { values, row, to } = self;
+        let Quantize { values, row, to, largest } = self;
         let count = to.outliers.len();
-        // The scales are the largest magnitudes first.
-        for (largest, block) in to.scales[row..].iter_mut().step_by(count).zip(values.as_chunks::<BLOCK>().0) {
-            *largest = magnitude(isa, block);
+        let (blocks, _) = values.as_chunks_mut::<BLOCK>();
+        largest.clear();
+        for block in blocks.iter() {
+            largest.push(magnitude(isa, block));
         }
         for outlier in to.outliers[row].iter_mut() {
-            let (mut block, mut largest) = (0, 0.0);
-            for (index, found) in to.scales[row..].iter().step_by(count).enumerate() {
-                if *found > largest {
-                    (block, largest) = (index, *found);
+            let (mut block, mut highest) = (0, 0.0);
+            for (index, found) in largest.iter().enumerate() {
+                if *found > highest {
+                    (block, highest) = (index, *found);
                 }
             }
-            let (blocks, _) = values.as_chunks_mut::<BLOCK>();
-            let at = blocks[block].iter().position(|value| value.abs() == largest).unwrap_or(0);
+            let mut at = 0;
+            while at + 1 < BLOCK && blocks[block][at].abs() != highest {
+                at += 1;
+            }
             *outlier = Outlier { input: block * BLOCK + at, value: blocks[block][at] };
             blocks[block][at] = 0.0;
-            to.scales[block * count + row] = magnitude(isa, &blocks[block]);
+            largest[block] = magnitude(isa, &blocks[block]);
         }
-        let group = to.group;
-        for (index, block) in values.as_chunks::<BLOCK>().0.iter().enumerate() {
-            let scale = &mut to.scales[index * count + row];
-            let inverse = isa.splat(if *scale > TINY { 127.0 / *scale } else { 0.0 });
-            *scale /= 127.0;
+        let group = to.weights.group;
+        let zero = -f32::from(to.weights.zero.unwrap_or(0));
+        let scales = to.scales.chunks_exact_mut(count);
+        let quads = to.quads.chunks_exact_mut(BLOCK / 4 * count);
+        let sums = to.sums.chunks_exact_mut(BLOCK / group * count);
+        let starts = to.starts.chunks_exact_mut(BLOCK / group * count);
+        let parts = scales.zip(quads).zip(sums.zip(starts));
+        for ((block, largest), ((scales, quads), (sums, starts))) in blocks.iter().zip(largest).zip(parts) {
+            let inverse = isa.splat(if *largest > TINY { 127.0 / *largest } else { 0.0 });
+            let scale = *largest / 127.0;
+            scales[row] = scale;
             let mut quants = [0; BLOCK];
-            for (vector, quants) in block.as_chunks::<LANES>().0.iter().zip(quants.as_chunks_mut::<LANES>().0) {
-                isa.store_signed(isa.mul(isa.load(vector), inverse), quants);
+            let mut rounded = [isa.splat(0.0); 2];
+            let halves = block.as_chunks::<LANES>().0.iter().zip(quants.as_chunks_mut::<LANES>().0).zip(&mut rounded);
+            for ((vector, quants), rounded) in halves {
+                let scaled = isa.mul(isa.load(vector), inverse);
+                isa.store_signed(scaled, quants);
+                *rounded = isa.sub(isa.add(scaled, isa.splat(ROUND)), isa.splat(ROUND));
             }
-            let quads = &mut to.quads[index * (BLOCK / 4) * count..(index + 1) * (BLOCK / 4) * count];
-            for (quad, quants) in quads.iter_mut().skip(row).step_by(count).zip(quants.as_chunks::<4>().0) {
-                *quad = *quants;
+            for (quad, quants) in quads.chunks_exact_mut(count).zip(quants.as_chunks::<4>().0) {
+                quad[row] = *quants;
             }
-            for (part, quants) in quants.chunks_exact(group).enumerate() {
-                let sum: i32 = quants.iter().map(|byte| i32::from(*byte as i8)).sum();
-                to.sums[(index * BLOCK / group + part) * count + row] = sum as f32 * *scale;
+            // Sums of integers, so exact in any order.
+            if group == BLOCK {
+                let sum = sum_lanes(isa, isa.add(rounded[0], rounded[1]));
+                sums[row] = sum * scale;
+                starts[row] = (sum * zero) as i32;
+            } else {
+                for (part, rounded) in rounded.into_iter().enumerate() {
+                    let sum = sum_lanes(isa, rounded);
+                    sums[part * count + row] = sum * scale;
+                    starts[part * count + row] = (sum * zero) as i32;
+                }
             }
         }
     }

@@ -22,46 +22,72 @@ fn add_products<I: Isa, const M: usize, const ROWS_UNSIGNED: bool>(
     lines: &[[Line; 2]],
     mut sums: [[I::I; 2]; M],
 ) -> [[I::I; 2]; M] {
-    let mut quads: [&[[u8; 4]]; M] = [&[]; M];
+    let (steps, rest) = lines.as_chunks::<STEP>();
+    let mut quads: [&[[[u8; 4]; STEP]]; M] = [&[]; M];
+    let mut last: [&[[u8; 4]]; M] = [&[]; M];
     for r in 0..M {
-        quads[r] = &rows[r][first..first + lines.len()];
+        (quads[r], last[r]) = rows[r][first..first + lines.len()].as_chunks();
     }
-    for (quad, columns) in lines.iter().enumerate() {
+    for (step, lines) in steps.iter().enumerate() {
+        for k in 0..STEP {
+            let columns = [isa.load_bytes(&lines[k][0]), isa.load_bytes(&lines[k][1])];
+            for r in 0..M {
+                sums[r] = add_product::<I, ROWS_UNSIGNED>(isa, isa.splat_bytes(quads[r][step][k]), columns, sums[r]);
+            }
+        }
+    }
+    for (k, columns) in rest.iter().enumerate() {
         let columns = [isa.load_bytes(&columns[0]), isa.load_bytes(&columns[1])];
         for r in 0..M {
-            let row = isa.splat_bytes(quads[r][quad]);
-            for n in 0..2 {
-                let (unsigned, signed) = if ROWS_UNSIGNED { (row, columns[n]) } else { (columns[n], row) };
-                sums[r][n] = isa.dot(sums[r][n], unsigned, signed);
-            }
+            sums[r] = add_product::<I, ROWS_UNSIGNED>(isa, isa.splat_bytes(last[r][k]), columns, sums[r]);
         }
     }
     sums
 }
 
+/// Quads that are added without a look at their number.
+const STEP: usize = 8;
+
+#[inline(always)]
+fn add_product<I: Isa, const ROW_UNSIGNED: bool>(isa: I, row: I::B, columns: [I::B; 2], sums: [I::I; 2]) -> [I::I; 2] {
+    let mut to = sums;
+    for n in 0..2 {
+        let (unsigned, signed) = if ROW_UNSIGNED { (row, columns[n]) } else { (columns[n], row) };
+        to[n] = isa.dot(sums[n], unsigned, signed);
+    }
+    to
+}
+
 /// Up to [`ROWS`] rows times a panel: `out[r][c] = sum over k of x[r][k] weights[k][c]`.
 ///
-/// A sum is, in this order: group by group the scaled integer sum and the offset's share, then the outliers.
+/// A sum is, in this order: group by group the scaled integer sum and, unless it is part of that, the offset's share, then
+/// the outliers.
 #[inline(always)]
 pub(super) fn quantized_tile<I: Isa>(isa: I, x: Tile<'_>, panel: Panel<'_>, out: &mut [[f32; PANEL]; ROWS]) {
-    match (x.outliers.len(), panel.group) {
-        (1, 32) => quantized::<I, 1, 32>(isa, x, panel, out),
-        (2, 32) => quantized::<I, 2, 32>(isa, x, panel, out),
-        (3, 32) => quantized::<I, 3, 32>(isa, x, panel, out),
-        (4, 32) => quantized::<I, 4, 32>(isa, x, panel, out),
-        (5, 32) => quantized::<I, 5, 32>(isa, x, panel, out),
-        (_, 32) => quantized::<I, ROWS, 32>(isa, x, panel, out),
-        (1, _) => quantized::<I, 1, 16>(isa, x, panel, out),
-        (2, _) => quantized::<I, 2, 16>(isa, x, panel, out),
-        (3, _) => quantized::<I, 3, 16>(isa, x, panel, out),
-        (4, _) => quantized::<I, 4, 16>(isa, x, panel, out),
-        (5, _) => quantized::<I, 5, 16>(isa, x, panel, out),
-        (_, _) => quantized::<I, ROWS, 16>(isa, x, panel, out),
+    match (panel.group, panel.zero.is_some()) {
+        (32, false) => rows::<I, 8, false>(isa, x, panel, out),
+        (32, true) => rows::<I, 8, true>(isa, x, panel, out),
+        (_, false) => rows::<I, 4, false>(isa, x, panel, out),
+        (_, true) => rows::<I, 4, true>(isa, x, panel, out),
     }
 }
 
 #[inline(always)]
-fn quantized<I: Isa, const M: usize, const GROUP: usize>(
+fn rows<I: Isa, const QUADS: usize, const ZERO: bool>(isa: I, x: Tile<'_>, panel: Panel<'_>, out: &mut [[f32; PANEL]]) {
+    match x.outliers.len() {
+        1 => quantized::<I, 1, QUADS, ZERO>(isa, x, panel, out),
+        2 => quantized::<I, 2, QUADS, ZERO>(isa, x, panel, out),
+        3 => quantized::<I, 3, QUADS, ZERO>(isa, x, panel, out),
+        4 => quantized::<I, 4, QUADS, ZERO>(isa, x, panel, out),
+        5 => quantized::<I, 5, QUADS, ZERO>(isa, x, panel, out),
+        _ => quantized::<I, ROWS, QUADS, ZERO>(isa, x, panel, out),
+    }
+}
+
+/// A tile of `M` rows; a group is `QUADS` quads, and has no offset but starts where [`Tile::starts`] says if the weights have
+/// a `ZERO`.
+#[inline(always)]
+fn quantized<I: Isa, const M: usize, const QUADS: usize, const ZERO: bool>(
     isa: I,
     x: Tile<'_>,
     panel: Panel<'_>,
@@ -69,37 +95,44 @@ fn quantized<I: Isa, const M: usize, const GROUP: usize>(
 ) {
     let (quads, _) = x.quads.as_chunks::<M>();
     let (x_scales, _) = x.scales.as_chunks::<M>();
-    let (x_sums, _) = x.sums.as_chunks::<M>();
+    let x_sums = x.sums.as_chunks::<M>().0.iter().zip(x.starts.as_chunks::<M>().0);
     let (lines, _) = panel.lines.as_chunks::<2>();
 
     let mut totals = [[isa.splat(0.0); 2]; M];
-    let groups = quads.chunks_exact(GROUP / 4).zip(lines.chunks_exact(GROUP / 4)).zip(x_sums);
+    let groups = quads.as_chunks::<QUADS>().0.iter().zip(lines.as_chunks::<QUADS>().0).zip(x_sums);
     let numbers = panel.scales.iter().zip(panel.offsets);
-    for (group, (((quads, lines), x_sums), (scales, offsets))) in groups.zip(numbers).enumerate() {
+    for (group, (((quads, lines), (x_sums, starts)), (scales, offsets))) in groups.zip(numbers).enumerate() {
         let mut found = [[isa.splat_int(0); 2]; M];
-        for (rows, columns) in quads.iter().zip(lines) {
-            let columns = [isa.load_bytes(&columns[0]), isa.load_bytes(&columns[1])];
+        if ZERO {
             for r in 0..M {
-                let row = isa.splat_bytes(rows[r]);
+                found[r] = [isa.splat_int(starts[r]); 2];
+            }
+        }
+        for k in 0..QUADS {
+            let columns = [isa.load_bytes(&lines[k][0]), isa.load_bytes(&lines[k][1])];
+            for r in 0..M {
+                let row = isa.splat_bytes(quads[k][r]);
                 for n in 0..2 {
                     found[r][n] = isa.dot(found[r][n], columns[n], row);
                 }
             }
         }
-        let x_scales = &x_scales[group * GROUP / BLOCK];
+        let x_scales = &x_scales[4 * QUADS * group / BLOCK];
         for n in 0..2 {
             let scales = isa.load(&scales.as_chunks::<LANES>().0[n]);
             let offsets = isa.load(&offsets.as_chunks::<LANES>().0[n]);
             for r in 0..M {
                 let scales = isa.mul(scales, isa.splat(x_scales[r]));
                 totals[r][n] = isa.fma(isa.to_floats(found[r][n]), scales, totals[r][n]);
-                totals[r][n] = isa.fma(offsets, isa.splat(x_sums[r]), totals[r][n]);
+                if !ZERO {
+                    totals[r][n] = isa.fma(offsets, isa.splat(x_sums[r]), totals[r][n]);
+                }
             }
         }
     }
     for r in 0..M {
         for outlier in &x.outliers[r] {
-            let (group, quad) = (outlier.input / GROUP, &lines[outlier.input / 4]);
+            let (group, quad) = (outlier.input / (4 * QUADS), &lines[outlier.input / 4]);
             for n in 0..2 {
                 let scales = isa.load(&panel.scales[group].as_chunks::<LANES>().0[n]);
                 let offsets = isa.load(&panel.offsets[group].as_chunks::<LANES>().0[n]);

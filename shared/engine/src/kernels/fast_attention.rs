@@ -15,7 +15,7 @@ use super::packed::PANEL;
 use super::pages::{PAGE, Quantized, Segment, head_lines, scale_range, signed_bytes};
 use super::rectangle::Rectangle;
 use super::tile::{ROWS, split};
-use super::{TINY, sum_lanes};
+use super::{ROUND, TINY, sum_lanes};
 
 /// Pages of a span.
 const SPAN: usize = 4;
@@ -196,8 +196,6 @@ fn softmax<'a, I: Isa>(
 /// `x = n + f` with `|f| <= 1/2`, then `2^n` times the polynomial of degree 3 that is nearest to `2^f` there (fitted).
 #[inline(always)]
 fn exp2<I: Isa>(isa: I, x: I::V) -> I::V {
-    /// Adding this to a float of small magnitude leaves its nearest integer in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     let x = isa.max(isa.splat(-127.0), x);
     let rounded = isa.add(x, isa.splat(ROUND));
     let f = isa.sub(x, isa.sub(rounded, isa.splat(ROUND)));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::isa::{Isa, Kernel, Level};
+use super::isa::{Isa, Kernel, LANES, Lanes, Level};
 use super::rows::{Norm, SMALL};
 
 /// How the values of a row divide into heads.
@@ -96,17 +96,25 @@ impl Kernel for Turn<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa>(self, _: I) {
+    fn run<I: Isa>(self, isa: I) {
         let Turn { size, cos, sin, row } = self;
-        let block = 1 << size.trailing_zeros();
-        let scale = 1.0 / (block as f32).sqrt();
+        let block = (1 << size.trailing_zeros()) / LANES;
+        let scale = 1.0 / ((block * LANES) as f32).sqrt();
+        let ((cos_vectors, cos_rest), (sin_vectors, sin_rest)) = (cos.as_chunks(), sin.as_chunks());
         for head in row.chunks_exact_mut(size) {
-            let (first, rest) = head.split_at_mut(cos.len());
-            for (((a, b), cos), sin) in first.iter_mut().zip(rest).zip(cos).zip(sin) {
+            let (first, second) = head.split_at_mut(cos.len());
+            let (a_vectors, a_rest) = first.as_chunks_mut();
+            let (b_vectors, b_rest) = second[..cos.len()].as_chunks_mut();
+            for ((a, b), (cos, sin)) in a_vectors.iter_mut().zip(b_vectors).zip(cos_vectors.iter().zip(sin_vectors)) {
+                let (x, y, cos, sin) = (isa.load(a), isa.load(b), isa.load(cos), isa.load(sin));
+                isa.store(isa.sub(isa.mul(x, cos), isa.mul(y, sin)), a);
+                isa.store(isa.add(isa.mul(y, cos), isa.mul(x, sin)), b);
+            }
+            for ((a, b), (cos, sin)) in a_rest.iter_mut().zip(b_rest).zip(cos_rest.iter().zip(sin_rest)) {
                 (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
             }
-            for block in head.chunks_exact_mut(block) {
-                mix(block, scale);
+            for block in head.as_chunks_mut().0.chunks_exact_mut(block) {
+                mix(isa, block, scale);
             }
         }
     }
@@ -114,18 +122,37 @@ impl Kernel for Turn<'_> {
 
 /// Multiplies with the Hadamard matrix by halves: each stage adds and subtracts values at a distance.
 #[inline(always)]
-fn mix(values: &mut [f32], scale: f32) {
-    let mut distance = values.len() / 2;
+fn mix<I: Isa>(isa: I, vectors: &mut [Lanes], scale: f32) {
+    let mut distance = vectors.len() / 2;
     while distance > 0 {
-        for pair in values.chunks_exact_mut(2 * distance) {
+        for pair in vectors.chunks_exact_mut(2 * distance) {
             let (low, high) = pair.split_at_mut(distance);
             for (low, high) in low.iter_mut().zip(high) {
-                (*low, *high) = (*low + *high, *low - *high);
+                let (a, b) = (isa.load(low), isa.load(high));
+                isa.store(isa.add(a, b), low);
+                isa.store(isa.sub(a, b), high);
             }
         }
         distance /= 2;
     }
-    for value in values {
-        *value *= scale;
+    let scale = isa.splat(scale);
+    for vector in vectors {
+        let v = stage::<I, 8>(isa, isa.load(vector));
+        let v = stage::<I, 4>(isa, v);
+        let v = stage::<I, 2>(isa, v);
+        let v = stage::<I, 1>(isa, v);
+        isa.store(isa.mul(v, scale), vector);
     }
+}
+
+/// A stage inside a vector: the lower lane of a pair becomes the sum, the higher one the difference.
+#[inline(always)]
+fn stage<I: Isa, const DISTANCE: usize>(isa: I, v: I::V) -> I::V {
+    let mut signs = [1.0; LANES];
+    for (lane, sign) in signs.iter_mut().enumerate() {
+        if lane & DISTANCE != 0 {
+            *sign = -1.0;
+        }
+    }
+    isa.fma(v, isa.load(&signs), isa.swap::<DISTANCE>(v))
 }

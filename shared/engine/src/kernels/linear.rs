@@ -6,7 +6,7 @@ use super::activations::{Activations, Quantize, TileMut};
 use super::bytes_tile::quantized_tile;
 use super::exp;
 use super::isa::{Isa, Kernel, LANES, Level};
-use super::packed::{Format, Matrix, PANEL, Panel, Unpacked};
+use super::packed::{Format, Matrix, PANEL, Panel, Quantized, Unpacked};
 use super::rectangle::Rectangle;
 use super::rows::{Norm, SMALL};
 use super::tile::{ROWS, split, tile};
@@ -75,7 +75,7 @@ pub(crate) fn linear(
     let rows = x.len() / weights.inputs;
     let prepared = match (mode, weights.format) {
         (Mode::Fast, Format::Quantized(format)) => {
-            Prepared::Quantized(quantize(level, x, weights.inputs, norm, format.group))
+            Prepared::Quantized(quantize(level, x, weights.inputs, norm, format))
         }
         _ => Prepared::Floats(match norm {
             Some(norm) => super::rms_norm(level, x, norm.weight, norm.epsilon),
@@ -132,25 +132,25 @@ struct Scratch {
     floats: Vec<[f32; PANEL]>,
 }
 
-fn quantize(level: Level, x: &[f32], inputs: usize, norm: Option<Normed<'_>>, group: usize) -> Activations {
-    let mut activations = Activations::new(x.len() / inputs, inputs, group);
-    let tile = |values: &mut Vec<f32>, mut to: TileMut<'_>| {
+fn quantize(level: Level, x: &[f32], inputs: usize, norm: Option<Normed<'_>>, format: Quantized) -> Activations {
+    let mut activations = Activations::new(x.len() / inputs, inputs, format);
+    let tile = |(values, largest): &mut (Vec<f32>, Vec<f32>), mut to: TileMut<'_>| {
         values.resize(inputs, 0.0);
         for (row, x) in x[to.rows.start * inputs..to.rows.end * inputs].chunks_exact(inputs).enumerate() {
             match norm {
                 Some(Normed { weight, epsilon }) => level.run(Norm { x, weight, epsilon, out: values }),
                 None => values.copy_from_slice(x),
             }
-            level.run(Quantize { values, row, to: &mut to });
+            level.run(Quantize { values, row, to: &mut to, largest });
         }
     };
     let tiles = activations.tiles_mut();
     if x.len() < SMALL {
-        let mut values = Vec::new();
-        tiles.into_iter().for_each(|to| tile(&mut values, to));
+        let mut scratch = Default::default();
+        tiles.into_iter().for_each(|to| tile(&mut scratch, to));
     } else {
         let least = SMALL.div_ceil(2 * ROWS * inputs);
-        tiles.into_par_iter().with_min_len(least).for_each_init(Vec::new, tile);
+        tiles.into_par_iter().with_min_len(least).for_each_init(Default::default, tile);
     }
     activations
 }
@@ -246,8 +246,17 @@ fn finish<I: Isa>(isa: I, then: Then, sums: &[f32; PANEL], to: &mut [f32]) {
             None => to.copy_from_slice(&sums[..to.len()]),
         },
         Then::Add => match to.first_chunk_mut::<PANEL>() {
-            Some(to) => to.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum),
-            None => to.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum),
+            Some(to) => {
+                let (sums, (to, _)) = (sums.as_chunks::<LANES>().0, to.as_chunks_mut::<LANES>());
+                for n in 0..2 {
+                    isa.store(isa.add(isa.load(&to[n]), isa.load(&sums[n])), &mut to[n]);
+                }
+            }
+            None => {
+                for (to, sum) in to.iter_mut().zip(sums) {
+                    *to += sum;
+                }
+            }
         },
         Then::Gate(activation) => {
             let (halves, _) = sums.as_chunks::<LANES>();

@@ -36,8 +36,6 @@ pub(crate) use rows::rms_norm;
 /// `e^r` of degree 7, whose remainder is below 6e-9.
 #[inline(always)]
 fn exp<I: Isa>(isa: I, x: I::V) -> I::V {
-    /// Adding this to a float of small magnitude leaves its nearest integer in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     let x = isa.max(isa.splat(-88.37), x);
     let x = isa.min(isa.splat(88.0), x);
     let rounded = isa.fma(x, isa.splat(std::f32::consts::LOG2_E), isa.splat(ROUND));
@@ -54,16 +52,18 @@ fn exp<I: Isa>(isa: I, x: I::V) -> I::V {
 /// Magnitudes up to this quantize to zeros: the reciprocal of smaller ones may overflow, which levels convert differently.
 const TINY: f32 = 1e-30;
 
+/// Adding this to a float of small magnitude leaves its nearest integer in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
 /// The sum of the lanes, in the one order that all kernels use: halves onto halves.
 #[inline(always)]
 fn sum_lanes<I: Isa>(isa: I, v: I::V) -> f32 {
+    let v = isa.add(v, isa.swap::<8>(v));
+    let v = isa.add(v, isa.swap::<4>(v));
+    let v = isa.add(v, isa.swap::<2>(v));
+    let v = isa.add(v, isa.swap::<1>(v));
     let mut lanes = [0.0; LANES];
     isa.store(v, &mut lanes);
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-    }
     lanes[0]
 }
 

@@ -216,7 +216,7 @@ impl Matrix<'_> {
         to.offsets.resize(groups, [0.0; PANEL]);
         level.run(Unpack { format, lines, numbers, to });
         let lines = if format.bits == 4 { &to.lines } else { lines };
-        Panel { group: format.group, lines, scales: &to.scales, offsets: &to.offsets }
+        Panel { group: format.group, zero: format.zero, lines, scales: &to.scales, offsets: &to.offsets }
     }
 
     /// Writes a panel's weights to `to`, `[inputs][32]`, in f32.
@@ -288,6 +288,8 @@ fn pick<const N: usize>(panel: &[u8], column: usize, to: &mut [f32], value: impl
 #[derive(Clone, Copy)]
 pub(super) struct Panel<'a> {
     pub(super) group: usize,
+    /// See [`Quantized::zero`].
+    pub(super) zero: Option<u8>,
     /// Two lines a quad of inputs.
     pub(super) lines: &'a [Line],
     /// `[groups]`.
@@ -354,7 +356,7 @@ impl Kernel for Dequantize<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Panel { group, lines, scales, offsets } = self.panel;
+        let Panel { group, lines, scales, offsets, .. } = self.panel;
         let groups = self.to.chunks_exact_mut(group).zip(lines.chunks_exact(group / 2));
         for ((to, lines), (scale, offset)) in groups.zip(scales.iter().zip(offsets)) {
             let (scale, _) = scale.as_chunks::<LANES>();

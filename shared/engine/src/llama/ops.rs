@@ -74,7 +74,7 @@ impl Operators {
     pub(super) fn tag(self) -> &'static [u8] {
         match self {
             Operators::Kernels(Mode::Exact) => b"kernels 2",
-            Operators::Kernels(Mode::Fast) => b"fast kernels 1",
+            Operators::Kernels(Mode::Fast) => b"fast kernels 2",
             Operators::Stock => b"stock 2",
         }
     }

@@ -25,6 +25,7 @@ fn job(sampling: Sampling) -> Job {
         model: name("m"),
         prompt: b"Say something.".iter().copied().map(u32::from).collect(),
         max_tokens: 300,
+        samples: 1,
         sampling,
         stop: Vec::new(),
         deadline_ms: None,
@@ -50,7 +51,7 @@ fn go_on(job: &Job, begun: &[Emitted]) -> Result<Vec<Emitted>, Error> {
         let step = Step { sequence, tokens, logits: 1 };
         model.forward(&[step]).expect("there is room").remove(0)
     };
-    let mut generation = BYTES_GENERATOR.start(job)?;
+    let mut generation = BYTES_GENERATOR.start(job, 0)?;
     let mut logits = forward(&job.prompt);
     for emitted in begun {
         assert_eq!(generation.accept(emitted.token, emitted.logprobs.clone())?, *emitted);
@@ -76,7 +77,7 @@ fn text(emitted: &[Emitted]) -> String {
 /// The answer of a model of SmolLM2's vocabulary that has no preferences: its logits are noise.
 fn noise(constraint: Constraint, seed: u64) -> String {
     let job = Job { max_tokens: 3_000, ..job(sampled(constraint, seed)) };
-    let mut generation = SMOLLM_GENERATOR.start(&job).expect("a good constraint");
+    let mut generation = SMOLLM_GENERATOR.start(&job, 0).expect("a good constraint");
     let mut text = String::new();
     for step in 0u32.. {
         let noise = |id: u32| (id ^ step ^ (seed as u32) << 8).wrapping_mul(2_654_435_769) as f32 / 1e9;
@@ -181,7 +182,7 @@ fn an_answer_goes_on_where_another_worker_began_it() {
     }
     // Neither a token that doesn't fit nor an end that comes too early is taken from anyone.
     for token in [u32::from(b'x'), 256] {
-        let refused = BYTES_GENERATOR.start(&job).expect("a good schema").accept(token, None);
+        let refused = BYTES_GENERATOR.start(&job, 0).expect("a good schema").accept(token, None);
         assert!(matches!(&refused, Err(Error::Constraint(_))), "{refused:?}");
     }
 }
@@ -210,7 +211,7 @@ fn logprobs_are_the_models_own() {
 }
 
 fn refusal(sampling: Sampling) -> (Code, String) {
-    let failure = BYTES_GENERATOR.start(&job(sampling)).err().expect("it is refused").failure();
+    let failure = BYTES_GENERATOR.start(&job(sampling), 0).err().expect("it is refused").failure();
     (failure.code, failure.message)
 }
 

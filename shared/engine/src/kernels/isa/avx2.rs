@@ -133,6 +133,18 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
+    fn swap<const DISTANCE: usize>(self, [low, high]: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: the token promises AVX2; no memory is touched.
+        unsafe {
+            match DISTANCE {
+                1 => [_mm256_permute_ps::<0b10_11_00_01>(low), _mm256_permute_ps::<0b10_11_00_01>(high)],
+                2 => [_mm256_permute_ps::<0b01_00_11_10>(low), _mm256_permute_ps::<0b01_00_11_10>(high)],
+                4 => [_mm256_permute2f128_ps::<1>(low, low), _mm256_permute2f128_ps::<1>(high, high)],
+                _ => [high, low],
+            }
+        }
+    }
+    #[inline(always)]
     fn splat_int(self, value: i32) -> [__m256i; 2] {
         // SAFETY: the token promises AVX2; no memory is touched.
         unsafe { [_mm256_set1_epi32(value); 2] }

@@ -121,6 +121,18 @@ impl Isa for Avx512 {
         unsafe { _mm512_reduce_max_ps(v) }
     }
     #[inline(always)]
+    fn swap<const DISTANCE: usize>(self, v: __m512) -> __m512 {
+        // SAFETY: the token promises AVX-512F; no memory is touched.
+        unsafe {
+            match DISTANCE {
+                1 => _mm512_permute_ps::<0b10_11_00_01>(v),
+                2 => _mm512_permute_ps::<0b01_00_11_10>(v),
+                4 => _mm512_shuffle_f32x4::<0b10_11_00_01>(v, v),
+                _ => _mm512_shuffle_f32x4::<0b01_00_11_10>(v, v),
+            }
+        }
+    }
+    #[inline(always)]
     fn splat_int(self, value: i32) -> __m512i {
         // SAFETY: the token promises AVX-512F; no memory is touched.
         unsafe { _mm512_set1_epi32(value) }

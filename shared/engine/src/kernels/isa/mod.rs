@@ -59,6 +59,8 @@ pub(super) trait Isa: Copy {
     fn byte_of_lanes(self, v: Self::B, index: usize) -> Self::V;
     /// The highest lane; which, if one is NaN, is open.
     fn highest_lane(self, v: Self::V) -> f32;
+    /// Every lane `i` becomes lane `i ^ DISTANCE`; distances are 1, 2, 4 and 8.
+    fn swap<const DISTANCE: usize>(self, v: Self::V) -> Self::V;
     fn splat_int(self, value: i32) -> Self::I;
     /// Adds to each lane the four products of its bytes: `unsigned` from 0 to 255, `signed` from -127 to 127. Exact.
     fn dot(self, sum: Self::I, unsigned: Self::B, signed: Self::B) -> Self::I;

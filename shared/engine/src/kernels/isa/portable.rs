@@ -97,6 +97,10 @@ impl Isa for Portable {
         highest
     }
     #[inline(always)]
+    fn swap<const DISTANCE: usize>(self, v: Lanes) -> Lanes {
+        std::array::from_fn(|lane| v[lane ^ DISTANCE])
+    }
+    #[inline(always)]
     fn splat_int(self, value: i32) -> [i32; LANES] {
         [value; LANES]
     }
