@@ -206,13 +206,13 @@ fn scores<I: Isa, const M: usize>(
 pub(super) struct Weights<'a> {
     /// Unsigned, of four positions each, 16 quads a page.
     pub(super) quads: &'a [[u8; 4]],
-    /// What a page's products are worth, one value a page.
-    pub(super) scales: &'a [f32],
+    /// What the products are worth.
+    pub(super) scale: f32,
     /// What the totals so far are multiplied with.
     pub(super) keep: f32,
 }
 
-/// Weighs 32 of a head's values in some pages for up to [`ROWS`] queries: `totals[r] = totals[r] keep + sum over pages`.
+/// Weighs 32 of a head's values in some pages for up to [`ROWS`] queries: `totals[r] = totals[r] keep + scale * sum`.
 /// `values` yields a page's lines.
 #[inline(always)]
 pub(super) fn weigh_tile<'a, I: Isa>(
@@ -238,30 +238,21 @@ fn weigh<'a, I: Isa, const M: usize>(
     values: impl Iterator<Item = &'a [Line]>,
     totals: &mut [[f32; PANEL]],
 ) {
-    let none = [[isa.splat_int(0); 2]; M];
     let mut quads: [&[[u8; 4]]; M] = [&[]; M];
-    let mut sums = [[isa.splat(0.0); 2]; M];
     for r in 0..M {
         quads[r] = weights[r].quads;
-        let (totals, _) = totals[r].as_chunks::<LANES>();
-        for n in 0..2 {
-            sums[r][n] = isa.mul(isa.load(&totals[n]), isa.splat(weights[r].keep));
-        }
     }
+    let mut found = [[isa.splat_int(0); 2]; M];
     for (page, lines) in values.enumerate() {
         let (lines, _) = lines.as_chunks::<2>();
-        let found = add_products::<I, M, true>(isa, &quads, page * lines.len(), lines, none);
-        for r in 0..M {
-            let scale = isa.splat(weights[r].scales[page]);
-            for n in 0..2 {
-                sums[r][n] = isa.fma(isa.to_floats(found[r][n]), scale, sums[r][n]);
-            }
-        }
+        found = add_products::<I, M, true>(isa, &quads, page * lines.len(), lines, found);
     }
     for r in 0..M {
+        let (keep, scale) = (isa.splat(weights[r].keep), isa.splat(weights[r].scale));
         let (totals, _) = totals[r].as_chunks_mut::<LANES>();
         for n in 0..2 {
-            isa.store(sums[r][n], &mut totals[n]);
+            let kept = isa.mul(isa.load(&totals[n]), keep);
+            isa.store(isa.fma(isa.to_floats(found[r][n]), scale, kept), &mut totals[n]);
         }
     }
 }

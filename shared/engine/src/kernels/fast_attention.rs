@@ -1,6 +1,6 @@
 //! Attention on the cache's copies in 8 bits.
 //!
-//! Queries are quantized by head, and the weights that softmax gives by page, so both products are integer. The values'
+//! Queries are quantized by head, and the weights that softmax gives by span, so both products are integer. The values'
 //! scales differ from position to position: they are multiplied into the weights before these are quantized.
 //!
 //! Positions come in spans of a few pages, whose scores fit the nearest cache; from span to span the highest score so far is
@@ -18,7 +18,7 @@ use super::tile::{ROWS, split};
 use super::{ROUND, TINY, sum_lanes};
 
 /// Pages of a span.
-const SPAN: usize = 4;
+const SPAN: usize = 2;
 
 /// Positions of a span.
 const SPAN_POSITIONS: usize = SPAN * PAGE;
@@ -98,7 +98,6 @@ impl Kernel for FastBlock<'_, '_> {
                     }
                 }
 
-                let mut page_scales = [[0.0; SPAN]; ROWS];
                 let mut weighed = [Weights::default(); ROWS];
                 for (r, (part, quads)) in
                     parts.into_iter().zip(weights.chunks_exact_mut(SPAN_POSITIONS / 4)).enumerate().take(count)
@@ -109,11 +108,8 @@ impl Kernel for FastBlock<'_, '_> {
                     scores[seen(states[r].to)..].fill(f32::NEG_INFINITY);
                     let value_scales = pages.iter().map(|page| &copies.value_scales[scale_range(heads, *page, kv)]);
                     let quads = &mut quads[..positions / 4];
-                    weighed[r].keep = softmax(isa, &mut states[r], scores, value_scales, quads, &mut page_scales[r]);
-                    weighed[r].quads = quads;
-                }
-                for (weights, scales) in weighed.iter_mut().zip(&page_scales) {
-                    weights.scales = &scales[..pages.len()];
+                    let (keep, scale) = softmax(isa, &mut states[r], scores, value_scales, quads);
+                    weighed[r] = Weights { quads, scale, keep };
                 }
                 for (block, totals) in totals.chunks_exact_mut(ROWS).enumerate() {
                     let values = pages.iter().map(|page| {
@@ -136,26 +132,25 @@ impl Kernel for FastBlock<'_, '_> {
     }
 }
 
-/// Goes on by a span: quantizes, page by page, `2^((score - highest) scale)` times the scale of the position's values.
-/// Returns what earlier sums and totals must be multiplied with, since the highest score may have risen.
+/// Goes on by a span: quantizes `2^((score - highest) scale)` times the scale of the position's values to `weights`.
+/// Returns what earlier sums and totals must be multiplied with, since the highest score may have risen, and what the
+/// weights are worth.
 ///
-/// `scores` and `weights` are whole pages; a page has one entry in `scales`.
+/// `scores`, which are lost, and `weights` are whole pages.
 #[inline(always)]
 fn softmax<'a, I: Isa>(
     isa: I,
     state: &mut Softmax,
-    scores: &[f32],
+    scores: &mut [f32],
     value_scales: impl Iterator<Item = &'a [f32]>,
     weights: &mut [[u8; 4]],
-    scales: &mut [f32],
-) -> f32 {
-    let (pages, _) = scores.as_chunks::<PAGE>();
-    let (weights, _) = weights.as_chunks_mut::<{ PAGE / 4 }>();
-    let found = highest(isa, pages.as_flattened().as_chunks().0);
+) -> (f32, f32) {
+    let (vectors, _) = scores.as_chunks_mut::<LANES>();
+    let found = highest(isa, vectors);
     if found == f32::NEG_INFINITY {
         // It sees nothing of the span.
-        weights.as_flattened_mut().fill([0; 4]);
-        return 1.0;
+        weights.fill([0; 4]);
+        return (1.0, 0.0);
     }
     let new = if found > state.highest { found } else { state.highest };
     let keep = if state.highest == f32::NEG_INFINITY {
@@ -167,27 +162,24 @@ fn softmax<'a, I: Isa>(
     };
     state.highest = new;
     let (scale, shift) = (isa.splat(state.scale), isa.splat(-new * state.scale));
-    let mut sum = isa.splat(0.0);
-    for (((page, weights), value_scales), page_scale) in pages.iter().zip(weights).zip(value_scales).zip(scales) {
-        let (vectors, _) = page.as_chunks::<LANES>();
-        let mut largest = isa.splat(0.0);
-        let mut found = [largest; PAGE / LANES];
-        for ((weight, vector), value_scales) in found.iter_mut().zip(vectors).zip(value_scales.as_chunks::<LANES>().0) {
-            let e = exp2(isa, isa.fma(isa.load(vector), scale, shift));
+    let (mut sum, mut largest) = (isa.splat(0.0), isa.splat(0.0));
+    for (page, value_scales) in vectors.as_chunks_mut::<{ PAGE / LANES }>().0.iter_mut().zip(value_scales) {
+        let (value_scales, _) = value_scales.as_chunks::<LANES>();
+        for n in 0..PAGE / LANES {
+            let e = exp2(isa, isa.fma(isa.load(&page[n]), scale, shift));
             sum = isa.add(sum, e);
-            *weight = isa.mul(e, isa.load(value_scales));
-            largest = isa.max(*weight, largest);
+            let weight = isa.mul(e, isa.load(&value_scales[n]));
+            isa.store(weight, &mut page[n]);
+            largest = isa.max(weight, largest);
         }
-        let largest = isa.highest_lane(largest);
-        let inverse = isa.splat(if largest > TINY { 255.0 / largest } else { 0.0 });
-        let (bytes, _) = weights.as_flattened_mut().as_chunks_mut::<LANES>();
-        for (weight, bytes) in found.iter().zip(bytes) {
-            isa.store_unsigned(isa.mul(*weight, inverse), bytes);
-        }
-        *page_scale = largest / 255.0;
+    }
+    let largest = isa.highest_lane(largest);
+    let inverse = isa.splat(if largest > TINY { 255.0 / largest } else { 0.0 });
+    for (weight, bytes) in vectors.iter().zip(weights.as_flattened_mut().as_chunks_mut::<LANES>().0) {
+        isa.store_unsigned(isa.mul(isa.load(weight), inverse), bytes);
     }
     state.sum = state.sum * keep + sum_lanes(isa, sum);
-    keep
+    (keep, largest / 255.0)
 }
 
 /// `2^x` in every lane for `x` up to 127, with a relative error of at most 7.5e-5, which is far below what a weight of 8 bits
