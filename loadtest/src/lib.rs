@@ -1,5 +1,6 @@
 //! Load for a running pipeline, and what it answers with: arrivals, token counts, latencies, goodput; and, in [`peers`], our
-//! engine beside another.
+//! engine beside another; in [`prefixes`], a trace's prompts and what a cache of their prefixes would save; in [`chaos`], a
+//! pipeline under faults and what must hold of it.
 //!
 //! The client is open-loop: every send time is drawn before the first request goes out, no request waits for another's
 //! answer, and latencies count from the *intended* send time. A pipeline (or a client) that falls behind therefore shows
@@ -9,9 +10,11 @@
 //! at last sent, a request that is in none or in two of completed, failed and lost.
 #![forbid(unsafe_code)]
 
+pub mod chaos;
 pub mod lengths;
 pub mod options;
 pub mod peers;
+pub mod prefixes;
 mod record;
 pub mod report;
 mod run;

@@ -1,4 +1,4 @@
-//! `loadtest`: the command line of the load client and of the side-by-side runner.
+//! `loadtest`: the command line of the load client, of the side-by-side runner, of the prefix replay and of the chaos run.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -11,12 +11,12 @@ use std::{
 use anyhow::Context;
 use baton_bus::Bus;
 use baton_contract::{Name, subject::Layout};
-use baton_loadtest::{Options, Report, peers, table};
+use baton_loadtest::{Options, Report, chaos, peers, prefixes, table};
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 
-/// Open-loop load for a running Baton pipeline, and its engine beside llama.cpp's.
+/// Open-loop load for a running Baton pipeline, its engine beside llama.cpp's, and prefix caches on a trace.
 #[derive(Parser)]
 #[command(name = "loadtest", version)]
 struct Arguments {
@@ -30,6 +30,10 @@ enum Command {
     Run(RunArguments),
     /// Run our engine and llama.cpp's in turn and print the speeds of both and their ratio
     Peers(PeersArguments),
+    /// Replay a trace's prompts through the index of a worker's KV cache and print the hit rate by cache size
+    Prefixes(PrefixesArguments),
+    /// Run a pipeline of real processes, disturb it in every way, and audit that nothing is lost, duplicated or changed
+    Chaos(ChaosArguments),
 }
 
 #[derive(clap::Args)]
@@ -79,11 +83,54 @@ struct PeersArguments {
     json: bool,
 }
 
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  loadtest prefixes --trace conversation.jsonl
+  loadtest prefixes --trace conversation.jsonl --cache 10GB,100GB,1TB,5000blocks --bytes-per-token 6000 --plot hits.svg
+
+A line of the trace is a request as JSON: input_length in tokens, and hash_ids, the chained hashes of the prompt's blocks, \
+so that equal ids mean equal prefixes (the format of the Mooncake traces). Requests are taken in the file's order, one after \
+another. Each hits the blocks from its first up to the first that is not cached; then all its blocks become the most recently \
+used, and the least recently used ones go. No model runs.")]
+struct PrefixesArguments {
+    #[command(flatten)]
+    options: prefixes::Options,
+    /// Write a plot of the hit rates to this SVG file
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+    /// Print the report as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  loadtest chaos --seed 7
+  loadtest chaos --jobs 20000 --minutes 30 --json > chaos.json
+  loadtest chaos --engine real --jobs 200 --minutes 10
+
+It starts a broker and workers of its own, answers each distinct request once undisturbed, then submits jobs while workers and \
+broker are killed, stopped and restarted, connections fail, and the store loses and damages chunks. A seed decides requests, \
+send times and faults. Nothing of it touches pipelines that run on the machine.
+
+Exit status: 0 if the audit holds, 1 otherwise.")]
+struct ChaosArguments {
+    #[command(flatten)]
+    options: chaos::Options,
+    /// Print the report as one JSON object, with every violation
+    #[arg(long)]
+    json: bool,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Run(arguments) => run(arguments).await.map(|report| report.completed > 0),
         Command::Peers(arguments) => compare(arguments).await.map(|()| true),
+        Command::Prefixes(arguments) => replay(&arguments).map(|()| true),
+        Command::Chaos(arguments) => disturb(&arguments).await,
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -138,6 +185,34 @@ async fn compare(arguments: PeersArguments) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let text = if arguments.json { serde_json::to_string(&report)? + "\n" } else { report.markdown() };
     io::stdout().write_all(text.as_bytes()).context("cannot print the report")
+}
+
+fn replay(arguments: &PrefixesArguments) -> anyhow::Result<()> {
+    let report = prefixes::run(&arguments.options)?;
+    if let Some(path) = &arguments.plot {
+        std::fs::write(path, report.svg()).with_context(|| format!("cannot write the plot {}", path.display()))?;
+    }
+    let text = if arguments.json { serde_json::to_string(&report)? + "\n" } else { report.markdown() };
+    io::stdout().write_all(text.as_bytes()).context("cannot print the report")
+}
+
+/// Whether the audit holds.
+async fn disturb(arguments: &ChaosArguments) -> anyhow::Result<bool> {
+    let bar = progress_bar("{bar:30} {pos}/{len} ended, {msg}  {elapsed}");
+    let running = chaos::run(&arguments.options, |progress| {
+        bar.set_length(progress.total as u64);
+        bar.set_position(progress.ended as u64);
+        bar.set_message(format!("{}, {}/{} faults", progress.phase, progress.faults, progress.faults_planned));
+    });
+    let report = tokio::select! {
+        report = running => report?,
+        // Whoever gives up leaves no process behind.
+        _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+    };
+    bar.finish_and_clear();
+    let text = if arguments.json { serde_json::to_string(&report)? + "\n" } else { report.plain() };
+    io::stdout().write_all(text.as_bytes()).context("cannot print the report")?;
+    Ok(report.audit.holds())
 }
 
 fn progress_bar(template: &str) -> ProgressBar {

@@ -118,6 +118,8 @@ impl<P: FnMut(Progress)> Run<'_, P> {
                         }
                     }
                     Ok(Event::Result(outcome)) => self.ended(&outcome),
+                    // Every id is new.
+                    Ok(Event::Refused(_)) => {}
                     // A run must outlive a broker that is away for a while: how a pipeline takes it may be what is
                     // measured. If it never comes back, the requests end as lost.
                     Err(_) => follow_from = Instant::now() + PAUSE,

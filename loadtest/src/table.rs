@@ -81,3 +81,26 @@ pub fn markdown_row(report: &Report) -> String {
     ];
     format!("| {} |\n", cells.join(" | "))
 }
+
+/// A Markdown table that is aligned for the terminal too: rows of equal length, the heading first; the first column is
+/// left-aligned, the others right.
+pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for (index, row) in rows.iter().enumerate() {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
+            if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
+        let _ = writeln!(text, "| {} |", cells.collect::<Vec<_>>().join(" | "));
+        if index == 0 {
+            let rules = widths
+                .iter()
+                .enumerate()
+                .map(|(column, &width)| if column == 0 { "-".repeat(width + 2) } else { "-".repeat(width + 1) + ":" });
+            let _ = writeln!(text, "|{}|", rules.collect::<Vec<_>>().join("|"));
+        }
+    }
+    text
+}

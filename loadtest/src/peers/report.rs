@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::{Error, Measure, Options, Speeds, output::Ours};
+use crate::table;
 
 /// Our engine beside llama.cpp's.
 #[derive(Clone, Debug, Serialize)]
@@ -130,7 +131,7 @@ impl Report {
             let ratio = format!("{:.2}", comparison.ratio);
             rows.push([name(comparison.measure)].into_iter().chain(speeds).chain([ratio]).collect());
         }
-        let mut text = table(&rows);
+        let mut text = table::aligned(&rows);
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
@@ -146,26 +147,4 @@ impl Report {
         }
         text
     }
-}
-
-/// Rows of equal length, the heading first; the first column is left-aligned, the others right.
-fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for (index, row) in rows.iter().enumerate() {
-        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
-            if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-        });
-        let _ = writeln!(text, "| {} |", cells.collect::<Vec<_>>().join(" | "));
-        if index == 0 {
-            let rules = widths
-                .iter()
-                .enumerate()
-                .map(|(column, &width)| if column == 0 { "-".repeat(width + 2) } else { "-".repeat(width + 1) + ":" });
-            let _ = writeln!(text, "|{}|", rules.collect::<Vec<_>>().join("|"));
-        }
-    }
-    text
 }

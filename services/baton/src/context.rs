@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use baton_bus::{Bus, Retention};
+use baton_bus::{Bus, Retention, pressure::Backlog};
 use baton_contract::{Name, subject::Layout};
 use baton_engine::source::{Source, Vocabulary};
 use baton_storage::store::Store;
@@ -156,7 +156,11 @@ pub async fn connect(plan: &Plan, name: &str) -> anyhow::Result<Bus> {
 
 /// How the plan wants its streams kept.
 pub fn retention(plan: &Plan) -> Retention {
-    Retention { replicas: plan.broker.replicas, results: plan.results.keep }
+    let backlog = Backlog {
+        messages: plan.limits.backlog_messages as u64,
+        bytes: plan.limits.backlog_bytes.map(|bytes| bytes.0),
+    };
+    Retention { replicas: plan.broker.replicas, results: plan.results.keep, backlog }
 }
 
 /// Opens the plan's object store, whose URL must be known.

@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use baton_bus::client::Event;
 use baton_contract::{
     JobId, Name,
@@ -102,6 +102,7 @@ async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::
                 lines.remove(&outcome.id).unwrap_or_default().print(&outcome.id, json, true)?;
                 outcomes.insert(outcome.id.clone(), *outcome);
             }
+            Event::Refused(refusal) => bail!(refusal.error),
         }
     }
     let outcomes: Vec<Outcome> = order.iter().filter_map(|id| outcomes.remove(id)).collect();
@@ -115,7 +116,8 @@ async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::
     if !json {
         print!("\n{}", table::render(&HEADINGS, &outcomes.iter().map(row).collect::<Vec<_>>()));
         println!(
-            "\nqueue: waiting for a worker, all stages; TTFT: time to first token, from the broker's acceptance on"
+            "\nqueue: waiting for a worker, all stages; KV wait: the part of KV get that was not hidden; TTFT: time to first token, \
+             from the broker's acceptance on"
         );
     }
     Ok(())
@@ -147,8 +149,20 @@ impl Line {
     }
 }
 
-const HEADINGS: [&str; 11] =
-    ["job", "prompt", "queue", "prefill", "KV put", "KV get", "TTFT", "tokens", "tokens/s", "KV raw", "KV stored"];
+const HEADINGS: [&str; 12] = [
+    "job",
+    "prompt",
+    "queue",
+    "prefill",
+    "KV put",
+    "KV get",
+    "KV wait",
+    "TTFT",
+    "tokens",
+    "tokens/s",
+    "KV raw",
+    "KV stored",
+];
 
 fn row(outcome: &Outcome) -> Vec<String> {
     let timings = &outcome.timings;
@@ -166,6 +180,7 @@ fn row(outcome: &Outcome) -> Vec<String> {
         table::ms(timings.prefill_ms),
         table::ms(timings.kv_put_ms),
         table::ms(timings.kv_get_ms),
+        table::ms(timings.kv_wait_ms),
         table::ms(timings.first_token_ms),
         generated.to_string(),
         speed,

@@ -52,7 +52,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let mut checks =
         vec![Check::new("broker", broker(&plan, running.as_ref()).await), Check::new("store", store(&plan).await)];
     for (name, model) in &plan.models {
-        let device = context::device(plan.stages.decode.device);
+        let device = context::device(plan.stages.decode.compute.device);
         checks.push(Check::new(format!("model {name}"), load(model.clone(), device).await));
     }
     for check in &checks {
@@ -74,8 +74,12 @@ async fn broker(plan: &Plan, running: Option<&Plan>) -> anyhow::Result<String> {
     }
     let binary = spawn_blocking(|| Setup::from_environment(false).ensure_nats_server()).await??;
     let directory = setup::home().join("doctor").join(std::process::id().to_string());
-    let options =
-        server::Options { binary: binary.clone(), directory: directory.clone(), launcher: guard::launcher()? };
+    let options = server::Options {
+        binary: binary.clone(),
+        directory: directory.clone(),
+        launcher: guard::launcher()?,
+        sync_always: false,
+    };
     let server = Server::start(options).await?;
     let mut plan = plan.clone();
     plan.broker.url = BrokerUrl::Servers(server.url().to_owned());

@@ -1,6 +1,7 @@
 //! `baton run` and `baton verify`: the engine in this one process, without broker or store.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs::File,
     io::{self, BufReader, Read, Write},
@@ -16,8 +17,8 @@ use baton_contract::{
     outcome::{Outcome, Timings, request_digest},
 };
 use baton_engine::{
-    generation::Generator,
-    model::{self, Compute, Model, Step},
+    generation::{self, Generation, Generator},
+    model::{self, Compute, Model, SequenceId, Step},
     source::{self, Source, Vocabulary},
     verify::{self, Case, Divergence, Report},
 };
@@ -139,21 +140,56 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// Answers one job, token by token; prints the text as it comes if asked.
+/// Answers one job, token by token; prints the text of the first answer as it comes if asked.
 fn answer(model: &mut dyn Model, generator: &Generator, job: &Job, print: bool) -> anyhow::Result<Outcome> {
     let prompt = &job.prompt;
     let sequence = model.open();
-    let mut generation = generator.start(job)?;
-    let mut answer = Answer::default();
+    let generations = generator.start_all(job)?;
     let mut logits = Vec::new();
     for (index, tokens) in prompt.chunks(PASS).enumerate() {
         let last = usize::from((index + 1) * PASS >= prompt.len());
         logits = model.forward(&[Step { sequence, tokens, logits: last }])?.remove(0);
     }
-    let ended = loop {
+    // All answers begin where the prompt ends.
+    let kv = if job.samples > 1 { Some(model.export(sequence, 0..prompt.len())?) } else { None };
+    let mut answers = Vec::new();
+    let mut failure = None;
+    for (choice, generation) in generations.into_iter().enumerate() {
+        let mut answer = Answer::default();
+        let own = match &kv {
+            Some(kv) if choice > 0 => {
+                let own = model.open();
+                model.import(own, prompt, kv)?;
+                own
+            }
+            _ => sequence,
+        };
+        if failure.is_none() {
+            failure = go_on(model, own, &logits, generation, &mut answer, print && choice == 0)?.err();
+        }
+        model.close(own);
+        answers.push(answer);
+    }
+    Ok(match failure {
+        None => job.completed(answers, Timings::default()),
+        Some(error) => job.failed(error.failure(), answers, Timings::default()),
+    })
+}
+
+/// Generates one answer after a prompt that ended with `logits`.
+fn go_on(
+    model: &mut dyn Model,
+    sequence: SequenceId,
+    logits: &[f32],
+    mut generation: Generation,
+    answer: &mut Answer,
+    print: bool,
+) -> anyhow::Result<Result<(), generation::Error>> {
+    let mut logits = Cow::Borrowed(logits);
+    loop {
         let emitted = match generation.next(&logits) {
             Ok(emitted) => emitted,
-            Err(error) => break Err(error.failure()),
+            Err(error) => return Ok(Err(error)),
         };
         if print {
             let mut out = io::stdout().lock();
@@ -163,22 +199,18 @@ fn answer(model: &mut dyn Model, generator: &Generator, job: &Job, print: bool) 
         answer.tokens.push(emitted.token);
         answer.text.push_str(&emitted.text);
         answer.logprobs.extend(emitted.logprobs);
-        if let Some(reason) = emitted.finish {
-            break Ok(reason);
+        answer.finish_reason = emitted.finish;
+        if emitted.finish.is_some() {
+            return Ok(Ok(()));
         }
-        logits = model.forward(&[Step { sequence, tokens: &[emitted.token], logits: 1 }])?.remove(0);
-    };
-    model.close(sequence);
-    Ok(match ended {
-        Ok(reason) => job.completed(answer, reason, Timings::default()),
-        Err(failure) => job.failed(failure, answer, Timings::default()),
-    })
+        logits = Cow::Owned(model.forward(&[Step { sequence, tokens: &[emitted.token], logits: 1 }])?.remove(0));
+    }
 }
 
 /// Tokens of each text that `verify --text` takes at most.
 const TEXT_TOKENS: usize = 2048;
-/// Bytes of a text that are enough for them.
-const TEXT_BYTES: u64 = 64 << 10;
+/// Bytes of a text that are enough for a token.
+const TOKEN_BYTES: usize = 32;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -266,7 +298,10 @@ fn check(arguments: &VerifyArguments, source: &Source, cases: &[Case]) -> anyhow
     let engine = &arguments.engine;
     let load = |compute| engine.load(source, model::Options { compute, ..model::Options::default() });
     let vocabulary = engine.vocabulary(source)?;
-    let texts = arguments.text.iter().map(|path| Ok((path.display().to_string(), text_tokens(&vocabulary, path)?)));
+    let texts = arguments
+        .text
+        .iter()
+        .map(|path| Ok((path.display().to_string(), text_tokens(&vocabulary, path, TEXT_TOKENS)?)));
     let texts = texts.collect::<anyhow::Result<Vec<_>>>()?;
 
     let mut model = load(arguments.compute)?;
@@ -284,11 +319,12 @@ fn check(arguments: &VerifyArguments, source: &Source, cases: &[Case]) -> anyhow
     Ok(verified)
 }
 
-/// The first tokens of a plain text, as many as are compared.
-fn text_tokens(vocabulary: &Vocabulary, path: &Path) -> anyhow::Result<Vec<u32>> {
+/// The first tokens of a plain text, at least one and at most so many, and no more than the model can attend to.
+pub fn text_tokens(vocabulary: &Vocabulary, path: &Path, most: usize) -> anyhow::Result<Vec<u32>> {
     let mut bytes = Vec::new();
+    let enough = most.saturating_mul(TOKEN_BYTES) as u64;
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    file.take(TEXT_BYTES).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
+    file.take(enough).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
     // The cut may lie inside a character.
     let text = match str::from_utf8(&bytes) {
         Ok(text) => text,
@@ -298,7 +334,7 @@ fn text_tokens(vocabulary: &Vocabulary, path: &Path) -> anyhow::Result<Vec<u32>>
         }
     };
     let mut tokens = vocabulary.encode(text, false).with_context(|| format!("cannot encode {}", path.display()))?;
-    tokens.truncate(TEXT_TOKENS.min(vocabulary.spec().context));
+    tokens.truncate(most.min(vocabulary.spec().context));
     if tokens.is_empty() {
         bail!("{} has no tokens: give a text that is not empty", path.display());
     }

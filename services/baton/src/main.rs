@@ -2,15 +2,20 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod cancel;
+mod collector;
 mod context;
 mod demo;
+mod dlq;
 mod doctor;
 mod guard;
 mod hub;
 mod jobs;
+mod kv;
 mod local;
 mod memory;
 mod prompts;
+mod reconcile;
 mod setup;
 mod submit;
 mod supervisor;
@@ -46,6 +51,14 @@ enum Command {
     Job(jobs::JobArguments),
     /// Fetch the result of a job
     Result(jobs::ResultArguments),
+    /// End a job that nobody wants any more; what there is of its answer is kept
+    Cancel(cancel::Arguments),
+    /// Look at what no worker could finish; try it again or drop it
+    Dlq(dlq::Arguments),
+    /// Find accepted jobs that have lost their message, and let them begin again
+    Reconcile(reconcile::Arguments),
+    /// Look at the stored KV chunks, and remove those that nobody needs
+    Kv(kv::Arguments),
     /// Check that broker, store and model work
     Doctor(doctor::Arguments),
     /// Answer in this one process, without broker or store: the reference for the pipeline
@@ -95,6 +108,10 @@ fn main() -> ExitCode {
             Command::Submit(arguments) => submit::run(arguments).await.unwrap_or_else(|error| report(Err(error))),
             Command::Job(arguments) => report(jobs::job(arguments).await),
             Command::Result(arguments) => jobs::result(arguments).await.unwrap_or_else(|error| report(Err(error))),
+            Command::Cancel(arguments) => cancel::run(arguments).await.unwrap_or_else(|error| report(Err(error))),
+            Command::Dlq(arguments) => report(dlq::run(arguments).await),
+            Command::Reconcile(arguments) => report(reconcile::run(arguments).await),
+            Command::Kv(arguments) => report(kv::run(arguments).await),
             Command::Doctor(arguments) => doctor::run(arguments).await.unwrap_or_else(|error| report(Err(error))),
             Command::Run(arguments) => local::run(arguments).await.unwrap_or_else(|error| report(Err(error))),
             Command::Verify(arguments) => report(local::verify(arguments).await),

@@ -36,6 +36,9 @@ pub struct PromptArguments {
     /// Tokens the answer may have at most (256 without it)
     #[arg(long, value_name = "N")]
     max_tokens: Option<u32>,
+    /// Answers to each prompt, 1 (the default) to 16, each with a seed of its own
+    #[arg(short, long, value_name = "N")]
+    n: Option<u32>,
     /// 0 is greedy (the default), up to 2
     #[arg(long, value_name = "T")]
     temperature: Option<f32>,
@@ -205,6 +208,7 @@ impl PromptArguments {
         }
         or(&mut request.model, model.map(str::to_owned));
         or(&mut request.max_tokens, self.max_tokens);
+        or(&mut request.n, self.n);
         or(&mut request.temperature, self.temperature);
         or(&mut request.top_p, self.top_p);
         or(&mut request.top_k, self.top_k);

@@ -7,10 +7,13 @@ use std::{
 };
 
 use anyhow::ensure;
-use baton_bus::client::{Event, Follower};
+use baton_bus::{
+    client::{Event, Follower},
+    pressure,
+};
 use baton_contract::{
     JobId, Name,
-    outcome::{Outcome, Status, request_digest},
+    outcome::{Outcome, Refusal, Status, request_digest},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -29,10 +32,15 @@ Examples:
   echo 'Summarize: ...' | baton submit --id report-7 --lane batch
   baton submit 'Name a city.' --json-schema city.json --wait
   baton submit 'Is water wet?' --regex 'yes|no' --logprobs 5 --wait --json
+  baton submit 'Name a river.' -n 3 --temperature 0.8 --wait
   baton result report-7 --wait
 
 A line of a JSONL file is a request as published on the bus:
   {\"id\": \"q1\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}], \"max_tokens\": 20}
+
+Where a request names its id, submitting it again is submitting it once: it gets the first one's result. Another request \
+under the same id is refused; with --json that is an object without `status`, whose `error` has the code `conflict`. When the \
+pipeline's queue is full, submitting waits for room.
 
 Exit status: 0 if every awaited job completed, 1 otherwise.")]
 pub struct Arguments {
@@ -74,9 +82,17 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let mut follower = if follow { Some(bus.follow(tenant).await?) } else { None };
 
     let mut waiting = Waiting::default();
+    let mut waited = false;
     for request in &requests {
         let span = info_span!("submit", job = %request.id, %tenant);
-        bus.submit(tenant, &lane, request.body.clone()).instrument(span).await?;
+        let submit = || bus.submit(tenant, &lane, request.body.clone());
+        // Every request names its id, so submitting it twice is submitting it once.
+        let told = |error: &_| {
+            if !std::mem::replace(&mut waited, true) {
+                eprintln!("waiting: {error}");
+            }
+        };
+        pressure::patiently(submit, told).instrument(span).await?;
         waiting.digests.insert(request.id.clone(), request_digest(&request.body));
         if !follow {
             print_id(&request.id, arguments.json)?;
@@ -115,20 +131,22 @@ impl Waiting {
     async fn until_done(mut self, follower: &mut Follower, arguments: &Arguments) -> anyhow::Result<bool> {
         let total = self.pending.len();
         let bar = progress(total);
-        let mut shown = 0;
+        let mut shown: HashMap<u32, u32> = HashMap::new();
         let mut text = String::new();
         let mut complete = true;
         while !self.pending.is_empty() {
             match follower.next(&self.pending).await? {
                 Event::Delta { delta, .. } => {
                     // A job that was tried again repeats its tokens.
-                    if arguments.stream && delta.index == shown {
-                        shown += 1;
-                        text.push_str(&delta.text);
+                    let next = shown.entry(delta.choice).or_default();
+                    if arguments.stream && delta.index == *next {
+                        *next += 1;
                         let mut out = io::stdout().lock();
                         if arguments.json {
                             writeln!(out, "{}", serde_json::to_string(&delta)?)?;
-                        } else {
+                        } else if delta.choice == 0 {
+                            // Of several answers the others are printed when all have ended.
+                            text.push_str(&delta.text);
                             write!(out, "{}", delta.text)?;
                         }
                         out.flush()?;
@@ -138,16 +156,28 @@ impl Waiting {
                     self.pending.remove(&outcome.id);
                     bar.inc(1);
                     complete &= outcome.status == Status::Completed;
-                    if self.digests.get(&outcome.id) != Some(&outcome.request_digest) {
-                        complete = false;
-                        let message = "belongs to an earlier, different request; choose another";
-                        bar.suspend(|| eprintln!("error: the id {} {message}", outcome.id));
-                        continue;
+                    match self.digests.get(&outcome.id) {
+                        Some(digest) if *digest != outcome.request_digest => {
+                            complete = false;
+                            let Outcome { tenant, id, .. } = *outcome;
+                            let refusal = Refusal::conflict(tenant, id, digest.clone());
+                            bar.suspend(|| print_refusal(&refusal, arguments.json))?;
+                            continue;
+                        }
+                        _ => {}
                     }
                     bar.suspend(|| {
                         print_outcome(&outcome, arguments.json, arguments.stream.then_some(&text), total > 1)
                     })?;
                 }
+                // Somebody else's, if the digest is another.
+                Event::Refused(refusal) if self.digests.get(&refusal.id) == Some(&refusal.request_digest) => {
+                    self.pending.remove(&refusal.id);
+                    bar.inc(1);
+                    complete = false;
+                    bar.suspend(|| print_refusal(&refusal, arguments.json))?;
+                }
+                Event::Refused(_) => {}
             }
         }
         bar.finish_and_clear();
@@ -163,6 +193,15 @@ fn progress(total: usize) -> ProgressBar {
     ProgressBar::new(total as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
+/// Tells that a request became no job.
+fn print_refusal(refusal: &Refusal, json: bool) -> io::Result<()> {
+    if json {
+        writeln!(io::stdout().lock(), "{}", serde_json::to_string(refusal).map_err(io::Error::other)?)?;
+    }
+    eprintln!("error: {}", refusal.error);
+    Ok(())
+}
+
 /// Prints a result; `streamed` is the part of its text that is on the screen already.
 pub fn print_outcome(outcome: &Outcome, json: bool, streamed: Option<&String>, many: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -170,17 +209,16 @@ pub fn print_outcome(outcome: &Outcome, json: bool, streamed: Option<&String>, m
         return writeln!(out, "{}", serde_json::to_string(outcome).map_err(io::Error::other)?);
     }
     let rest = streamed.and_then(|shown| outcome.text.strip_prefix(shown.as_str())).unwrap_or(&outcome.text);
-    match (&outcome.error, many) {
-        (None, false) => writeln!(out, "{rest}"),
-        (None, true) => writeln!(out, "{}: {rest}", outcome.id),
-        (Some(error), many) => {
-            if many {
-                write!(out, "{}: ", outcome.id)?;
-            }
-            writeln!(out, "{rest}")?;
-            let status = format!("{:?}", outcome.status).to_lowercase();
-            eprintln!("error: job {} {status}: {error}", outcome.id);
-            Ok(())
-        }
+    if many {
+        write!(out, "{}: ", outcome.id)?;
     }
+    writeln!(out, "{rest}")?;
+    for choice in outcome.choices.iter().skip(1) {
+        writeln!(out, "--- answer {} of {} ---\n{}", choice.index + 1, outcome.choices.len(), choice.text)?;
+    }
+    if let Some(error) = &outcome.error {
+        let status = format!("{:?}", outcome.status).to_lowercase();
+        eprintln!("error: job {} {status}: {error}", outcome.id);
+    }
+    Ok(())
 }

@@ -88,13 +88,19 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    pub async fn start(mut plan: Plan, home: PipelineHome, logs: Logs) -> anyhow::Result<Self> {
+    pub async fn start(plan: Plan, home: PipelineHome, logs: Logs) -> anyhow::Result<Self> {
+        Self::start_with(plan, home, logs, false).await
+    }
+
+    /// The same; with `sync_always` an embedded broker flushes each message to the disk before it acknowledges it.
+    pub async fn start_with(mut plan: Plan, home: PipelineHome, logs: Logs, sync_always: bool) -> anyhow::Result<Self> {
         let lock = home.lock()?;
         let mut server = None;
         if plan.broker.url == BrokerUrl::Embedded {
             let binary = spawn_blocking(|| Setup::from_environment(false).ensure_nats_server()).await??;
             let directory = home.directory.join("nats");
-            let started = Server::start(server::Options { binary, directory, launcher: guard::launcher()? }).await?;
+            let options = server::Options { binary, directory, launcher: guard::launcher()?, sync_always };
+            let started = Server::start(options).await?;
             plan.broker.url = BrokerUrl::Servers(started.url().to_owned());
             server = Some(started);
         }
@@ -120,7 +126,7 @@ impl Pipeline {
         for (stage, replicas) in [
             (Stage::Ingest, plan.stages.ingest.replicas),
             (Stage::Prefill, plan.stages.prefill.compute.stage.replicas),
-            (Stage::Decode, plan.stages.decode.stage.replicas),
+            (Stage::Decode, plan.stages.decode.compute.stage.replicas),
         ] {
             for number in 1..=replicas {
                 let name = format!("{stage}-{number}");

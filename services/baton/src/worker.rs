@@ -9,13 +9,19 @@ use baton_engine::{
     generation::Generator,
     model::{self, Model},
 };
-use baton_storage::{codec::Codec, kv::KvStore};
+use baton_storage::{
+    cache::{self, Cache},
+    codec::Codec,
+    kv::KvStore,
+    seal::SealKey,
+};
 use baton_topology::{Compute, Mode, Plan};
 use clap::ValueEnum;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    collector,
     context::{self, PipelineArguments},
     memory,
 };
@@ -78,21 +84,29 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 async fn serve(stage: Stage, plan: &Plan, worker: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
     let bus = context::connect(plan, worker).await?;
     bus.provision(&context::retention(plan)).await?;
+    // The stages that use the store look after it, too.
+    if stage != Stage::Ingest {
+        tokio::spawn(collector::keep(plan.clone(), bus.clone(), shutdown.clone()));
+    }
     match stage {
         Stage::Ingest => {
             let models = ingest_models(plan).await?;
-            let pull = pull_options(plan, stage, &plan.stages.ingest, &[]);
+            let options = baton_ingest::Options {
+                pull: pull_options(plan, stage, &plan.stages.ingest, &[]),
+                decode_prefills: plan.stages.decode.prefill_tokens,
+            };
             ready(worker)?;
-            baton_ingest::run(bus, pull, models, shutdown).await?;
+            baton_ingest::run(bus, options, models, shutdown).await?;
         }
         Stage::Prefill => {
             let stages = &plan.stages.prefill;
             let settings = &stages.compute;
             baton_engine::use_threads(settings.threads)?;
+            let cache = open_cache(plan)?;
             let mut served = Vec::new();
             for name in &settings.models {
                 let model = load(plan, settings, name).await?;
-                let store = kv_store(plan, model.spec().kv)?;
+                let store = kv_store(plan, model.spec().kv, &cache)?;
                 let generator = Generator::new(context::vocabulary(&plan.models[name])?);
                 served.push(baton_prefill::Served { name: name.clone(), model, generator, store });
             }
@@ -100,24 +114,28 @@ async fn serve(stage: Stage, plan: &Plan, worker: &str, shutdown: CancellationTo
                 pull: pull_options(plan, stage, &settings.stage, &settings.models),
                 chunk_tokens: plan.store.chunk_tokens,
                 batch_tokens: stages.batch_tokens,
+                decode_prefills: plan.stages.decode.prefill_tokens,
                 worker: worker.to_owned(),
             };
             ready(worker)?;
             baton_prefill::run(bus, options, served, shutdown).await?;
         }
         Stage::Decode => {
-            let settings = &plan.stages.decode;
+            let settings = &plan.stages.decode.compute;
             baton_engine::use_threads(settings.threads)?;
+            let cache = open_cache(plan)?;
             let mut served = Vec::new();
             for name in &settings.models {
                 let model = load(plan, settings, name).await?;
-                let store = kv_store(plan, model.spec().kv)?;
+                let store = kv_store(plan, model.spec().kv, &cache)?;
                 let generator = Generator::new(context::vocabulary(&plan.models[name])?);
                 served.push(baton_decode::Served { name: name.clone(), model, generator, store });
             }
             let pull = pull_options(plan, stage, &settings.stage, &settings.models);
             ready(worker)?;
-            baton_decode::run(bus, baton_decode::Options { pull, worker: worker.to_owned() }, served, shutdown).await?;
+            let checkpoint = Duration::from_millis(plan.stages.decode.checkpoint_ms as u64);
+            let options = baton_decode::Options { pull, worker: worker.to_owned(), checkpoint };
+            baton_decode::run(bus, options, served, shutdown).await?;
         }
     }
     tracing::info!("the worker has drained");
@@ -181,10 +199,21 @@ fn kv_bytes(settings: &Compute) -> anyhow::Result<u64> {
     Ok(bytes)
 }
 
-fn kv_store(plan: &Plan, shape: kv::Shape) -> anyhow::Result<KvStore> {
+/// What a worker keeps of the store, for all its models together.
+fn open_cache(plan: &Plan) -> anyhow::Result<Cache> {
+    let settings = &plan.store;
+    let disk = settings.cache_path.as_ref().zip(settings.cache_disk).map(|(path, bytes)| (path.into(), bytes.0));
+    let memory = settings.cache_memory.map_or(0, |bytes| bytes.0);
+    Ok(Cache::open(cache::Options { memory, disk })?)
+}
+
+fn kv_store(plan: &Plan, shape: kv::Shape, cache: &Cache) -> anyhow::Result<KvStore> {
     let codec = match plan.store.codec {
         baton_topology::Codec::Lossless => Codec::Lossless,
+        baton_topology::Codec::Near => Codec::Near,
+        baton_topology::Codec::Balanced => Codec::Balanced,
         baton_topology::Codec::Raw => Codec::Raw,
     };
-    Ok(KvStore::new(context::open_store(plan)?, shape, codec))
+    let key = plan.store.key_file.as_ref().map(|path| SealKey::read(path.as_ref())).transpose()?;
+    Ok(KvStore::new(context::open_store(plan)?, shape, codec).with_key(key).with_cache(cache.clone()))
 }

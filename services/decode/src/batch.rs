@@ -1,67 +1,57 @@
 //! The thread that owns the model and steps all running answers together. Answers join and leave between any two steps.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     sync::mpsc::{Receiver, TryRecvError},
 };
 
 use baton_engine::{
     generation::Generation,
-    model::{self, KvMemory, Model, SequenceId, Step},
+    model::{self, KvMemory, Model, Step},
 };
 use rayon::prelude::*;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
-    engine::{Command, Event, Failed, Held, NewAnswer},
+    arrival::{self, Brought, COMPUTED, IMPORTED, Kv, Pieces, Stall},
+    engine::{Command, Event, Failed, JobNumber, NewAnswer, NewJob},
     schedule::{AnswerId, Left, Schedule, TooLong},
 };
 
-/// Answers that wait whose prompt's KV is fetched before there are pages for it, so that they can join at once.
+/// Jobs that wait whose prompt's KV is fetched before there are pages for it, so that they can join at once.
 const AHEAD: usize = 4;
-/// Tokens that are imported between two steps, whoever joins: the running answers wait for that.
-const IMPORTED: usize = 2048;
-/// Computing a token again takes about as long as importing so many.
-const COMPUTE_COST: usize = 8;
-/// Tokens that are computed again at a time.
-const COMPUTED: usize = IMPORTED / COMPUTE_COST;
 
 pub(crate) struct Batch {
     model: Box<dyn Model>,
     schedule: Schedule,
     answers: BTreeMap<AnswerId, Answer>,
+    /// Names the next answer.
+    next: AnswerId,
+    /// How often pieces were asked for.
+    fetches: u64,
+    /// Tokens that a step may compute for answers that have joined, besides one for each answer.
+    rests: usize,
 }
 
 struct Answer {
+    job: JobNumber,
+    /// Which of the job's answers it is.
+    choice: u32,
     /// The prompt, and what was generated. The KV of all but the last is there when the answer runs.
     tokens: Vec<u32>,
-    /// How many of them are the prompt's.
-    prompt: usize,
+    /// Tokens of the prompt's beginning whose KV the store holds.
+    stored: usize,
     generation: Generation,
     events: UnboundedSender<Event>,
     kv: Kv,
-}
-
-/// How far an answer's KV cache is on its way.
-enum Kv {
-    Elsewhere,
-    Wanted,
-    Held(VecDeque<Held>),
-    /// Coming into pages: the pieces that are not there yet, tokens computed again so far and at a time.
-    Coming {
-        sequence: SequenceId,
-        left: VecDeque<Held>,
-        recomputed: usize,
-        pass: usize,
-    },
-    /// In pages: the answer takes part in every step.
-    Here(SequenceId),
+    stall: Stall,
 }
 
 impl Batch {
     pub(crate) fn new(model: Box<dyn Model>) -> Self {
         let KvMemory { page_tokens, pages, .. } = model.memory();
-        Self { model, schedule: Schedule::new(page_tokens, pages), answers: BTreeMap::new() }
+        let schedule = Schedule::new(page_tokens, pages);
+        Self { model, schedule, answers: BTreeMap::new(), next: 0, fetches: 0, rests: COMPUTED }
     }
 
     /// Works until nobody can send commands any more.
@@ -84,139 +74,125 @@ impl Batch {
     /// Lets answers join, and takes one step; false if there is nothing to do until somebody says something.
     fn round(&mut self) -> bool {
         self.admit();
+        self.ask();
         if self.schedule.joining().is_none() && self.schedule.running().is_empty() {
             return false;
         }
-        self.join();
-        self.step();
-        true
+        let waits = self.join();
+        let steps = !self.schedule.running().is_empty();
+        if steps {
+            self.step();
+        }
+        steps || !waits
     }
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Answer { id, answer } => self.submit(id, *answer),
-            Command::Held { id, held } => {
-                if let Some(Answer { kv: kv @ Kv::Wanted, .. }) = self.answers.get_mut(&id) {
-                    *kv = Kv::Held(held.into());
+            Command::Job(job) => self.submit(*job),
+            Command::Piece { fetch, held, came } => {
+                for answer in self.answers.values_mut() {
+                    if answer.kv.take(fetch, &held) {
+                        answer.stall.end(came);
+                    }
                 }
             }
-            Command::Leave(id) => self.remove(id),
+            Command::Leave(job) => {
+                let of_job = self.answers.iter().filter(|(_, answer)| answer.job == job).map(|(id, _)| *id);
+                for id in of_job.collect::<Vec<_>>() {
+                    self.remove(id);
+                }
+            }
         }
     }
 
-    /// Puts an answer into the queue, unless it would fail a step: found here it fails alone.
-    fn submit(&mut self, id: AnswerId, answer: NewAnswer) {
-        let NewAnswer { prompt, first_token, generation, events } = answer;
-        let (now, most) = (prompt.len(), (prompt.len() + generation.max_tokens()).saturating_sub(1));
-        let mut tokens = prompt;
-        tokens.push(first_token);
+    /// Puts a job's answers into the queue, unless they would fail a step: found here they fail alone.
+    fn submit(&mut self, job: NewJob) {
+        let NewJob { number, prompt, stored, answers, events } = job;
+        for NewAnswer { choice, generated, generation } in answers {
+            let tokens = [&prompt[..], &generated].concat();
+            if let Err(failed) = self.enqueue(&tokens, prompt.len() + generation.max_tokens()) {
+                // Nobody may be listening any more, here and wherever else something is told.
+                let _ = events.send(Event::Failed(failed));
+                return;
+            }
+            let (events, kv, stall) = (events.clone(), Kv::Elsewhere, Stall::default());
+            let answer = Answer { job: number, choice, tokens, stored, generation, events, kv, stall };
+            self.answers.insert(self.next, answer);
+            self.next += 1;
+        }
+    }
+
+    /// Puts the next answer into the schedule: it has these tokens now, and `longest` in the end, prompt and all.
+    fn enqueue(&mut self, tokens: &[u32], longest: usize) -> Result<(), Failed> {
         let spec = self.model.spec();
         let (vocabulary, context) = (spec.vocabulary, spec.context);
-        let fault = match tokens.iter().find(|token| **token as usize >= vocabulary) {
+        // The last token's KV is not kept.
+        let (now, most) = (tokens.len().saturating_sub(1), longest.saturating_sub(1));
+        match tokens.iter().find(|token| **token as usize >= vocabulary) {
             Some(&token) => Err(model::Error::TokenOutOfRange { token, vocabulary }.into()),
+            None if tokens.is_empty() => Err(model::Error::EmptyStep.into()),
             None if most > context => Err(model::Error::ContextExceeded { context, needed: most }.into()),
-            None => self.schedule.submit(id, now, most).map_err(Failed::TooLong),
-        };
-        match fault {
-            Ok(()) => {
-                drop(self.answers.insert(id, Answer { tokens, prompt: now, generation, events, kv: Kv::Elsewhere }))
-            }
-            // Nobody may be listening any more, here and wherever else something is told.
-            Err(failed) => drop(events.send(Event::Failed(failed))),
+            None => self.schedule.submit(self.next, now, most).map_err(Failed::TooLong),
         }
     }
 
-    /// Gives pages to those that wait as far as there are any, and has the next ones' pieces fetched.
+    /// Gives pages to those that wait as far as there are any.
     fn admit(&mut self) {
-        let (model, answers) = (&mut self.model, &mut self.answers);
-        while let Some(id) = self.schedule.admit(|id| matches!(answers.get(&id), Some(Answer { kv: Kv::Held(_), .. })))
+        let (model, answers) = (self.model.as_mut(), &mut self.answers);
+        while let Some(id) =
+            self.schedule.admit(|id| answers.get(&id).is_some_and(|answer| answer.kv.can_join(answer.stored)))
         {
             let Some(answer) = answers.get_mut(&id) else { continue };
-            if let Kv::Held(left) = &mut answer.kv {
-                let left = std::mem::take(left);
-                answer.kv = Kv::Coming { sequence: model.open(), left, recomputed: 0, pass: COMPUTED };
-                let _ = answer.events.send(Event::Joining);
-            }
+            answer.kv.join(model);
+            let waited = answer.stall.take();
+            answer.tell(Event::Joining { waited });
         }
-        for (place, id) in self.schedule.waiting().enumerate() {
-            match answers.get_mut(&id) {
-                Some(Answer { kv: kv @ Kv::Elsewhere, events, .. }) if place < AHEAD => {
-                    let _ = events.send(Event::Wanted);
-                    *kv = Kv::Wanted;
+        if let Some(answer) = self.schedule.candidate().and_then(|id| answers.get_mut(&id)) {
+            answer.stall.begin();
+        }
+    }
+
+    /// Has the pieces fetched of those that join next; once for all answers of a job that stand together.
+    fn ask(&mut self) {
+        let (mut jobs, mut last, mut asked) = (0, None, None);
+        for id in self.schedule.waiting() {
+            let Some(answer) = self.answers.get_mut(&id) else { continue };
+            let job = Some(answer.job);
+            jobs += usize::from(last != job);
+            last = job;
+            match &answer.kv {
+                Kv::Elsewhere if jobs <= AHEAD && answer.stored > 0 => {
+                    if asked != job {
+                        asked = job;
+                        self.fetches += 1;
+                        answer.tell(Event::Wanted { fetch: self.fetches });
+                    }
+                    answer.kv = Kv::Wanted(Pieces::of(self.fetches, answer.stored));
                 }
                 // Pushed back by those that had to leave the batch: memory is what there is too little of.
-                Some(Answer { kv: kv @ Kv::Held(_), .. }) if place >= 2 * AHEAD => *kv = Kv::Elsewhere,
+                kv if kv.lies_ready() && jobs > 2 * AHEAD => answer.kv = Kv::Elsewhere,
                 _ => {}
             }
         }
     }
 
-    /// Brings the KV caches of those that join; not more of it than the running answers can wait for.
-    fn join(&mut self) {
-        let mut budget = IMPORTED;
+    /// Brings the KV caches of those that join; not more of it than the running answers can wait for. True if the next can't
+    /// go on until a piece comes.
+    fn join(&mut self) -> bool {
+        let (mut budget, mut rests) = (IMPORTED, self.rests);
         while let Some(id) = self.schedule.joining() {
-            match self.bring(id, &mut budget) {
-                Ok(true) => self.schedule.joined(),
-                Ok(false) => return,
+            let brought = match self.answers.get_mut(&id) {
+                Some(answer) => answer.bring(self.model.as_mut(), &mut budget, &mut rests),
+                None => Ok(Brought::All { recomputed: 0, rest: 0 }),
+            };
+            match brought {
+                Ok(Brought::All { .. }) => self.schedule.joined(),
+                Ok(Brought::OutOfBudget) => return false,
+                Ok(Brought::AwaitsPiece) => return true,
                 Err(error) => self.fail(id, error.into()),
             }
         }
-    }
-
-    /// Works on one answer's KV cache until it is complete (true) or the budget is used up.
-    fn bring(&mut self, id: AnswerId, budget: &mut usize) -> Result<bool, model::Error> {
-        let model = self.model.as_mut();
-        let Some(Answer { tokens, prompt, events, kv, .. }) = self.answers.get_mut(&id) else {
-            return Ok(true);
-        };
-        let Kv::Coming { sequence, left, recomputed, pass } = kv else { return Ok(true) };
-        loop {
-            let start = model.len(*sequence)?;
-            let missing = match left.front_mut() {
-                Some(Held::Block(block)) if *budget > 0 => {
-                    let end = start + block.tokens;
-                    model.import(*sequence, &tokens[start..end], block)?;
-                    *budget = budget.saturating_sub(block.tokens);
-                    left.pop_front();
-                    continue;
-                }
-                Some(Held::Block(_)) => return Ok(false),
-                Some(Held::Missing { tokens: 0 }) => {
-                    left.pop_front();
-                    continue;
-                }
-                Some(Held::Missing { tokens }) => *tokens,
-                // The prompt is there; what was generated, but for the last token, is not if the answer was in the batch before.
-                None => tokens.len() - 1 - start,
-            };
-            if missing == 0 {
-                let _ = events.send(Event::Imported { recomputed: *recomputed });
-                *kv = Kv::Here(*sequence);
-                return Ok(true);
-            }
-            let count = missing.min(*pass).min(*budget / COMPUTE_COST);
-            if count == 0 {
-                return Ok(false);
-            }
-            let step = Step { sequence: *sequence, tokens: &tokens[start..start + count], logits: 0 };
-            match model.forward(&[step]) {
-                Ok(_) => {}
-                // The device may have too little memory for so many at a time.
-                Err(error) if count > 1 && model.len(*sequence)? == start => {
-                    tracing::warn!(%error, tokens = count, "tokens could not be computed again; fewer are tried at a time");
-                    *pass = count / 2;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            }
-            *budget -= count * COMPUTE_COST;
-            if let Some(Held::Missing { tokens }) = left.front_mut() {
-                *tokens -= count;
-            }
-            if start < *prompt {
-                *recomputed += count;
-            }
-        }
+        false
     }
 
     /// One token for every running answer; those that end leave.
@@ -235,9 +211,10 @@ impl Batch {
         }
         let logits = match self.model.forward(&steps) {
             Ok(logits) => logits,
-            Err(error) => return self.halve(error),
+            Err(error) => return self.failed(error),
         };
         self.schedule.stepped();
+        self.rests = COMPUTED.min(self.rests + 1);
         // On all of the engine's threads: a draw from tens of thousands of tokens takes as long as part of a step.
         let running = self.answers.iter_mut().filter(|(_, answer)| answer.next_step().is_some());
         let sampled: Vec<_> = running.zip(logits).collect();
@@ -247,12 +224,30 @@ impl Batch {
         }
     }
 
-    /// After a failed step: half of the answers stay and take the same step again.
-    fn halve(&mut self, error: model::Error) {
-        let answers = self.schedule.running().len();
+    /// After a failed step: if it was to compute more than one token of an answer, these are computed apart.
+    fn failed(&mut self, error: model::Error) {
         // A failed step should have changed nothing; a sequence that it did change is of no use.
         let mut running = self.answers.values().filter_map(|answer| Some((answer, answer.next_step()?)));
-        let intact = running.all(|(answer, step)| self.model.len(step.sequence).ok() == Some(answer.tokens.len() - 1));
+        let intact = running
+            .all(|(answer, step)| self.model.len(step.sequence).ok() == Some(answer.tokens.len() - step.tokens.len()));
+        let rests = self.answers.iter().filter(|(_, answer)| matches!(answer.kv, Kv::Here { rest: 1.., .. }));
+        let rests: Vec<AnswerId> = rests.map(|(id, _)| *id).collect();
+        if rests.is_empty() || !intact {
+            return self.halve(error, intact);
+        }
+        self.rests /= 2;
+        tracing::warn!(%error, answers = rests.len(), "a decode step failed; those that joined catch up by themselves");
+        for id in rests {
+            let Some(answer) = self.answers.get_mut(&id) else { continue };
+            if let Err(error) = answer.catch_up(self.model.as_mut()) {
+                self.fail(id, error.into());
+            }
+        }
+    }
+
+    /// After a failed step: half of the answers stay and take the same step again.
+    fn halve(&mut self, error: model::Error, intact: bool) {
+        let answers = self.schedule.running().len();
         let left = self.schedule.halve(intact);
         if let Some(id) = left.failed {
             tracing::error!(%error, "a decode step of one answer failed; its job is tried again elsewhere");
@@ -268,6 +263,7 @@ impl Batch {
         for id in left.preempted {
             if let Some(answer) = self.answers.get_mut(&id) {
                 answer.kv.close(self.model.as_mut());
+                answer.tell(Event::Left);
                 tracing::debug!(tokens = answer.tokens.len(), "an answer left the batch for want of memory and waits");
             }
         }
@@ -275,7 +271,7 @@ impl Batch {
 
     fn fail(&mut self, id: AnswerId, failed: Failed) {
         if let Some(answer) = self.answers.get(&id) {
-            let _ = answer.events.send(Event::Failed(failed));
+            answer.tell(Event::Failed(failed));
         }
         self.remove(id);
     }
@@ -289,13 +285,46 @@ impl Batch {
 }
 
 impl Answer {
+    /// Goes on bringing its KV cache, if that is on its way.
+    fn bring(&mut self, model: &mut dyn Model, budget: &mut usize, rests: &mut usize) -> Result<Brought, model::Error> {
+        let Kv::Coming(coming) = &mut self.kv else { return Ok(Brought::All { recomputed: 0, rest: 0 }) };
+        let brought = coming.bring(model, &self.tokens, budget, rests)?;
+        match brought {
+            Brought::All { recomputed, rest } => {
+                self.kv = Kv::Here { sequence: coming.sequence, rest };
+                let waited = self.stall.take();
+                self.tell(Event::Joined { recomputed, waited });
+            }
+            Brought::AwaitsPiece => self.stall.begin(),
+            Brought::OutOfBudget => {}
+        }
+        Ok(brought)
+    }
+
+    /// Computes what the next step would compute besides the last token.
+    fn catch_up(&mut self, model: &mut dyn Model) -> Result<(), model::Error> {
+        let Kv::Here { sequence, rest } = &mut self.kv else { return Ok(()) };
+        let (last, mut pass) = (self.tokens.len() - 1, *rest);
+        while *rest > 0 {
+            *rest -= arrival::compute(model, *sequence, &self.tokens[last - *rest..last], &mut pass)?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+
     /// Goes on by the next token; true if that ended the answer, or nobody listens any more.
     fn sample(&mut self, logits: &[f32]) -> bool {
+        if let Kv::Here { rest, .. } = &mut self.kv {
+            *rest = 0;
+        }
         let (event, ends) = match self.generation.next(logits) {
             Ok(emitted) => {
                 self.tokens.push(emitted.token);
                 let ends = emitted.finish.is_some();
-                (Event::Token(emitted), ends)
+                (Event::Token { choice: self.choice, emitted }, ends)
             }
             Err(error) => (Event::Stuck(error), true),
         };
@@ -304,17 +333,8 @@ impl Answer {
 
     /// Its part in the next step, if it takes part.
     fn next_step(&self) -> Option<Step<'_>> {
-        let Kv::Here(sequence) = self.kv else { return None };
-        Some(Step { sequence, tokens: &self.tokens[self.tokens.len() - 1..], logits: 1 })
-    }
-}
-
-impl Kv {
-    fn close(&mut self, model: &mut dyn Model) {
-        if let Kv::Coming { sequence, .. } | Kv::Here(sequence) = *self {
-            model.close(sequence);
-        }
-        *self = Kv::Elsewhere;
+        let Kv::Here { sequence, rest } = self.kv else { return None };
+        Some(Step { sequence, tokens: &self.tokens[self.tokens.len() - 1 - rest..], logits: 1 })
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::{
     sync::{
+        Arc,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use baton_contract::kv::Block;
@@ -13,40 +15,58 @@ use baton_engine::{
     generation::{self, Emitted, Generation},
     model::{self, Model},
 };
-use tokio::sync::mpsc as channel;
+use tokio::{sync::mpsc as channel, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    batch::Batch,
-    schedule::{AnswerId, TooLong},
-};
+use crate::{batch::Batch, schedule::TooLong};
 
 pub(crate) struct Engine {
     commands: mpsc::Sender<Command>,
-    answers: AtomicU64,
+    jobs: AtomicU64,
     _thread: JoinHandle<()>,
 }
 
-/// One piece of a prompt's KV cache, as far as it could be had.
+/// One piece of a prompt's KV cache, as far as it could be had. The answers of one job share it.
 #[derive(Clone)]
 pub(crate) enum Held {
-    Block(Block),
+    Block(Arc<Block>),
     Missing { tokens: usize },
 }
 
+impl Held {
+    pub(crate) fn tokens(&self) -> usize {
+        match self {
+            Self::Block(block) => block.tokens,
+            Self::Missing { tokens } => *tokens,
+        }
+    }
+}
+
+/// What happens to a job's answers.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The answer waits, and the pieces of its prompt's KV cache are wanted. It may come again: an answer that had to leave
-    /// the batch for want of memory has lost what it had.
-    Wanted,
-    /// The answer has pages and joins the batch.
-    Joining,
-    /// The prompt's KV cache is complete; so many of its tokens had to be computed again.
-    Imported {
-        recomputed: usize,
+    /// Answers wait, and the pieces of their prompt's KV cache are wanted, once for all of them. It may come again: an answer
+    /// that had to leave the batch for want of memory has lost what it had.
+    Wanted {
+        fetch: u64,
     },
-    Token(Emitted),
-    /// The answer can't go on.
+    /// An answer has pages and joins the batch. So long there was room for it, and nothing of its KV cache had come.
+    Joining {
+        waited: Duration,
+    },
+    /// An answer's KV cache is complete; so many tokens had to be computed again because their piece was missing, and so
+    /// long since it joined it could have gone on but for a piece that had not come.
+    Joined {
+        recomputed: usize,
+        waited: Duration,
+    },
+    /// An answer had to leave the batch; it waits again.
+    Left,
+    Token {
+        choice: u32,
+        emitted: Emitted,
+    },
+    /// An answer can't go on.
     Stuck(generation::Error),
     Failed(Failed),
 }
@@ -63,32 +83,42 @@ pub(crate) enum Failed {
     Model(#[from] model::Error),
 }
 
+/// Names one job of an engine.
+pub(crate) type JobNumber = u64;
+
 /// What the thread is told.
 pub(crate) enum Command {
-    Answer {
-        id: AnswerId,
-        answer: Box<NewAnswer>,
+    Job(Box<NewJob>),
+    /// The next piece of those that were wanted, and when it came.
+    Piece {
+        fetch: u64,
+        held: Held,
+        came: Instant,
     },
-    /// The pieces that were wanted: together as long as the prompt.
-    Held {
-        id: AnswerId,
-        held: Vec<Held>,
-    },
-    /// Nobody waits for the answer any more.
-    Leave(AnswerId),
+    /// Nobody waits for the job's answers any more.
+    Leave(JobNumber),
 }
 
-/// An answer whose first token `generation` has accepted.
-pub(crate) struct NewAnswer {
+pub(crate) struct NewJob {
+    pub(crate) number: JobNumber,
     pub(crate) prompt: Vec<u32>,
-    pub(crate) first_token: u32,
-    pub(crate) generation: Generation,
+    /// Tokens of its beginning whose KV the store holds; what comes after them is computed.
+    pub(crate) stored: usize,
+    pub(crate) answers: Vec<NewAnswer>,
     pub(crate) events: channel::UnboundedSender<Event>,
 }
 
-/// An answer in the engine's hands. Dropping it ends the answer.
+/// One of a job's answers, as far as it is to be generated.
+pub(crate) struct NewAnswer {
+    pub(crate) choice: u32,
+    /// Its tokens so far, which `generation` has accepted. Of none the first is sampled from the prompt's last logits.
+    pub(crate) generated: Vec<u32>,
+    pub(crate) generation: Generation,
+}
+
+/// A job in the engine's hands. Dropping it ends its answers.
 pub(crate) struct Ticket {
-    id: AnswerId,
+    number: JobNumber,
     commands: mpsc::Sender<Command>,
     events: channel::UnboundedReceiver<Event>,
 }
@@ -101,35 +131,35 @@ impl Engine {
             let _ended = ended.drop_guard();
             Batch::new(model).serve(&waiting);
         })?;
-        Ok(Self { commands, answers: AtomicU64::new(0), _thread: thread })
+        Ok(Self { commands, jobs: AtomicU64::new(0), _thread: thread })
     }
 
-    /// Continues an answer whose first token `generation` has accepted.
-    pub(crate) fn answer(&self, prompt: Vec<u32>, generation: Generation, first_token: u32) -> Ticket {
+    /// Generates answers to a prompt, `stored` of whose tokens the store holds.
+    pub(crate) fn answer(&self, prompt: Vec<u32>, stored: usize, answers: Vec<NewAnswer>) -> Ticket {
         // Unbounded, yet bounded: an answer has at most max_tokens events, and a few each time it joins the batch.
         let (events, receiver) = channel::unbounded_channel();
-        let id = self.answers.fetch_add(1, Ordering::Relaxed);
-        let answer = Box::new(NewAnswer { prompt, first_token, generation, events });
+        let number = self.jobs.fetch_add(1, Ordering::Relaxed);
+        let job = Box::new(NewJob { number, prompt, stored, answers, events });
         // If the thread has ended, the receiver closes without a word, which the caller reports.
-        let _ = self.commands.send(Command::Answer { id, answer });
-        Ticket { id, commands: self.commands.clone(), events: receiver }
+        let _ = self.commands.send(Command::Job(job));
+        Ticket { number, commands: self.commands.clone(), events: receiver }
     }
 }
 
 impl Ticket {
-    /// What happened to the answer; nothing any more if the engine's thread has ended.
+    /// What happened to the answers; nothing any more if the engine's thread has ended.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
     }
 
-    /// Hands over the pieces of the prompt's KV cache that were wanted.
-    pub(crate) fn bring(&self, held: Vec<Held>) {
-        let _ = self.commands.send(Command::Held { id: self.id, held });
+    /// Hands over the next piece of those that were wanted.
+    pub(crate) fn bring(&self, fetch: u64, held: Held) {
+        let _ = self.commands.send(Command::Piece { fetch, held, came: Instant::now() });
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let _ = self.commands.send(Command::Leave(self.id));
+        let _ = self.commands.send(Command::Leave(self.number));
     }
 }

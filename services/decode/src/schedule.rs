@@ -94,12 +94,12 @@ impl Schedule {
         self.joining.front().copied()
     }
 
-    /// Gives the next waiting answer its pages, if it is `ready`, and if it and all in the batch can then grow by a page each,
-    /// or by as much as they ever may. An answer whose memory is free but for that would be sent away again soon.
-    pub(crate) fn admit(&mut self, ready: impl Fn(AnswerId) -> bool) -> Option<AnswerId> {
+    /// The next waiting answer, if it and all in the batch could then grow by a page each, or by as much as they ever may. An
+    /// answer whose memory is free but for that would be sent away again soon.
+    pub(crate) fn candidate(&self) -> Option<AnswerId> {
         let id = *self.waiting.front()?;
         let held = self.joining.len() + self.running.len();
-        if !ready(id) || held >= self.limit {
+        if held >= self.limit {
             return None;
         }
         let soon = |id: &AnswerId| {
@@ -107,9 +107,12 @@ impl Schedule {
             self.pages_for((now + self.page_tokens).min(most))
         };
         let pages: usize = self.joining.iter().chain(&self.running).chain([&id]).map(soon).sum();
-        if held > 0 && pages > self.pages {
-            return None;
-        }
+        (held == 0 || pages <= self.pages).then_some(id)
+    }
+
+    /// Gives the candidate its pages, if it is `ready`.
+    pub(crate) fn admit(&mut self, ready: impl Fn(AnswerId) -> bool) -> Option<AnswerId> {
+        let id = self.candidate().filter(|id| ready(*id))?;
         self.waiting.pop_front();
         self.joining.push_back(id);
         Some(id)

@@ -1,5 +1,6 @@
 //! Ingest: turns public requests into admitted jobs. It validates, renders the chat template, tokenizes, and passes the job
-//! to prefill; a bad request gets its one failed result here.
+//! to prefill, or, where the pipeline says so, one with a short prompt to decode; a bad request gets its one failed result
+//! here, and one whose id belongs to another request is told so. Its workers answer users' calls, too.
 //!
 //! It must never load weights, and never let one request's fault touch another.
 #![forbid(unsafe_code)]
@@ -7,17 +8,20 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use baton_bus::{
-    Bus,
-    jobs::Jobs,
+    Bus, cancel,
+    client::{self, Address},
+    dead::{self, Burial, LetterId},
+    jobs::{Admitted, Jobs, Stored},
+    pressure,
     pull::{self, Delivery, Receiver, Settle},
     stage, trace, unix_ms,
 };
 use baton_contract::{
     JobId, Name,
-    envelope::{self, PrefillTask},
+    envelope::{self, DecodeTask, PrefillTask, Task},
     job::Job,
-    outcome::{Code, Failure, Outcome, Timings, Usage, request_digest},
-    record::{Admission, Record},
+    outcome::{Code, Failure, Outcome, Refusal, Timings, Usage, request_digest},
+    record::Record,
     request::{self, Input},
     subject::Stage,
 };
@@ -26,8 +30,12 @@ use tokio::{task::spawn_blocking, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
-/// A publisher may name the job in this header; needed only where the body might be unreadable.
-const ID_HEADER: &str = "Baton-Job-Id";
+/// Tokens that several answers to one prompt may have together: an id takes up to 7 bytes of the result, its text about
+/// as many, and the first answer stands in it twice.
+const MAX_ANSWER_TOKENS: u64 = 128 << 10;
+
+/// Requests of at most so many bytes, and without a grammar, are read in well under a millisecond.
+const QUICK_BYTES: usize = 2 << 10;
 
 /// The models that requests may name.
 #[derive(Clone)]
@@ -37,16 +45,25 @@ pub struct Models {
     pub default: Name,
 }
 
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub pull: pull::Options,
+    /// A job whose answers have at most so many prompt tokens together, the prompt counted once for each, goes straight to
+    /// decode, which prefills it. 0 sends all to prefill.
+    pub decode_prefills: usize,
+}
+
 /// Runs until `shutdown`, then drains.
 pub async fn run(
     bus: Bus,
-    options: pull::Options,
+    options: Options,
     models: Models,
     shutdown: CancellationToken,
 ) -> Result<(), baton_bus::Error> {
-    let max_deliver = options.max_deliver;
-    let ingest = Ingest { jobs: bus.jobs().await?, bus: bus.clone(), models, max_deliver };
-    pull::run(&bus, &options, Arc::new(ingest), shutdown).await
+    let Options { pull, decode_prefills } = options;
+    let ingest =
+        Ingest { jobs: bus.jobs().await?, bus: bus.clone(), models, max_deliver: pull.max_deliver, decode_prefills };
+    bus.calls().await?.serve_until(pull::run(&bus, &pull, Arc::new(ingest), shutdown)).await
 }
 
 struct Ingest {
@@ -54,6 +71,7 @@ struct Ingest {
     jobs: Jobs,
     models: Models,
     max_deliver: u64,
+    decode_prefills: usize,
 }
 
 /// One request, with what is known of it before it is read.
@@ -80,6 +98,7 @@ impl Arrival {
             text: String::new(),
             tokens: Vec::new(),
             logprobs: None,
+            choices: Vec::new(),
             usage: Usage::default(),
             metadata: BTreeMap::new(),
             timings: self.timings,
@@ -90,18 +109,21 @@ impl Arrival {
 
 impl Receiver for Ingest {
     async fn receive(&self, delivery: &Delivery) -> Settle {
-        let Some((tenant, lane)) = self.bus.layout().parse_request(delivery.subject()) else {
+        let body = delivery.payload();
+        let request = client::Request {
+            subject: delivery.subject(),
+            headers: delivery.headers(),
+            body,
+            published_ms: delivery.published_ms,
+            sequence: delivery.sequence,
+        };
+        let Some(Address { tenant, lane, id }) = request.address(self.bus.layout()) else {
             tracing::warn!(
                 subject = delivery.subject(),
                 "a request was dropped: its subject must be <root>.req.<tenant>.<lane>, names of a-z, 0-9, _ and -"
             );
             return Settle::Term;
         };
-        let body = delivery.payload();
-        let header = delivery.headers().and_then(|headers| headers.get(ID_HEADER));
-        let named = request::id_hint(body).or_else(|| JobId::new(header?.as_str()).ok());
-        let stream = self.bus.layout().stage_stream(Stage::Ingest);
-        let id = named.unwrap_or_else(|| JobId::for_message(delivery.published_ms, &stream, delivery.sequence));
         let timings = Timings {
             accepted_at_ms: delivery.published_ms,
             ingest_queue_ms: unix_ms().saturating_sub(delivery.published_ms) as f64,
@@ -111,7 +133,7 @@ impl Receiver for Ingest {
         trace::continue_from(&span, delivery.headers());
         let arrival = Arrival { id, tenant, lane, digest: request_digest(body), timings };
         async {
-            match self.admit(arrival, body).await {
+            match self.admit(arrival, delivery).await {
                 Ok(()) => Settle::Ack,
                 Err(error) => {
                     tracing::warn!(%error, "the request was not admitted and is tried again");
@@ -125,19 +147,20 @@ impl Receiver for Ingest {
 }
 
 impl Ingest {
-    async fn admit(&self, arrival: Arrival, body: &[u8]) -> Result<(), baton_bus::Error> {
+    async fn admit(&self, arrival: Arrival, delivery: &Delivery) -> Result<(), baton_bus::Error> {
         let started = Instant::now();
         let record = Record::accepted(arrival.digest.clone(), arrival.timings.accepted_at_ms);
         let record = match self.jobs.admit(&arrival.tenant, &arrival.id, record).await? {
-            Admission::Take(record) => record,
-            Admission::Settled => return Ok(()),
-            Admission::Conflict => {
-                tracing::warn!("a request was dropped: its id belongs to an earlier, different request");
-                return Ok(());
+            Admitted::Take(record) => record,
+            Admitted::Settled => return Ok(()),
+            Admitted::Conflict => {
+                tracing::info!("a request was refused: its id belongs to an earlier, different request");
+                let Arrival { tenant, id, digest, .. } = arrival;
+                return self.bus.refuse(&Refusal::conflict(tenant, id, digest)).await;
             }
         };
         let (tenant, id) = (arrival.tenant.clone(), arrival.id.clone());
-        let passed_on = self.pass_on(arrival, body, record.tries, started).await;
+        let passed_on = self.pass_on(arrival, delivery, &record, started).await;
         if passed_on.is_err() {
             // The broker's fault, not the request's; if this fails too, the try counts.
             let _ = self.jobs.give_back(&tenant, &id, None).await;
@@ -145,33 +168,78 @@ impl Ingest {
         passed_on
     }
 
-    /// Hands an admitted request to prefill, or refuses it.
+    /// Hands an admitted request to the next stage, or refuses it.
     async fn pass_on(
         &self,
         mut arrival: Arrival,
-        body: &[u8],
-        tries: u32,
+        delivery: &Delivery,
+        stored: &Stored,
         started: Instant,
     ) -> Result<(), baton_bus::Error> {
-        if u64::from(tries) > self.max_deliver {
-            let message = format!("ingest was tried {} times, and no worker finished it", self.max_deliver);
-            return self.refuse(arrival, Failure::new(Code::AttemptsExhausted, message)).await;
+        if stored.record.cancelled {
+            return self.refuse(arrival, cancel::cancelled()).await;
         }
-        match read(&self.models, &arrival, body).await {
+        let tries = u64::from(stored.record.tries);
+        if tries > self.max_deliver {
+            let message = format!("ingest was tried {} times, and no worker finished it", self.max_deliver);
+            let failure = Failure::new(Code::AttemptsExhausted, message);
+            self.bury(&arrival, delivery, &failure, self.max_deliver).await?;
+            return self.refuse(arrival, failure).await;
+        }
+        match read(&self.models, &arrival, delivery.payload()).await {
             Ok(job) => {
                 arrival.timings.ingest_ms = started.elapsed().as_secs_f64() * 1e3;
-                tracing::info!(prompt_tokens = job.prompt.len(), model = %job.model, "the job was admitted");
-                let task = PrefillTask { job, timings: arrival.timings.clone() };
-                let job = &task.job;
-                match envelope::encode(&task) {
-                    Ok(payload) => {
-                        let subject = self.bus.layout().prefill(&job.model, &job.lane);
-                        self.bus.forward(subject, job, Stage::Ingest, payload).await
-                    }
-                    Err(error) => self.refuse(arrival, Failure::new(Code::PromptTooLong, error.to_string())).await,
+                let (layout, timings) = (self.bus.layout(), arrival.timings.clone());
+                let (prompt_tokens, samples) = (job.prompt.len(), job.samples as usize);
+                let straight = prompt_tokens * samples <= self.decode_prefills;
+                tracing::info!(prompt_tokens, model = %job.model, straight, "the job was admitted");
+                if straight {
+                    let subject = layout.decode(&job.model, &job.lane);
+                    let task = DecodeTask { job, timings, first: Vec::new(), pieces: Vec::new() };
+                    self.forward(arrival, subject, &task, stored).await
+                } else {
+                    let subject = layout.prefill(&job.model, &job.lane);
+                    self.forward(arrival, subject, &PrefillTask { job, timings }, stored).await
                 }
             }
-            Err(failure) => self.refuse(arrival, failure).await,
+            Err(failure) => {
+                self.bury(&arrival, delivery, &failure, tries).await?;
+                self.refuse(arrival, failure).await
+            }
+        }
+    }
+
+    /// Keeps a request as a dead letter that fails through no fault of its own.
+    async fn bury(
+        &self,
+        arrival: &Arrival,
+        delivery: &Delivery,
+        cause: &Failure,
+        attempts: u64,
+    ) -> Result<(), baton_bus::Error> {
+        if !dead::is_ours(cause) {
+            return Ok(());
+        }
+        let id = LetterId::Job { stage: Stage::Ingest, tenant: arrival.tenant.clone(), job: arrival.id.clone() };
+        self.bus.bury(&id, Burial { delivery, cause, attempts, worker: None }).await
+    }
+
+    async fn forward<T: Task>(
+        &self,
+        arrival: Arrival,
+        subject: String,
+        task: &T,
+        stored: &Stored,
+    ) -> Result<(), baton_bus::Error> {
+        match envelope::encode(task) {
+            Ok(payload) => {
+                let mut headers = trace::headers_of(&tracing::Span::current());
+                stored.carry(&mut headers);
+                // Others wait for this one's slot as long as there is no room for it.
+                let begin = || self.bus.begin(subject.clone(), task.job(), headers.clone(), payload.clone());
+                pressure::patiently(begin, |error| tracing::info!(%error, "the job waits to be passed on")).await
+            }
+            Err(error) => self.refuse(arrival, Failure::new(Code::PromptTooLong, error.to_string())).await,
         }
     }
 
@@ -200,23 +268,44 @@ pub async fn read(models: &Models, arrival: &Arrival, body: &[u8]) -> Result<Job
         model,
         prompt: Vec::new(),
         max_tokens: checked.max_tokens,
+        samples: checked.n,
         stop: checked.stop,
         deadline_ms: checked.deadline_ms,
         metadata: checked.metadata,
         request_digest: arrival.digest.clone(),
     };
     let input = checked.input;
-    // Templates, tokenizers and grammars take their time; the other requests must not wait for them.
-    let fit = spawn_blocking(move || {
+    let quick = body.len() <= QUICK_BYTES && job.sampling.constraint.is_none();
+    let fit = move || {
         let vocabulary = generator.vocabulary();
         job.prompt = tokenize(vocabulary, input)?;
         let room = vocabulary.spec().context - job.prompt.len();
         job.max_tokens = job.max_tokens.min(room as u32);
         // Whether its answer can begin at all.
-        generator.start(&job).map_err(|error| error.failure())?;
+        generator.start(&job, 0).map_err(|error| error.failure())?;
+        check_size(&job)?;
         Ok(job)
-    });
-    fit.await.map_err(|error| Failure::new(Code::Internal, format!("reading the request failed: {error}")))?
+    };
+    // Templates, tokenizers and grammars take their time, for which other requests must not wait. Handing a short request
+    // over to another thread takes longer than reading it.
+    if quick {
+        return fit();
+    }
+    spawn_blocking(fit)
+        .await
+        .map_err(|error| Failure::new(Code::Internal, format!("reading the request failed: {error}")))?
+}
+
+/// Refuses jobs whose result might not be one message of the broker's. One answer is bounded by the model's context.
+fn check_size(job: &Job) -> Result<(), Failure> {
+    let found = u64::from(job.max_tokens) * u64::from(job.samples);
+    if job.samples > 1 && found > MAX_ANSWER_TOKENS {
+        let message = format!(
+            "n: expected at most {MAX_ANSWER_TOKENS} tokens in all answers together, found {found}; lower it or max_tokens"
+        );
+        return Err(Failure::new(Code::InvalidValue, message));
+    }
+    Ok(())
 }
 
 /// The prompt's token ids: at least one, fewer than the context.

@@ -3,6 +3,7 @@
 use std::{
     ops::Range,
     sync::{
+        Arc,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -30,13 +31,22 @@ pub(crate) struct Engine {
 
 #[derive(Debug)]
 pub(crate) enum Computed {
-    /// The prompt's turn has come.
+    /// The prompt's turn has come: what it reuses is wanted now.
     Started,
-    /// The KV cache of the next piece.
-    Piece(Block),
-    /// The answer's first token; comes last.
-    FirstToken(Emitted),
-    /// The answer can't begin.
+    /// A piece that was brought is no longer held in memory.
+    Taken,
+    /// The KV cache of a piece, named by its place.
+    Piece {
+        piece: usize,
+        block: Block,
+    },
+    /// The first token of each of the job's answers; comes last.
+    FirstTokens {
+        first: Vec<Emitted>,
+        /// Prompt tokens that were not computed.
+        reused: usize,
+    },
+    /// An answer can't begin.
     Refused(generation::Error),
     Failed(Failed),
 }
@@ -68,6 +78,14 @@ pub(crate) enum Command {
         id: PromptId,
         prompt: Box<NewPrompt>,
     },
+    /// The KV cache of a piece at the prompt's beginning, but for the prompt's last token; pieces come in order.
+    Bring {
+        id: PromptId,
+        piece: usize,
+        block: Arc<Block>,
+    },
+    /// No more of the prompt can be reused than was brought.
+    Compute(PromptId),
     /// So many more of the prompt's tokens are in the store.
     Stored {
         id: PromptId,
@@ -81,7 +99,10 @@ pub(crate) struct NewPrompt {
     pub(crate) tokens: Vec<u32>,
     /// They touch each other and cover the prompt.
     pub(crate) pieces: Vec<Range<usize>>,
-    pub(crate) generation: Generation,
+    /// How many of the first tokens are brought, whole pieces but for the prompt's last token: its logits are wanted.
+    pub(crate) reused: usize,
+    /// Of each of the job's answers.
+    pub(crate) generations: Vec<Generation>,
     pub(crate) computed: channel::UnboundedSender<Computed>,
 }
 
@@ -103,12 +124,18 @@ impl Engine {
         Ok(Self { commands, prompts: AtomicU64::new(0), _thread: thread })
     }
 
-    /// Computes a prompt piece by piece, and its answer's first token.
-    pub(crate) fn prefill(&self, tokens: Vec<u32>, pieces: Vec<Range<usize>>, generation: Generation) -> Ticket {
+    /// Computes what follows the first `reused` tokens of a prompt piece by piece, and its answers' first tokens.
+    pub(crate) fn prefill(
+        &self,
+        tokens: Vec<u32>,
+        pieces: Vec<Range<usize>>,
+        reused: usize,
+        generations: Vec<Generation>,
+    ) -> Ticket {
         // Unbounded, yet bounded: no more pieces wait than `Options::ahead` has room for.
         let (computed, receiver) = channel::unbounded_channel();
         let id = self.prompts.fetch_add(1, Ordering::Relaxed);
-        let prompt = Box::new(NewPrompt { tokens, pieces, generation, computed });
+        let prompt = Box::new(NewPrompt { tokens, pieces, reused, generations, computed });
         // If the thread has ended, the receiver closes without a word, which the caller reports.
         let _ = self.commands.send(Command::Prompt { id, prompt });
         Ticket { id, commands: self.commands.clone(), computed: receiver }
@@ -119,6 +146,16 @@ impl Ticket {
     /// What has become of the prompt; nothing any more if the engine's thread has ended.
     pub(crate) async fn next(&mut self) -> Option<Computed> {
         self.computed.recv().await
+    }
+
+    /// Hands over the KV cache of the next piece that is reused.
+    pub(crate) fn bring(&self, piece: usize, block: Arc<Block>) {
+        let _ = self.commands.send(Command::Bring { id: self.id, piece, block });
+    }
+
+    /// Tells that what was not brought must be computed.
+    pub(crate) fn compute(&self) {
+        let _ = self.commands.send(Command::Compute(self.id));
     }
 
     /// Tells that a piece of so many tokens is in the store: as many more may be computed.

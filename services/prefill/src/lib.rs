@@ -1,12 +1,16 @@
 //! Prefill: reads a prompt into KV chunks, puts them into the object store, and hands the job to decode with the answer's
 //! first token.
 //!
+//! What is stored of a prompt's beginning is not computed again, nor what another prompt or worker is computing just now.
 //! Its output is named by its content, so doing a job twice stores it once. It must never hand a job on before every piece
 //! of its KV cache is stored.
 #![forbid(unsafe_code)]
 
 mod batch;
+mod computing;
 mod engine;
+mod flights;
+mod reuse;
 mod schedule;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -17,28 +21,24 @@ use baton_bus::{
 };
 use baton_contract::{
     Name,
-    envelope::{self, DecodeTask, Piece, PrefillTask},
+    envelope::{self, DecodeTask, FirstToken, Piece, PrefillTask},
+    job::Job,
     outcome::{Code, Failure, Timings},
 };
 use baton_engine::{
-    generation::{self, Generator},
+    generation::{self, Emitted, Generator},
     model::Model,
 };
-use baton_storage::{
-    key::{self, ChunkId, Root},
-    kv::{KvStore, Stored},
-};
-use tokio::{
-    task::{JoinError, JoinSet, spawn_blocking},
-    time::Instant,
-};
+use baton_storage::{key, kv::KvStore};
+use tokio::{task::spawn_blocking, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, info_span};
 
-use crate::engine::{Computed, Engine, Failed};
-
-/// What was put, and how many tokens it was.
-type PutResult = Result<(Stored, usize), baton_storage::kv::Error>;
+use crate::{
+    computing::{Computing, reusable},
+    engine::Engine,
+    flights::Flights,
+    reuse::{Prefix, Reuse, Source},
+};
 
 /// A prompt's pieces are on their way to the store while so many passes' tokens more are computed: a slow store slows
 /// prefill down, and no more pieces than that are in memory.
@@ -52,6 +52,9 @@ pub struct Options {
     pub chunk_tokens: usize,
     /// Tokens computed at a time, of all prompts together.
     pub batch_tokens: usize,
+    /// Where all of a prompt but at most so many tokens, counted once for each of the job's answers, is stored already, the
+    /// rest is left to decode. 0 leaves it nothing.
+    pub decode_prefills: usize,
     /// Names this worker in claims and results.
     pub worker: String,
 }
@@ -75,16 +78,22 @@ pub enum Error {
 /// Runs until `shutdown`, then drains.
 pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: CancellationToken) -> Result<(), Error> {
     let ended = CancellationToken::new();
-    let Options { batch_tokens, chunk_tokens, .. } = options;
+    let Options { batch_tokens, chunk_tokens, decode_prefills, .. } = options;
     let computing = engine::Options { batch_tokens, ahead: PASSES_AHEAD * batch_tokens.max(chunk_tokens) };
+    // A worker that died holds others up no longer with a prefix than with its own jobs.
+    let prefixes = bus.prefixes(options.pull.ack_wait).await;
+    let prefixes = prefixes
+        .inspect_err(|error| tracing::warn!(%error, "workers can't tell each other which prefixes they compute"))
+        .ok();
     let mut models = BTreeMap::new();
     for Served { name, model, generator, store } in served {
         let fingerprint = model.spec().fingerprint;
         let engine = Engine::start(model, computing, ended.clone())
             .map_err(|source| Error::Thread { model: name.clone(), source })?;
-        models.insert(name, Arc::new(Pool { engine, generator, store, fingerprint }));
+        let reuse = Reuse { store, flights: Flights::default(), prefixes: prefixes.clone() };
+        models.insert(name, Arc::new(Pool { engine, generator, reuse, fingerprint }));
     }
-    let prefill = Prefill { bus: bus.clone(), models, chunk_tokens };
+    let prefill = Prefill { bus: bus.clone(), models, chunk_tokens, decode_prefills };
     Ok(stage::run(&bus, options.pull, options.worker, prefill, ended, shutdown).await?)
 }
 
@@ -92,92 +101,92 @@ struct Prefill {
     bus: Bus,
     models: BTreeMap<Name, Arc<Pool>>,
     chunk_tokens: usize,
+    decode_prefills: usize,
 }
 
 struct Pool {
     engine: Engine,
     generator: Generator,
-    store: KvStore,
+    reuse: Reuse,
     fingerprint: [u8; 32],
 }
 
 impl Handler<PrefillTask> for Prefill {
     async fn handle(&self, work: Work<PrefillTask>) -> Result<Next, StageError> {
-        let Work { task: PrefillTask { job, mut timings }, claim, queue_ms } = work;
+        let Work { task: PrefillTask { job, mut timings }, claim, queue_ms, stop, .. } = work;
         let Some(pool) = self.models.get(&job.model) else {
             return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("no model {} here", job.model)));
         };
         let (generator, started) = (pool.generator.clone(), job.clone());
         // A grammar takes some time to compile.
-        let generation = spawn_blocking(move || generator.start(&started)).await.map_err(StageError::passing)?;
-        let generation = generation.map_err(refused)?;
+        let generations = spawn_blocking(move || generator.start_all(&started)).await.map_err(StageError::passing)?;
+        let generations = generations.map_err(refused)?;
         // The salt keeps tenants apart: the same prompt of two tenants is two sets of chunks.
-        let root = Root::new(&pool.fingerprint, job.tenant.as_str().as_bytes());
+        let root = pool.reuse.store.root(&pool.fingerprint, job.tenant.as_str().as_bytes());
         let pieces = key::plan(&root, &job.prompt, self.chunk_tokens, job.id.as_str());
-        let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
         let submitted = Instant::now();
-        let mut ticket = pool.engine.prefill(job.prompt.clone(), ranges, generation);
-
-        let mut puts: JoinSet<PutResult> = JoinSet::new();
-        let mut ids = pieces.iter().map(|piece| piece.id);
-        let mut started = None;
-        let first = loop {
-            let event = tokio::select! {
-                Some(put) = puts.join_next() => {
-                    ticket.stored(note(&mut timings, put)?);
-                    continue;
-                }
-                event = ticket.next() => event,
-            };
-            match event {
-                Some(Computed::Started) => started = Some(Instant::now()),
-                Some(Computed::Piece(block)) => {
-                    let id: ChunkId = ids.next().ok_or_else(|| StageError::passing("more KV pieces than planned"))?;
-                    let (store, tokens) = (pool.store.clone(), block.tokens);
-                    let span = info_span!("kv.put", tokens);
-                    puts.spawn(async move { Ok((store.put(&id, block).await?, tokens)) }.instrument(span));
-                }
-                Some(Computed::FirstToken(first)) => break first,
-                Some(Computed::Refused(error)) => return Err(refused(error)),
-                Some(Computed::Failed(failed)) => {
-                    let message = match failed {
-                        Failed::TooLong(_) => failed.to_string(),
-                        Failed::Model(error) => format!("prefill failed: {error}"),
-                    };
-                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
-                }
-                // The try counts for the prompts that the engine was at, and for no other.
-                None if started.is_some() => {
-                    let message = "the engine's thread ended while it computed the prompt";
-                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
-                }
-                None => return Err(StageError::passing("the engine's thread ended")),
-            }
-        };
-        let done = Instant::now();
-        while let Some(put) = puts.join_next().await {
-            note(&mut timings, put)?;
-        }
-        // Waiting for pages, or for a part of the passes, is part of the queue.
-        let started = started.unwrap_or(done);
-        timings.prefill_ms = done.duration_since(started).as_secs_f64() * 1e3;
-        timings.kv_put_ms = done.elapsed().as_secs_f64() * 1e3;
-        timings.prefill_queue_ms = queue_ms + started.duration_since(submitted).as_secs_f64() * 1e3;
+        let prefix = pool.reuse.find(&pieces, claim.attempt > 1).await.map_err(StageError::passing)?;
+        timings.prefill_queue_ms = queue_ms;
         timings.prefill_attempt = claim.attempt as u32;
         timings.prefill_worker = claim.worker;
+        if let Some(stored) = self.enough_for_decode(&pieces, &prefix, job.samples as usize) {
+            let cached_tokens = reusable(&pieces, stored);
+            timings.cached_tokens = cached_tokens as u32;
+            timings.prefix_get_ms = prefix.looking.as_secs_f64() * 1e3;
+            timings.prefill_queue_ms += submitted.elapsed().saturating_sub(prefix.looking).as_secs_f64() * 1e3;
+            tracing::info!(
+                prompt_tokens = job.prompt.len(),
+                cached_tokens,
+                "the rest of the prompt was left to decode"
+            );
+            return self.hand_over(job, timings, Vec::new(), &pieces[..stored]);
+        }
+        let reused = reusable(&pieces, prefix.sources.len());
+        let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
+        let ticket = pool.engine.prefill(job.prompt.clone(), ranges, reused, generations);
+        let computing = Computing::new(&pool.reuse.store, &pieces, prefix, ticket, &mut timings, submitted);
+        let first = tokio::select! {
+            biased;
+            failure = stop.called() => return Err(StageError::ended(failure)),
+            first = computing.finish() => first?,
+        };
         tracing::info!(
             prompt_tokens = job.prompt.len(),
+            cached_tokens = timings.cached_tokens,
+            prefix_get_ms = timings.prefix_get_ms,
             prefill_ms = timings.prefill_ms,
             stored_bytes = timings.kv_stored_bytes,
             "the prompt was prefilled"
         );
 
+        let first = first.into_iter().map(|Emitted { token, logprobs, .. }| FirstToken { token, logprobs }).collect();
+        self.hand_over(job, timings, first, &pieces)
+    }
+}
+
+impl Prefill {
+    /// How many of the first pieces are stored, if what follows them is short enough for decode to compute.
+    fn enough_for_decode(&self, pieces: &[key::Piece], prefix: &Prefix, samples: usize) -> Option<usize> {
+        let stored = prefix.sources.iter().take_while(|source| matches!(source, Source::Stored)).count();
+        // Decode wants the logits of the prompt's last token, so that one is not brought.
+        let stored = stored.min(pieces.len().saturating_sub(1));
+        let (brought, all) = (pieces[..stored].last()?.range.end, pieces.last()?.range.end);
+        ((all - brought) * samples <= self.decode_prefills).then_some(stored)
+    }
+
+    fn hand_over(
+        &self,
+        job: Job,
+        timings: Timings,
+        first: Vec<FirstToken>,
+        pieces: &[key::Piece],
+    ) -> Result<Next, StageError> {
         let pieces = pieces.iter().map(|piece| Piece { id: piece.id.0, tokens: piece.range.len() as u32 }).collect();
         let subject = self.bus.layout().decode(&job.model, &job.lane);
-        let task = DecodeTask { job, timings, first_token: first.token, first_logprobs: first.logprobs, pieces };
+        let task = DecodeTask { job, timings, first, pieces };
         let payload = envelope::encode(&task)
             .map_err(|error| StageError::new(Retry::Never, Code::Internal, error.to_string()))?;
-        Ok(Next::Forward { subject, payload })
+        Ok(Next::Forward { subject, payload: payload.into() })
     }
 }
 
@@ -185,12 +194,4 @@ impl Handler<PrefillTask> for Prefill {
 fn refused(error: generation::Error) -> StageError {
     let Failure { code, message } = error.failure();
     StageError::new(Retry::Never, code, message)
-}
-
-/// Notes what a finished put stored, and returns how many tokens that were.
-fn note(timings: &mut Timings, put: Result<PutResult, JoinError>) -> Result<usize, StageError> {
-    let (stored, tokens) = put.map_err(StageError::passing)?.map_err(StageError::passing)?;
-    timings.kv_raw_bytes += stored.raw_bytes;
-    timings.kv_stored_bytes += stored.stored_bytes;
-    Ok(tokens)
 }

@@ -2,7 +2,8 @@
 //!
 //! Prompts are opened in the order in which they came, as far as there are pages for them. Of each pass the oldest open prompt
 //! has half, so that it always goes on and its first token comes in time; the rest goes to those with the least left to
-//! compute, so that a short prompt doesn't wait for long ones that came before it. What one can't use another gets.
+//! compute, so that a short prompt doesn't wait for long ones that came before it. What one can't use another gets. The
+//! beginning of a prompt may come from elsewhere; until it is there, nothing of the prompt is computed.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -35,8 +36,12 @@ pub(crate) struct Options {
     pub(crate) ahead: usize,
 }
 
+#[derive(Clone, Copy)]
 struct Prompt {
     tokens: usize,
+    /// How many of the first come from elsewhere.
+    reused: usize,
+    /// Those that are there, wherever they came from.
     computed: usize,
     stored: usize,
 }
@@ -74,13 +79,13 @@ impl Schedule {
         }
     }
 
-    /// Puts a prompt at the end of the queue.
-    pub(crate) fn submit(&mut self, id: PromptId, tokens: usize) -> Result<(), TooLong> {
+    /// Puts a prompt at the end of the queue whose first `reused` tokens come from elsewhere.
+    pub(crate) fn submit(&mut self, id: PromptId, tokens: usize, reused: usize) -> Result<(), TooLong> {
         let capacity = self.options.pages.saturating_mul(self.options.page_tokens);
         if tokens > capacity {
             return Err(TooLong { needed: tokens, capacity });
         }
-        self.prompts.insert(id, Prompt { tokens, computed: 0, stored: 0 });
+        self.prompts.insert(id, Prompt { tokens, reused: reused.min(tokens), computed: 0, stored: 0 });
         self.waiting.push_back(id);
         Ok(())
     }
@@ -97,11 +102,19 @@ impl Schedule {
         Some(id)
     }
 
-    /// What to compute now: each prompt once; nothing if all that are open wait for the store.
+    /// The prompts that have pages, oldest first.
+    pub(crate) fn open(&self) -> &[PromptId] {
+        &self.open
+    }
+
+    /// What to compute now: each prompt once; nothing if all that are open wait for the store, or for what they reuse.
     pub(crate) fn next(&self) -> Vec<Share> {
         let mut ready: Vec<(Share, usize)> = Vec::new();
         for &id in &self.open {
-            let Prompt { tokens, computed, stored } = self.prompts[&id];
+            let Prompt { tokens, reused, computed, stored } = self.prompts[&id];
+            if computed < reused {
+                continue;
+            }
             let remaining = tokens - computed;
             let tokens = remaining.min((stored + self.options.ahead).saturating_sub(computed));
             if tokens > 0 {
@@ -126,10 +139,22 @@ impl Schedule {
         shares
     }
 
-    /// Notes that a prompt's next tokens were computed.
+    /// Notes that a prompt's next tokens were computed, or came from elsewhere.
     pub(crate) fn computed(&mut self, share: Share) {
         if let Some(prompt) = self.prompts.get_mut(&share.id) {
             prompt.computed = prompt.tokens.min(prompt.computed + share.tokens);
+        }
+    }
+
+    /// Whether a part of a prompt's beginning has yet to come from elsewhere.
+    pub(crate) fn lacks(&self, id: PromptId) -> bool {
+        self.prompts.get(&id).is_some_and(|prompt| prompt.computed < prompt.reused)
+    }
+
+    /// Notes that no more than the first `reused` tokens of a prompt come from elsewhere.
+    pub(crate) fn reuse(&mut self, id: PromptId, reused: usize) {
+        if let Some(prompt) = self.prompts.get_mut(&id) {
+            prompt.reused = prompt.reused.min(reused);
         }
     }
 
@@ -140,10 +165,10 @@ impl Schedule {
         }
     }
 
-    /// Notes that nothing of a prompt is computed any more, though it may be stored.
+    /// Notes that nothing of a prompt is there any more, though it may be stored: all of it is computed.
     pub(crate) fn restart(&mut self, id: PromptId) {
         if let Some(prompt) = self.prompts.get_mut(&id) {
-            prompt.computed = 0;
+            (prompt.reused, prompt.computed) = (0, 0);
         }
     }
 

@@ -11,17 +11,54 @@ use async_nats::{
 };
 use baton_contract::{
     JobId, Name,
-    outcome::{Delta, Outcome},
+    outcome::{Delta, Outcome, Refusal},
+    request,
+    subject::{Layout, Stage},
 };
 use futures::{StreamExt, TryStreamExt, stream};
 
-use crate::{Bus, Error, jobs::Jobs, trace};
+use crate::{Bus, Error, HeaderMap, jobs::Jobs, trace};
+
+/// A publisher may name the job in this header; needed only where the body might be unreadable.
+pub const ID_HEADER: &str = "Baton-Job-Id";
 
 /// Results that are looked up at a time.
 const LOOK_UPS: usize = 32;
 
+/// A request as it lies in the broker.
+pub struct Request<'a> {
+    pub subject: &'a str,
+    pub headers: Option<&'a HeaderMap>,
+    pub body: &'a [u8],
+    /// When the broker stored it, in milliseconds since 1970.
+    pub published_ms: u64,
+    /// Its place in the request stream.
+    pub sequence: u64,
+}
+
+/// Whose job a request is.
+pub struct Address {
+    pub tenant: Name,
+    pub lane: Name,
+    pub id: JobId,
+}
+
+impl Request<'_> {
+    /// Whose job it is, and which: the one that its body names, or else a header, or else its place. Nothing if the
+    /// subject is not one for requests.
+    pub fn address(&self, layout: &Layout) -> Option<Address> {
+        let (tenant, lane) = layout.parse_request(self.subject)?;
+        let header = || JobId::new(self.headers?.get(ID_HEADER)?.as_str()).ok();
+        let place = || JobId::for_message(self.published_ms, &layout.stage_stream(Stage::Ingest), self.sequence);
+        let id = request::id_hint(self.body).or_else(header).unwrap_or_else(place);
+        Some(Address { tenant, lane, id })
+    }
+}
+
 impl Bus {
     /// Publishes a request durably; returns its sequence in the request stream. The trace of the current span goes with it.
+    /// A full queue is [`Error::TryLater`]: a request that names its id may be submitted again until it is taken, also if
+    /// it is not known whether it was.
     pub async fn submit(&self, tenant: &Name, lane: &Name, body: Vec<u8>) -> Result<u64, Error> {
         let headers = trace::headers_of(&tracing::Span::current());
         self.publish_durably(self.layout.request(tenant, lane), None, headers, body).await
@@ -32,22 +69,41 @@ impl Bus {
     pub async fn follow(&self, tenant: &Name) -> Result<Follower, Error> {
         let failed = |message: String| Error::Read { what: format!("the jobs of tenant {tenant}"), message };
         let jobs = self.jobs().await?;
+        let results = self.results_of(vec![self.layout.results(tenant), self.layout.refusals(tenant)]).await?;
+        let subject = self.layout.all_tokens(tenant);
+        let tokens = self.client.subscribe(subject).await.map_err(|error| failed(error.to_string()))?;
+        self.flush().await?;
+        Ok(Follower { jobs, tenant: tenant.clone(), results, tokens, found: VecDeque::new() })
+    }
+
+    /// A tenant's results from now on, whichever jobs they are of, without their live tokens.
+    pub async fn results(&self, tenant: &Name) -> Result<Results, Error> {
+        self.results_of(vec![self.layout.results(tenant)]).await
+    }
+
+    async fn results_of(&self, subjects: Vec<String>) -> Result<Results, Error> {
+        let failed = |message: String| Error::Read { what: subjects.join(" and "), message };
         let stream = self.jetstream.get_stream(self.layout.result_stream()).await;
         let stream = stream.map_err(|error| failed(error.to_string()))?;
         let before = stream.cached_info().state.last_sequence;
         let config = push::OrderedConfig {
             deliver_subject: self.client.new_inbox(),
-            filter_subject: self.layout.results(tenant),
+            filter_subjects: subjects.clone(),
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: before + 1 },
             ..Default::default()
         };
         let consumer = stream.create_consumer(config).await.map_err(|error| failed(error.to_string()))?;
-        let results = consumer.messages().await.map_err(|error| failed(error.to_string()))?;
-        let subject = self.layout.all_tokens(tenant);
-        let tokens = self.client.subscribe(subject).await.map_err(|error| failed(error.to_string()))?;
-        self.flush().await?;
-        let results = Results { messages: results, before };
-        Ok(Follower { jobs, tenant: tenant.clone(), results, tokens, found: VecDeque::new() })
+        let messages = consumer.messages().await.map_err(|error| failed(error.to_string()))?;
+        Ok(Results { messages, before })
+    }
+
+    /// Tells the sender of a request that its id belongs to another one. That is kept as long as results.
+    pub async fn refuse(&self, refusal: &Refusal) -> Result<(), Error> {
+        let subject = self.layout.refusal(&refusal.tenant, &refusal.id, &refusal.request_digest);
+        let failed = |message: String| Error::Publish { subject: subject.clone(), message };
+        let payload = serde_json::to_vec(refusal).map_err(|error| failed(error.to_string()))?;
+        // Not only the first time: whoever submits it again follows from then on.
+        self.publish_durably(subject, None, trace::headers_of(&tracing::Span::current()), payload).await.map(drop)
     }
 }
 
@@ -58,13 +114,33 @@ pub struct Follower {
     results: Results,
     tokens: Subscriber,
     /// Results that were there before.
-    found: VecDeque<Outcome>,
+    found: VecDeque<Ended>,
 }
 
 #[derive(Debug)]
 pub enum Event {
-    Delta { job: JobId, delta: Delta },
+    Delta {
+        job: JobId,
+        delta: Delta,
+    },
     Result(Box<Outcome>),
+    /// A request under a job's id was refused; whose it was tells its digest. The job itself goes on.
+    Refused(Box<Refusal>),
+}
+
+/// What a stream of results says of a request.
+enum Ended {
+    Result(Box<Outcome>),
+    Refused(Box<Refusal>),
+}
+
+impl Ended {
+    fn read(message: &async_nats::Message) -> serde_json::Result<Self> {
+        Ok(match Layout::is_refusal(&message.subject) {
+            true => Self::Refused(serde_json::from_slice(&message.payload)?),
+            false => Self::Result(serde_json::from_slice(&message.payload)?),
+        })
+    }
 }
 
 impl Follower {
@@ -77,19 +153,19 @@ impl Follower {
             .buffer_unordered(LOOK_UPS)
             .try_collect()
             .await?;
-        self.found.extend(found.into_iter().flatten());
+        self.found.extend(found.into_iter().flatten().map(|outcome| Ended::Result(Box::new(outcome))));
         Ok(())
     }
 
-    /// The next token or result of one of the `pending` jobs. A job's result comes after its tokens and ends its events;
-    /// the caller removes it from `pending`.
+    /// The next token, result or refusal of one of the `pending` jobs. A job's result comes after its tokens and ends its
+    /// events; the caller removes it from `pending`. So does a refusal, if the refused request was the caller's.
     pub async fn next(&mut self, pending: &HashSet<JobId>) -> Result<Event, Error> {
         loop {
-            if let Some(outcome) = self.found.pop_front() {
-                if pending.contains(&outcome.id) {
-                    return Ok(Event::Result(Box::new(outcome)));
-                }
-                continue;
+            match self.found.pop_front() {
+                Some(Ended::Result(outcome)) if pending.contains(&outcome.id) => return Ok(Event::Result(outcome)),
+                Some(Ended::Refused(refusal)) if pending.contains(&refusal.id) => return Ok(Event::Refused(refusal)),
+                Some(_) => continue,
+                None => {}
             }
             tokio::select! {
                 biased;
@@ -102,7 +178,7 @@ impl Follower {
                         return Ok(Event::Delta { job, delta });
                     }
                 }
-                outcome = self.results.next() => self.found.push_back(outcome?),
+                ended = self.results.ended() => self.found.push_back(ended?),
             }
         }
     }
@@ -120,22 +196,33 @@ impl Follower {
 
     /// The next result of any job of the tenant, for whoever collects them all.
     pub async fn next_result(&mut self) -> Result<Outcome, Error> {
-        match self.found.pop_front() {
-            Some(outcome) => Ok(outcome),
-            None => self.results.next().await,
+        while let Some(ended) = self.found.pop_front() {
+            if let Ended::Result(outcome) = ended {
+                return Ok(*outcome);
+            }
         }
+        self.results.next().await
     }
 }
 
 /// A tenant's results after a place in their stream.
-struct Results {
+pub struct Results {
     messages: push::Ordered,
     /// Results up to this sequence are older: a consumer that was lost before its first message starts from the beginning.
     before: u64,
 }
 
 impl Results {
-    async fn next(&mut self) -> Result<Outcome, Error> {
+    /// The next result, waited for, also across lost connections.
+    pub async fn next(&mut self) -> Result<Outcome, Error> {
+        loop {
+            if let Ended::Result(outcome) = self.ended().await? {
+                return Ok(*outcome);
+            }
+        }
+    }
+
+    async fn ended(&mut self) -> Result<Ended, Error> {
         let failed = |message: String| Error::Read { what: "results".into(), message };
         loop {
             let message = match self.messages.next().await {
@@ -148,8 +235,8 @@ impl Results {
             if message.info().is_ok_and(|info| info.stream_sequence <= self.before) {
                 continue;
             }
-            match serde_json::from_slice(&message.payload) {
-                Ok(outcome) => return Ok(outcome),
+            match Ended::read(&message) {
+                Ok(ended) => return Ok(ended),
                 Err(error) => tracing::warn!(%error, subject = %message.subject, "an unreadable result was skipped"),
             }
         }

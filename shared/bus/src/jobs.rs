@@ -1,6 +1,6 @@
 //! Job records and results: what is known about a job, and how it ended.
 
-use async_nats::jetstream::{context::PublishErrorKind, kv, stream::DirectGetErrorKind};
+use async_nats::jetstream::{kv, stream::DirectGetErrorKind};
 use baton_contract::{
     JobId, Name,
     outcome::{Outcome, Status},
@@ -11,19 +11,56 @@ use crate::{Bus, Error, HeaderMap};
 
 /// How often a record that others change meanwhile is read again.
 const RACES: usize = 16;
+/// Where a message carries its job's record, after the revision and a space.
+const RECORD_HEADER: &str = "Baton-Record";
 
 /// The job bucket and the result stream. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Jobs {
-    bus: Bus,
-    bucket: kv::Store,
+    pub(crate) bus: Bus,
+    pub(crate) bucket: kv::Store,
 }
 
 /// A record as it is stored, with the revision that a change must name.
 #[derive(Clone, Debug)]
 pub struct Stored {
     pub record: Record,
-    revision: u64,
+    pub(crate) revision: u64,
+}
+
+/// What became of a request for a job.
+#[derive(Clone, Debug)]
+pub enum Admitted {
+    /// It is a job now, with this record.
+    Take(Stored),
+    /// See [`Admission`].
+    Settled,
+    Conflict,
+}
+
+/// What became of a wish to work on a job.
+#[derive(Clone, Debug)]
+pub enum Claimed {
+    /// The job is the worker's, with this record.
+    Take(Stored),
+    /// See [`Verdict`].
+    Settled,
+    Superseded,
+}
+
+impl Stored {
+    /// Has a message tell its receiver the job's record, which then need not be read before it is changed.
+    pub fn carry(&self, headers: &mut HeaderMap) {
+        if let Ok(record) = serde_json::to_string(&self.record) {
+            headers.insert(RECORD_HEADER, format!("{} {record}", self.revision));
+        }
+    }
+
+    /// The record that a message tells. It may be out of date, and is good for a compare-and-set only.
+    pub(crate) fn carried(headers: Option<&HeaderMap>) -> Option<Self> {
+        let (revision, record) = headers?.get(RECORD_HEADER)?.as_str().split_once(' ')?;
+        Some(Self { record: serde_json::from_str(record).ok()?, revision: revision.parse().ok()? })
+    }
 }
 
 impl Bus {
@@ -50,36 +87,54 @@ impl Jobs {
     }
 
     /// Admits a request under an id, by the rules of [`Record::admit`]; stores the record of a new job.
-    pub async fn admit(&self, tenant: &Name, job: &JobId, fresh: Record) -> Result<Admission, Error> {
+    pub async fn admit(&self, tenant: &Name, job: &JobId, fresh: Record) -> Result<Admitted, Error> {
         for _ in 0..RACES {
-            if self.store(tenant, job, &fresh, None).await? {
-                return Ok(Admission::Take(fresh));
+            if let Some(stored) = self.change(tenant, job, fresh.clone(), None).await? {
+                return Ok(Admitted::Take(stored));
             }
             let Some(stored) = self.get(tenant, job).await? else { continue };
             match stored.record.admit(&fresh.request_digest) {
                 Admission::Take(next) => {
-                    if self.store(tenant, job, &next, Some(stored.revision)).await? {
-                        return Ok(Admission::Take(next));
+                    if let Some(stored) = self.change(tenant, job, next, Some(stored.revision)).await? {
+                        return Ok(Admitted::Take(stored));
                     }
                 }
-                admission => return Ok(admission),
+                Admission::Settled => return Ok(Admitted::Settled),
+                Admission::Conflict => return Ok(Admitted::Conflict),
             }
         }
         Err(Error::Contended { job: job.to_string() })
     }
 
-    /// Gives a job back that could not be worked on for no fault of its own; see [`Record::give_back`].
-    pub async fn give_back(&self, tenant: &Name, job: &JobId, holder: Option<&Claim>) -> Result<(), Error> {
-        let Some(stored) = self.get(tenant, job).await? else { return Ok(()) };
-        if let Some(next) = stored.record.give_back(holder) {
-            // Whoever changed the record meanwhile has taken the job over.
-            self.store(tenant, job, &next, Some(stored.revision)).await?;
+    /// Gives a job back that could not be worked on for no fault of its own; see [`Record::give_back`]. Returns whether it
+    /// was the holder's.
+    pub async fn give_back(&self, tenant: &Name, job: &JobId, holder: Option<&Claim>) -> Result<bool, Error> {
+        for _ in 0..RACES {
+            let Some(stored) = self.get(tenant, job).await? else { return Ok(true) };
+            let Some(next) = stored.record.give_back(holder) else { return Ok(false) };
+            if self.store(tenant, job, &next, Some(stored.revision)).await? {
+                return Ok(true);
+            }
         }
-        Ok(())
+        Err(Error::Contended { job: job.to_string() })
     }
 
     /// Claims a job for a worker, by the rules of [`Record::claim`]. A job whose record is gone starts anew from `fresh`.
-    pub async fn claim(&self, tenant: &Name, job: &JobId, claim: Claim, fresh: Record) -> Result<Verdict, Error> {
+    /// Where the record is `known` it is not read, unless it has changed since.
+    pub(crate) async fn claim(
+        &self,
+        tenant: &Name,
+        job: &JobId,
+        claim: Claim,
+        fresh: Record,
+        known: Option<Stored>,
+    ) -> Result<Claimed, Error> {
+        if let Some(known) = known
+            && let Verdict::Take(next) = known.record.claim(claim.clone())
+            && let Some(stored) = self.change(tenant, job, next, Some(known.revision)).await?
+        {
+            return Ok(Claimed::Take(stored));
+        }
         for _ in 0..RACES {
             let (record, revision) = match self.get(tenant, job).await? {
                 Some(stored) => (stored.record, Some(stored.revision)),
@@ -87,11 +142,12 @@ impl Jobs {
             };
             match record.claim(claim.clone()) {
                 Verdict::Take(next) => {
-                    if self.store(tenant, job, &next, revision).await? {
-                        return Ok(Verdict::Take(next));
+                    if let Some(stored) = self.change(tenant, job, next, revision).await? {
+                        return Ok(Claimed::Take(stored));
                     }
                 }
-                verdict => return Ok(verdict),
+                Verdict::Settled => return Ok(Claimed::Settled),
+                Verdict::Superseded => return Ok(Claimed::Superseded),
             }
         }
         Err(Error::Contended { job: job.to_string() })
@@ -99,14 +155,32 @@ impl Jobs {
 
     /// Publishes a job's result unless it has one, then notes the end in its record. Returns whether this result counts.
     pub async fn finish(&self, outcome: &Outcome, headers: HeaderMap) -> Result<bool, Error> {
+        self.finish_held(outcome, headers, None).await
+    }
+
+    /// The same for a worker that holds the job with this record, which is not read again unless it has changed since.
+    pub(crate) async fn finish_held(
+        &self,
+        outcome: &Outcome,
+        headers: HeaderMap,
+        held: Option<Stored>,
+    ) -> Result<bool, Error> {
+        let (tenant, job) = (&outcome.tenant, &outcome.id);
         let counts = self.publish_result(outcome, headers).await?;
+        if counts
+            && let Some(held) = held
+            && let Some(next) = held.record.finish(outcome.status)
+            && self.store(tenant, job, &next, Some(held.revision)).await?
+        {
+            return Ok(true);
+        }
         // The one that counts may have been published by a worker that died before it could note the end.
         let status = if counts {
             outcome.status
         } else {
-            self.result(&outcome.tenant, &outcome.id).await?.map_or(outcome.status, |present| present.status)
+            self.result(tenant, job).await?.map_or(outcome.status, |present| present.status)
         };
-        self.note_end(&outcome.tenant, &outcome.id, status).await?;
+        self.note_end(tenant, job, status).await?;
         Ok(counts)
     }
 
@@ -141,39 +215,56 @@ impl Jobs {
     }
 
     /// Publishes a result create-only; returns whether it was the first.
-    async fn publish_result(&self, outcome: &Outcome, mut headers: HeaderMap) -> Result<bool, Error> {
+    async fn publish_result(&self, outcome: &Outcome, headers: HeaderMap) -> Result<bool, Error> {
         let subject = self.bus.layout.result(&outcome.tenant, &outcome.id);
         let failed = |message: String| Error::Publish { subject: subject.clone(), message };
         let payload = serde_json::to_vec(outcome).map_err(|error| failed(error.to_string()))?;
-        headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
-        let sent = self
-            .bus
-            .jetstream
-            .publish_with_headers(subject.clone(), headers, payload.into())
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        match sent.await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
-            Err(error) => Err(failed(error.to_string())),
-        }
+        self.bus.publish_first(subject, headers, payload).await
+    }
+
+    /// Stores a record if the present revision is the expected one (or none); the record as it is then stored.
+    async fn change(
+        &self,
+        tenant: &Name,
+        job: &JobId,
+        record: Record,
+        revision: Option<u64>,
+    ) -> Result<Option<Stored>, Error> {
+        let failed = |message: String| Error::Record { job: job.to_string(), message };
+        let key = self.bus.layout.job_key(tenant, job);
+        let value = serde_json::to_vec(&record).map_err(|error| failed(error.to_string()))?;
+        let revision = self.put_at(&key, value, revision).await.map_err(failed)?;
+        Ok(revision.map(|revision| Stored { record, revision }))
     }
 
     /// Stores a record if the present revision is the expected one (or none); returns whether it was.
-    async fn store(&self, tenant: &Name, job: &JobId, record: &Record, revision: Option<u64>) -> Result<bool, Error> {
-        let failed = |message: String| Error::Record { job: job.to_string(), message };
-        let key = self.bus.layout.job_key(tenant, job);
-        let value = serde_json::to_vec(record).map_err(|error| failed(error.to_string()))?.into();
+    pub(crate) async fn store(
+        &self,
+        tenant: &Name,
+        job: &JobId,
+        record: &Record,
+        revision: Option<u64>,
+    ) -> Result<bool, Error> {
+        Ok(self.change(tenant, job, record.clone(), revision).await?.is_some())
+    }
+
+    /// Puts a value if the key's present revision is the expected one (or none); returns whether it was.
+    pub(crate) async fn put(&self, key: &str, value: Vec<u8>, revision: Option<u64>) -> Result<bool, String> {
+        Ok(self.put_at(key, value, revision).await?.is_some())
+    }
+
+    /// The same; returns the value's own revision if it was.
+    async fn put_at(&self, key: &str, value: Vec<u8>, revision: Option<u64>) -> Result<Option<u64>, String> {
         match revision {
-            Some(revision) => match self.bucket.update(key, value, revision).await {
-                Ok(_) => Ok(true),
-                Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(false),
-                Err(error) => Err(failed(error.to_string())),
+            Some(revision) => match self.bucket.update(key, value.into(), revision).await {
+                Ok(revision) => Ok(Some(revision)),
+                Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(None),
+                Err(error) => Err(error.to_string()),
             },
-            None => match self.bucket.create(key, value).await {
-                Ok(_) => Ok(true),
-                Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => Ok(false),
-                Err(error) => Err(failed(error.to_string())),
+            None => match self.bucket.create(key, value.into()).await {
+                Ok(revision) => Ok(Some(revision)),
+                Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => Ok(None),
+                Err(error) => Err(error.to_string()),
             },
         }
     }

@@ -3,18 +3,33 @@
 //! - [`Bus`] is a connection with the pipeline's streams; [`Bus::provision`] creates them.
 //! - [`pull`] takes messages, one permit each, and settles them; [`stage`] adds claims, successors and results.
 //! - [`jobs`] keeps the job records and the results; [`client`] submits jobs and follows them.
+//! - [`checkpoints`] keeps what running answers have come to; [`cancel`] ends jobs that nobody wants any more.
+//! - [`pressure`] says what happens when the broker takes no more; [`clock`] reads the broker's clock.
+//! - [`dead`] keeps what no worker could finish; [`reconcile`] finds jobs that have lost their message.
+//! - [`live`] tells what waits in a queue without taking it; [`turn`] says who does a chore that one is enough for.
+//! - [`prefixes`] tells workers what others are computing, so that a prefix is computed once.
 //! - [`server`] runs a `nats-server` as a child process; [`trace`] carries W3C trace context in message headers.
 //!
 //! What must never happen here: an acknowledgement before the successor is durable, a second result for a job, a message
 //! taken without a free slot.
 #![forbid(unsafe_code)]
 
+pub mod cancel;
+pub mod checkpoints;
 pub mod client;
+pub mod clock;
+pub mod dead;
 pub mod jobs;
+pub mod live;
+pub mod prefixes;
+pub mod pressure;
 pub mod pull;
+pub mod reconcile;
+mod scan;
 pub mod server;
 pub mod stage;
 pub mod trace;
+pub mod turn;
 
 use std::{
     path::PathBuf,
@@ -24,6 +39,7 @@ use std::{
 pub use async_nats::HeaderMap;
 use async_nats::jetstream::{
     self, consumer,
+    context::PublishErrorKind,
     stream::{Config, DiscardPolicy, RetentionPolicy},
 };
 use baton_contract::{
@@ -31,9 +47,15 @@ use baton_contract::{
     job::Job,
     subject::{Layout, Stage},
 };
+use bytes::Bytes;
 use tokio::time::timeout;
 
+use crate::{jobs::Stored, pressure::Backlog};
+
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
+/// How often the broker is asked whether it is there. A connection that stays open though nobody is at its other end (a
+/// machine that lost its power, a firewall that forgot it) is given up after three questions.
+const ASK_EVERY: Duration = Duration::from_secs(3);
 
 /// How to reach the broker.
 #[derive(Clone, Debug)]
@@ -54,6 +76,8 @@ pub struct Retention {
     pub replicas: usize,
     /// How long results and job records are kept.
     pub results: Duration,
+    /// How much may wait for each stage.
+    pub backlog: Backlog,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +94,10 @@ pub enum Error {
     NotProvisioned { root: Name, message: String },
     #[error("cannot publish to {subject}: {message}")]
     Publish { subject: String, message: String },
+    #[error("the broker takes nothing for {subject} now ({message}): its queue or its disk is full; try again later")]
+    TryLater { subject: String, message: String },
+    #[error("nobody answers {subject}: no ingest worker runs on this broker under this root; start one")]
+    NotServed { subject: String },
     #[error("cannot read {what}: {message}")]
     Read { what: String, message: String },
     #[error("cannot store the record of job {job}: {message}")]
@@ -93,6 +121,7 @@ impl Bus {
     pub async fn connect(options: Options) -> Result<Self, Error> {
         let mut connect = async_nats::ConnectOptions::new()
             .name(&options.name)
+            .ping_interval(ASK_EVERY)
             .event_callback(|event| async move {
                 tracing::debug!(%event, "the broker connection changed");
             })
@@ -128,13 +157,15 @@ impl Bus {
                 subjects: vec![layout.stage_subjects(stage)],
                 retention: RetentionPolicy::WorkQueue,
                 discard: DiscardPolicy::New,
+                max_messages: i64::try_from(retention.backlog.messages).unwrap_or(i64::MAX),
+                max_bytes: retention.backlog.bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
                 ..self.stream_defaults(retention)
             })
             .await?;
         }
         self.create_stream(Config {
             name: layout.result_stream(),
-            subjects: vec![layout.result_subjects()],
+            subjects: layout.result_subjects(),
             max_age: retention.results,
             allow_direct: true,
             ..self.stream_defaults(retention)
@@ -144,21 +175,34 @@ impl Bus {
             name: layout.dead_stream(),
             subjects: vec![layout.dead_subjects()],
             max_age: retention.results,
+            allow_direct: true,
             ..self.stream_defaults(retention)
         })
         .await?;
-        let bucket = layout.job_bucket();
-        self.jetstream
-            .create_or_update_key_value(jetstream::kv::Config {
-                bucket: bucket.clone(),
-                description: "what is known about each job".into(),
-                history: 1,
-                max_age: retention.results,
-                num_replicas: retention.replicas,
-                ..Default::default()
-            })
-            .await
-            .map_err(|error| Error::Provision { what: format!("bucket {bucket}"), message: error.to_string() })?;
+        self.create_stream(Config {
+            name: layout.admitted_stream(),
+            subjects: vec![layout.admitted_subjects()],
+            max_messages_per_subject: 1,
+            max_age: retention.results,
+            allow_direct: true,
+            ..self.stream_defaults(retention)
+        })
+        .await?;
+        self.create_bucket(layout.job_bucket(), "what is known about each job", retention).await?;
+        self.create_bucket(layout.checkpoint_bucket(), "what running answers have come to", retention).await
+    }
+
+    async fn create_bucket(&self, bucket: String, description: &str, retention: &Retention) -> Result<(), Error> {
+        let config = jetstream::kv::Config {
+            bucket: bucket.clone(),
+            description: description.into(),
+            history: 1,
+            max_age: retention.results,
+            num_replicas: retention.replicas,
+            ..Default::default()
+        };
+        let created = self.jetstream.create_or_update_key_value(config).await;
+        created.map_err(|error| Error::Provision { what: format!("bucket {bucket}"), message: error.to_string() })?;
         Ok(())
     }
 
@@ -207,27 +251,54 @@ impl Bus {
         subject: String,
         id: Option<&str>,
         mut headers: HeaderMap,
-        payload: Vec<u8>,
+        payload: impl Into<Bytes>,
     ) -> Result<u64, Error> {
         if let Some(id) = id {
             headers.insert("Nats-Msg-Id", id);
         }
-        let failed = |message: String| Error::Publish { subject: subject.clone(), message };
-        let ack = self
-            .jetstream
-            .publish_with_headers(subject.clone(), headers, payload.into())
-            .await
-            .map_err(|error| failed(error.to_string()))?
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        Ok(ack.sequence)
+        let ack = match self.jetstream.publish_with_headers(subject.clone(), headers, payload.into()).await {
+            Ok(sent) => sent.await,
+            Err(error) => Err(error),
+        };
+        ack.map(|ack| ack.sequence).map_err(|error| pressure::refused(subject, &error))
     }
 
-    /// Passes a job that `stage` is done with on to the next one, in the trace of the current span. Repeating it within
-    /// the dedupe window changes nothing; beyond that the claim does.
-    pub async fn forward(&self, subject: String, job: &Job, stage: Stage, payload: Vec<u8>) -> Result<(), Error> {
-        let id = format!("{}/{}/{stage}", job.tenant, job.id);
-        let headers = trace::headers_of(&tracing::Span::current());
+    /// Publishes durably what must be the first message of its subject; returns whether it was.
+    async fn publish_first(&self, subject: String, mut headers: HeaderMap, payload: Vec<u8>) -> Result<bool, Error> {
+        headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
+        let ack = match self.jetstream.publish_with_headers(subject.clone(), headers, payload.into()).await {
+            Ok(sent) => sent.await,
+            Err(error) => Err(error),
+        };
+        match ack {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
+            Err(error) => Err(pressure::refused(subject, &error)),
+        }
+    }
+
+    /// Passes a job on to the next stage from the one that is done with its message of this `sequence`, in the trace of the
+    /// current span. Repeating it within the dedupe window changes nothing; beyond that the claim does.
+    pub async fn forward(&self, subject: String, job: &Job, from: (Stage, u64), payload: Vec<u8>) -> Result<(), Error> {
+        self.forward_held(subject, job, from, None, payload).await
+    }
+
+    /// The same; tells the next stage the record that the job is `held` with.
+    pub(crate) async fn forward_held(
+        &self,
+        subject: String,
+        job: &Job,
+        (stage, sequence): (Stage, u64),
+        held: Option<&Stored>,
+        payload: impl Into<Bytes>,
+    ) -> Result<(), Error> {
+        // A job that lost its message passes a stage again with another one, perhaps before the broker has forgotten the
+        // first; its successor must not be taken for a repetition.
+        let id = format!("{}/{}/{stage}/{sequence}", job.tenant, job.id);
+        let mut headers = trace::headers_of(&tracing::Span::current());
+        if let Some(held) = held {
+            held.carry(&mut headers);
+        }
         self.publish_durably(subject, Some(&id), headers, payload).await.map(drop)
     }
 
@@ -236,6 +307,11 @@ impl Bus {
         let failed = |message: String| Error::Publish { subject: subject.clone(), message };
         let payload = serde_json::to_vec(delta).map_err(|error| failed(error.to_string()))?;
         self.client.publish(subject.clone(), payload.into()).await.map_err(|error| failed(error.to_string()))
+    }
+
+    /// How often the connection was made. Where that changes, what was published without durability may be lost.
+    pub fn connects(&self) -> u64 {
+        pull::connects(&self.client)
     }
 
     /// Sends what is still buffered, if the broker can be reached within some seconds.

@@ -1,9 +1,12 @@
 //! Taking messages from the work queues: a permit first, then as many messages as there are permits, never more.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use async_nats::{
-    HeaderMap,
+    HeaderMap, StatusCode, Subscriber,
     jetstream::{AckKind, consumer::PullConsumer},
 };
 use baton_contract::{
@@ -11,10 +14,11 @@ use baton_contract::{
     subject::{Layout, Stage},
 };
 use futures::StreamExt;
+use serde::Serialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -24,8 +28,12 @@ use crate::{Bus, Error};
 const WAIT: Duration = Duration::from_secs(5);
 /// The same where slots are few: an empty queue must not keep them from a full one.
 const SHORT_WAIT: Duration = Duration::from_millis(200);
-/// The broker answers a pull that does not wait at once; beyond this the answer was lost with a connection.
+/// The same for a pull of several messages: those that do not come must not keep their slots from other queues.
+const EAGER_WAIT: Duration = Duration::from_millis(100);
+/// The broker ends a pull when its time is over; this much later the answer was lost.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How often who waits for messages looks whether the connection is still the one that it asked through.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Messages taken by one pull at most.
 const BURST: usize = 64;
 
@@ -90,6 +98,7 @@ impl Options {
 
 /// One delivery of a message.
 pub struct Delivery {
+    client: async_nats::Client,
     message: async_nats::jetstream::Message,
     /// The message's sequence in its stream.
     pub sequence: u64,
@@ -97,6 +106,8 @@ pub struct Delivery {
     pub attempt: u64,
     /// When the broker stored the message, in milliseconds since 1970.
     pub published_ms: u64,
+    /// When this worker got it.
+    pub(crate) received: Instant,
 }
 
 /// What becomes of a delivered message.
@@ -113,14 +124,14 @@ pub enum Settle {
 }
 
 impl Delivery {
-    fn new(message: async_nats::jetstream::Message) -> Result<Self, Error> {
+    fn new(message: async_nats::jetstream::Message, client: &async_nats::Client) -> Result<Self, Error> {
         let info = message
             .info()
             .map_err(|error| Error::Read { what: "a message's delivery data".into(), message: error.to_string() })?;
         let sequence = info.stream_sequence;
         let attempt = info.delivered.max(1) as u64;
         let published_ms = (info.published.unix_timestamp_nanos() / 1_000_000) as u64;
-        Ok(Self { sequence, attempt, published_ms, message })
+        Ok(Self { client: client.clone(), received: Instant::now(), sequence, attempt, published_ms, message })
     }
 
     pub fn subject(&self) -> &str {
@@ -141,9 +152,16 @@ impl Delivery {
         }
     }
 
+    /// Acknowledges, and waits until the broker has noted it; unlike the client's own way without a subscription for each.
+    async fn double_ack(&self) -> Result<(), async_nats::Error> {
+        let reply = self.message.reply.clone().ok_or("a message without a subject to answer to")?;
+        self.client.request(reply, AckKind::Ack.into()).await?;
+        Ok(())
+    }
+
     async fn settle(&self, settle: Settle) {
         let done = match settle {
-            Settle::Ack => self.message.double_ack().await,
+            Settle::Ack => self.double_ack().await,
             Settle::Nak(pause) => self.message.ack_with(AckKind::Nak(pause)).await,
             Settle::Term => self.message.ack_with(AckKind::Term).await,
             Settle::Leave => Ok(()),
@@ -159,9 +177,9 @@ impl Delivery {
 pub trait Receiver: Send + Sync + 'static {
     fn receive(&self, delivery: &Delivery) -> impl Future<Output = Settle> + Send;
 
-    /// Called when [`Receiver::receive`] was cut short by a shutdown, before the message goes back.
-    fn give_back(&self, _delivery: &Delivery) -> impl Future<Output = ()> + Send {
-        async {}
+    /// Called when [`Receiver::receive`] was cut short by a shutdown, for the message to go back.
+    fn give_back(&self, _delivery: &Delivery) -> impl Future<Output = Settle> + Send {
+        async { Settle::Nak(None) }
     }
 }
 
@@ -180,9 +198,12 @@ pub async fn run<R: Receiver>(
     for queue in &queues {
         let consumer = bus.consumer(queue, options.ack_wait).await?;
         let puller = Puller {
+            bus: bus.clone(),
             consumer,
             slots: slots.clone(),
             wait: if options.slots < 2 * queues.len() { SHORT_WAIT } else { WAIT },
+            // An idle queue keeps no more than its share of half the slots from a busy one.
+            most: if queues.len() == 1 { options.slots } else { options.slots / (2 * queues.len()) }.clamp(1, BURST),
             heartbeat: options.ack_wait / 3,
             receiver: receiver.clone(),
             abandon: abandon.clone(),
@@ -200,26 +221,54 @@ pub async fn run<R: Receiver>(
 }
 
 struct Puller<R> {
+    bus: Bus,
     consumer: PullConsumer,
     slots: Arc<Semaphore>,
+    /// How long a pull for one message waits at an empty queue.
     wait: Duration,
+    /// Messages asked for at a time, at most.
+    most: usize,
     heartbeat: Duration,
     receiver: Arc<R>,
     abandon: CancellationToken,
 }
 
+/// How a pull ended.
+enum Pulled {
+    /// With as many messages as were asked for.
+    Full,
+    /// With so many, when its time was over.
+    Expired(usize),
+    /// The connection was made anew meanwhile: the broker may have forgotten the pull.
+    Lost,
+    Shutdown,
+}
+
 impl<R: Receiver> Puller<R> {
     async fn run(self, shutdown: CancellationToken) {
         let mut failures = 0u32;
+        let mut intake = None;
+        // As many messages are asked for as came lately, so that a busy queue takes few pulls and an idle one few slots.
+        let mut appetite = 1;
         loop {
             let permit = tokio::select! {
-                permit = self.slots.clone().acquire_owned() => permit,
+                biased;
                 () = shutdown.cancelled() => return,
+                permit = self.slots.clone().acquire_owned() => permit,
             };
             let Ok(permit) = permit else { return };
-            match self.take(permit, &shutdown).await {
-                Ok(()) => failures = 0,
+            match self.pull(&mut intake, self.permits(permit, appetite), &shutdown).await {
+                Ok(Pulled::Shutdown) => return,
+                Ok(pulled) => {
+                    failures = 0;
+                    match pulled {
+                        Pulled::Full => appetite = (2 * appetite).min(self.most),
+                        Pulled::Expired(taken) => appetite = taken.max(1),
+                        Pulled::Lost | Pulled::Shutdown => intake = None,
+                    }
+                }
                 Err(error) => {
+                    intake = None;
                     failures += 1;
                     let pause = Duration::from_millis(100 << failures.min(6));
                     tracing::warn!(%error, ?pause, "a pull failed and is tried again");
@@ -232,60 +281,142 @@ impl<R: Receiver> Puller<R> {
         }
     }
 
-    /// Takes what waits already, up to the free slots; if nothing does, waits for one message.
-    async fn take(&self, permit: OwnedSemaphorePermit, shutdown: &CancellationToken) -> Result<(), async_nats::Error> {
-        let mut permits = vec![permit];
-        while permits.len() < BURST
+    /// One permit for each message to ask for: as many as are free, up to a number.
+    fn permits(&self, first: OwnedSemaphorePermit, most: usize) -> Vec<OwnedSemaphorePermit> {
+        let mut permits = vec![first];
+        while permits.len() < most
             && let Ok(permit) = self.slots.clone().try_acquire_owned()
         {
             permits.push(permit);
         }
-        let mut waiting = self.consumer.fetch().max_messages(permits.len()).messages().await?;
-        let mut taken = false;
-        // Not ended by a shutdown: dropping a half-read batch would cost its messages ack_wait and an attempt.
-        while let Some(message) =
-            timeout(ANSWER, waiting.next()).await.map_err(|_| "the broker did not answer a pull in time")?
-        {
-            taken = true;
-            self.spawn(message?, &mut permits);
-        }
-        permits.truncate(1);
-        if taken || permits.is_empty() {
-            return Ok(());
-        }
-        let mut next = self.consumer.batch().max_messages(1).expires(self.wait).messages().await?;
-        tokio::select! {
-            message = next.next() => {
-                if let Some(message) = message {
-                    self.spawn(message?, &mut permits);
+        permits
+    }
+
+    /// Asks for a message for each permit, and takes them as they come until all are there or the pull's time is over.
+    async fn pull(
+        &self,
+        intake: &mut Option<Intake>,
+        mut permits: Vec<OwnedSemaphorePermit>,
+        shutdown: &CancellationToken,
+    ) -> Result<Pulled, async_nats::Error> {
+        let intake = match intake {
+            Some(intake) => intake,
+            None => intake.insert(Intake::open(&self.bus, &self.consumer).await?),
+        };
+        let asked = permits.len();
+        let wait = if asked == 1 { self.wait } else { EAGER_WAIT };
+        intake.ask(asked, wait).await?;
+        let deadline = Instant::now() + wait + ANSWER;
+        while !permits.is_empty() {
+            let message = tokio::select! {
+                message = timeout(LOOK_EVERY, intake.messages.next()) => message,
+                // One for several is over soon, and what it brings until then would be lost for ack_wait.
+                () = shutdown.cancelled(), if asked == 1 => {
+                    self.hand_back(intake).await;
+                    return Ok(Pulled::Shutdown);
+                }
+            };
+            let message = match message {
+                Ok(message) => message.ok_or("the connection was closed")?,
+                Err(_) if intake.is_stale() => return Ok(Pulled::Lost),
+                Err(_) if Instant::now() > deadline => return Err("the broker did not answer a pull in time".into()),
+                Err(_) => continue,
+            };
+            match message.status {
+                None => self.spawn(self.message(message), &mut permits),
+                Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => return Ok(Pulled::Expired(asked - permits.len())),
+                Some(status) => {
+                    let described = message.description.unwrap_or_default();
+                    return Err(format!("the broker ended a pull with status {status} {described}").into());
                 }
             }
-            // A message that arrives just now goes back to the queue when ack_wait has passed.
-            () = shutdown.cancelled() => {}
         }
-        Ok(())
+        Ok(Pulled::Full)
+    }
+
+    /// Ends the intake, and gives back what the broker had sent before it knew.
+    async fn hand_back(&self, intake: &mut Intake) {
+        if intake.messages.drain().await.is_err() {
+            return;
+        }
+        while let Ok(Some(message)) = timeout(ANSWER, intake.messages.next()).await {
+            if message.status.is_none()
+                && let Ok(delivery) = Delivery::new(self.message(message), &self.bus.client)
+            {
+                delivery.settle(Settle::Nak(None)).await;
+            }
+        }
+    }
+
+    fn message(&self, message: async_nats::Message) -> async_nats::jetstream::Message {
+        async_nats::jetstream::Message { message, context: self.bus.jetstream.clone() }
     }
 
     fn spawn(&self, message: async_nats::jetstream::Message, permits: &mut Vec<OwnedSemaphorePermit>) {
         // Never empty: a pull asks for as many messages as there are permits.
         let permit = permits.pop();
         let (receiver, abandon, heartbeat) = (self.receiver.clone(), self.abandon.clone(), self.heartbeat);
+        let client = self.bus.client.clone();
         tokio::spawn(async move {
             let _permit = permit;
-            let delivery = match Delivery::new(message) {
+            let delivery = match Delivery::new(message, &client) {
                 Ok(delivery) => delivery,
                 Err(error) => return tracing::error!(%error, "a message without delivery data was dropped"),
             };
             let settle = tokio::select! {
                 settle = with_heartbeat(&delivery, heartbeat, receiver.receive(&delivery)) => settle,
-                () = abandon.cancelled() => {
-                    receiver.give_back(&delivery).await;
-                    Settle::Nak(None)
-                }
+                () = abandon.cancelled() => receiver.give_back(&delivery).await,
             };
             delivery.settle(settle).await;
         });
     }
+}
+
+/// Where the messages of a consumer arrive: one subscription for all pulls.
+struct Intake {
+    client: async_nats::Client,
+    /// Where the broker takes pulls.
+    service: String,
+    inbox: String,
+    messages: Subscriber,
+    /// How often the client had connected when the intake was opened.
+    connects: u64,
+}
+
+/// What a pull asks for.
+#[derive(Serialize)]
+struct Pull {
+    batch: usize,
+    /// In nanoseconds.
+    expires: u64,
+}
+
+impl Intake {
+    async fn open(bus: &Bus, consumer: &PullConsumer) -> Result<Self, async_nats::Error> {
+        let client = bus.client.clone();
+        let connects = connects(&client);
+        let info = consumer.cached_info();
+        let service = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", info.stream_name, info.name);
+        let inbox = client.new_inbox();
+        let messages = client.subscribe(inbox.clone()).await?;
+        Ok(Self { client, service, inbox, messages, connects })
+    }
+
+    async fn ask(&self, batch: usize, wait: Duration) -> Result<(), async_nats::Error> {
+        let pull = serde_json::to_vec(&Pull { batch, expires: wait.as_nanos() as u64 })?;
+        self.client.publish_with_reply(self.service.clone(), self.inbox.clone(), pull.into()).await?;
+        Ok(())
+    }
+
+    /// Whether the connection was made anew since. What the broker still sends in answer to a pull from before must not be
+    /// taken for the answer to another, so the inbox is new then, too.
+    fn is_stale(&self) -> bool {
+        connects(&self.client) != self.connects
+    }
+}
+
+pub(crate) fn connects(client: &async_nats::Client) -> u64 {
+    client.statistics().connects.load(Ordering::Relaxed)
 }
 
 async fn with_heartbeat(delivery: &Delivery, every: Duration, work: impl Future<Output = Settle>) -> Settle {

@@ -15,6 +15,10 @@ use tokio::{
 /// What the child runs with; paths and ports come with its command line.
 const CONFIGURATION: &str = include_str!("../../../infra/nats/embedded.conf");
 
+/// The configuration's line about flushes, and what it is where none may be lost.
+const SYNC_INTERVAL: &str = "sync_interval: \"10s\"";
+const SYNC_ALWAYS: &str = "sync_interval: always";
+
 const START_WITHIN: Duration = Duration::from_secs(15);
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -27,6 +31,9 @@ pub struct Options {
     /// A command that runs the rest of its command line in its own place (by `exec`), for example one that ties the child
     /// to its parent's life; empty for none.
     pub launcher: Vec<OsString>,
+    /// Flushes each message to the disk itself before it is acknowledged, so that not even a machine that loses power loses
+    /// one; without it messages survive the death of any process, and are flushed every ten seconds.
+    pub sync_always: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +68,7 @@ impl Server {
         let _ = std::fs::remove_dir_all(&ports);
         std::fs::create_dir_all(&ports).map_err(unusable)?;
         let configuration = directory.join("nats.conf");
-        std::fs::write(&configuration, CONFIGURATION).map_err(unusable)?;
+        std::fs::write(&configuration, configuration_text(options.sync_always)).map_err(unusable)?;
         let log = directory.join("nats.log");
 
         let mut words = options.launcher.clone();
@@ -94,6 +101,16 @@ impl Server {
         &self.url
     }
 
+    /// Its process id, as long as it has not ended.
+    pub fn process(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Ends the server at once, as a crash would. What it has acknowledged is in its directory.
+    pub async fn kill(mut self) -> Result<(), Error> {
+        self.child.kill().await.map_err(Error::Signal)
+    }
+
     /// Asks the server to end, waits until it has, and kills it if it takes too long.
     pub async fn stop(mut self) -> Result<(), Error> {
         if let Some(id) = self.child.id() {
@@ -106,6 +123,10 @@ impl Server {
         }
         Ok(())
     }
+}
+
+fn configuration_text(sync_always: bool) -> String {
+    if sync_always { CONFIGURATION.replace(SYNC_INTERVAL, SYNC_ALWAYS) } else { CONFIGURATION.to_owned() }
 }
 
 /// The client URL from the ports file, once the server has written it whole.
@@ -123,4 +144,17 @@ fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(5)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flushing_always_changes_one_line_of_the_configuration() {
+        let (usual, always) = (configuration_text(false), configuration_text(true));
+        let changed: Vec<_> = usual.lines().zip(always.lines()).filter(|(usual, always)| usual != always).collect();
+        assert_eq!(usual.lines().count(), always.lines().count());
+        assert_eq!(changed, [("  sync_interval: \"10s\"", "  sync_interval: always")]);
+    }
 }

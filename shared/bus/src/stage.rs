@@ -1,20 +1,27 @@
 //! The loop of the stages that work on admitted jobs: claim, work, publish the successor or the result, acknowledge.
 
-use std::{marker::PhantomData, sync::Arc, time::Duration};
+use std::{future::pending, marker::PhantomData, sync::Arc, time::Duration};
 
 use baton_contract::{
     envelope::{self, Task},
-    job::Answer,
+    job::Job,
     outcome::{Code, Failure, Outcome},
-    record::{Claim, Record, Verdict},
+    record::{Claim, Record},
     subject::Stage,
 };
+use bytes::Bytes;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use crate::{
     Bus, Error,
-    jobs::Jobs,
+    cancel::{self, InHand, Stop},
+    checkpoints::{Checkpoints, Ledger},
+    clock::Clock,
+    dead::{self, Burial, LetterId},
+    jobs::{Claimed, Jobs, Stored},
+    pressure::Pauses,
     pull::{self, Delivery, Receiver, Settle},
     trace, unix_ms,
 };
@@ -29,12 +36,17 @@ pub struct Work<T> {
     pub claim: Claim,
     /// How long the message waited since the broker stored it.
     pub queue_ms: f64,
+    /// What earlier attempts have left, and where this one leaves what it comes to.
+    pub ledger: Ledger,
+    /// Called when the job is to end before its work is done: its sender cancelled it, or its deadline passed. A job that
+    /// was cancelled while it waited to be tried again comes with this called, so that what there is of it can be told.
+    pub stop: Stop,
 }
 
 /// What comes after a stage has done its work.
 pub enum Next {
     /// The message for the next stage; whatever it names is stored already.
-    Forward { subject: String, payload: Vec<u8> },
+    Forward { subject: String, payload: Bytes },
     /// The job has ended.
     Finish(Box<Outcome>),
 }
@@ -48,6 +60,10 @@ pub enum Retry {
     Elsewhere,
     /// Not at all: it would fail again.
     Never,
+    /// At once, by another worker, for this one stops. The try does not count.
+    HandOver,
+    /// By whoever holds the job: that is another worker now.
+    Lost,
 }
 
 /// A failed attempt.
@@ -66,6 +82,11 @@ impl StageError {
     /// A fault of a worker, the broker or the store that may pass.
     pub fn passing(error: impl std::fmt::Display) -> Self {
         Self::new(Retry::Backoff, Code::Internal, error.to_string())
+    }
+
+    /// The job is to end so.
+    pub fn ended(failure: Failure) -> Self {
+        Self { retry: Retry::Never, failure }
     }
 }
 
@@ -90,10 +111,17 @@ pub async fn run<T: Task + Sync, H: Handler<T>>(
     broken: CancellationToken,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let (bus, jobs) = (bus.clone(), bus.jobs().await?);
-    let stage = Arc::new(StageLoop { bus, jobs, options, worker, handler, task: PhantomData });
+    let (bus, jobs, checkpoints) = (bus.clone(), bus.jobs().await?, bus.checkpoints().await?);
+    let (clock, in_hand, told) = (bus.clock(), InHand::default(), bus.cancellations().await?);
+    let stage = StageLoop { bus, jobs, checkpoints, clock, in_hand, options, worker, handler, task: PhantomData };
+    let stage = Arc::new(stage);
     let stop = shutdown.child_token();
-    let running = pull::run(&stage.bus, &stage.options, stage.clone(), stop.clone());
+    let running = async {
+        tokio::select! {
+            ended = pull::run(&stage.bus, &stage.options, stage.clone(), stop.clone()) => ended,
+            ended = async { stage.in_hand.listen(told).await; pending().await } => ended,
+        }
+    };
     tokio::pin!(running);
     tokio::select! {
         ended = &mut running => ended,
@@ -108,6 +136,9 @@ pub async fn run<T: Task + Sync, H: Handler<T>>(
 struct StageLoop<T, H> {
     bus: Bus,
     jobs: Jobs,
+    checkpoints: Checkpoints,
+    clock: Clock,
+    in_hand: InHand,
     options: pull::Options,
     worker: String,
     handler: H,
@@ -137,8 +168,7 @@ impl<T: Task + Sync, H: Handler<T>> Receiver for StageLoop<T, H> {
                 Err(error) => {
                     let pause = pause(delivery.attempt);
                     tracing::warn!(%error, ?pause, "the job was not settled and goes back to the queue");
-                    self.give_back(delivery).await;
-                    Settle::Nak(Some(pause))
+                    self.give_back_for(delivery, Some(pause)).await
                 }
             }
         }
@@ -146,16 +176,27 @@ impl<T: Task + Sync, H: Handler<T>> Receiver for StageLoop<T, H> {
         .await
     }
 
-    async fn give_back(&self, delivery: &Delivery) {
-        let Ok(task) = envelope::decode::<T>(delivery.payload()) else { return };
-        let (job, claim) = (task.job(), self.claim(delivery));
-        if let Err(error) = self.jobs.give_back(&job.tenant, &job.id, Some(&claim)).await {
-            tracing::warn!(%error, job = %job.id, "a job that goes back was not noted as such; its try counts");
-        }
+    async fn give_back(&self, delivery: &Delivery) -> Settle {
+        self.give_back_for(delivery, None).await
     }
 }
 
 impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
+    /// Notes that a job goes back, for others to take after a pause if one is given.
+    async fn give_back_for(&self, delivery: &Delivery, pause: Option<Duration>) -> Settle {
+        let Ok(task) = envelope::decode::<T>(delivery.payload()) else { return Settle::Nak(pause) };
+        let (job, claim) = (task.job(), self.claim(delivery));
+        match self.jobs.give_back(&job.tenant, &job.id, Some(&claim)).await {
+            Ok(true) => Settle::Nak(pause),
+            // Whoever holds it now would lose it if the message went back.
+            Ok(false) => Settle::Leave,
+            Err(error) => {
+                tracing::warn!(%error, job = %job.id, "a job that goes back was not noted as such; its try counts");
+                Settle::Nak(pause)
+            }
+        }
+    }
+
     fn claim(&self, delivery: &Delivery) -> Claim {
         Claim {
             stage: self.options.stage,
@@ -168,23 +209,36 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
     async fn work(&self, delivery: &Delivery, task: T) -> Result<Settle, Error> {
         let (job, timings) = (task.job().clone(), task.timings().clone());
         let claim = self.claim(delivery);
+        let hold = self.in_hand.hold(&job.tenant, &job.id);
         let fresh = Record::accepted(job.request_digest.clone(), timings.accepted_at_ms);
-        let record = match self.jobs.claim(&job.tenant, &job.id, claim.clone(), fresh).await? {
-            Verdict::Take(record) => record,
-            Verdict::Settled => return Ok(Settle::Ack),
-            Verdict::Superseded => return Ok(Settle::Leave),
+        // What a message tells of a job changes with its first claim.
+        let known = if delivery.attempt == 1 { Stored::carried(delivery.headers()) } else { None };
+        let held = match self.jobs.claim(&job.tenant, &job.id, claim.clone(), fresh, known).await? {
+            Claimed::Take(held) => held,
+            Claimed::Settled => return Ok(Settle::Ack),
+            Claimed::Superseded => return Ok(Settle::Leave),
         };
-        let tries = u64::from(record.tries);
-        let end = |failure: Failure| Next::Finish(Box::new(job.failed(failure, Answer::default(), timings.clone())));
+        let tries = u64::from(held.record.tries);
+        let ledger = self.checkpoints.ledger(&job, claim.clone());
+        let end = |failure: Failure| Next::Finish(Box::new(job.failed(failure, Vec::new(), timings.clone())));
         // A worker that died after publishing the result left only the bookkeeping.
         if delivery.attempt > 1
             && let Some(present) = self.jobs.result(&job.tenant, &job.id).await?
         {
             self.jobs.note_end(&job.tenant, &job.id, present.status).await?;
+            ledger.clear().await;
             return Ok(Settle::Ack);
         }
-        let now = unix_ms();
-        let next = if job.deadline_ms.is_some_and(|deadline| deadline <= now) {
+        let left = match job.deadline_ms {
+            Some(deadline) => Some(self.clock.until(deadline).await?),
+            None => None,
+        };
+        let deadline = left.and_then(|left| Instant::now().checked_add(left));
+        let stop = Stop { cancelled: hold.cancelled.clone(), deadline };
+        let cancelled = held.record.cancelled;
+        let mut next = if cancelled && (delivery.attempt == 1 || tries > self.options.max_deliver) {
+            end(cancel::cancelled())
+        } else if left.is_some_and(|left| left.is_zero()) {
             end(Failure::new(Code::DeadlineExceeded, format!("the deadline passed before {}", self.options.stage)))
         } else if tries > self.options.max_deliver {
             let attempts = self.options.max_deliver;
@@ -193,15 +247,30 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                 format!("{} was tried {attempts} times, and no worker finished it", self.options.stage),
             ))
         } else {
-            let queue_ms = now.saturating_sub(delivery.published_ms) as f64;
-            match self.handler.handle(Work { task, claim: claim.clone(), queue_ms }).await {
+            if cancelled {
+                hold.cancelled.cancel();
+            }
+            let queue_ms = unix_ms().saturating_sub(delivery.published_ms) as f64;
+            let work = Work { task, claim: claim.clone(), queue_ms, ledger: ledger.clone(), stop: stop.clone() };
+            let handled = tokio::select! {
+                handled = self.handler.handle(work) => handled,
+                handled = self.look_for_mark(&job, &claim, &stop) => handled,
+            };
+            match handled {
                 Ok(next) => next,
                 Err(error) if error.retry == Retry::Never => end(error.failure),
                 Err(error) if error.retry == Retry::Backoff => {
                     let pause = pause(delivery.attempt);
                     tracing::warn!(%error, ?pause, "a fault that may pass; the job is tried again");
-                    self.give_back(delivery).await;
-                    return Ok(Settle::Nak(Some(pause)));
+                    return Ok(self.give_back_for(delivery, Some(pause)).await);
+                }
+                Err(error) if error.retry == Retry::HandOver => {
+                    tracing::info!(%error, "the job goes to another worker");
+                    return Ok(self.give_back_for(delivery, None).await);
+                }
+                Err(error) if error.retry == Retry::Lost => {
+                    tracing::info!(%error, "the job was lost to another worker");
+                    return Ok(Settle::Leave);
                 }
                 Err(error) if tries >= self.options.max_deliver => end(error.failure),
                 Err(error) => {
@@ -210,34 +279,85 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                 }
             }
         };
-        match self.jobs.get(&job.tenant, &job.id).await? {
-            Some(stored) if stored.record.is_held_by(&claim) => {}
-            Some(stored) if stored.record.state.is_final() => return Ok(Settle::Ack),
-            _ => return Ok(Settle::Leave),
+        let mut pauses = Pauses::default();
+        loop {
+            // The broker gives the message to nobody else before ack_wait: until well before that nobody can have taken the
+            // claim.
+            if delivery.received.elapsed() >= self.options.ack_wait / 2 {
+                match self.jobs.get(&job.tenant, &job.id).await? {
+                    Some(stored) if stored.record.is_held_by(&claim) => {}
+                    Some(stored) if stored.record.state.is_final() => return Ok(Settle::Ack),
+                    _ => return Ok(Settle::Leave),
+                }
+            }
+            match self.conclude(delivery, &job, &next, &held).await {
+                // What was done is kept until there is room for it; the slot that it takes slows this stage down.
+                Err(error @ Error::TryLater { .. }) => {
+                    let pause = pauses.next().unwrap_or_default();
+                    tracing::info!(%error, ?pause, "the job waits to be passed on");
+                    tokio::select! {
+                        () = sleep(pause) => {}
+                        failure = stop.called(), if matches!(next, Next::Forward { .. }) => next = end(failure),
+                    }
+                }
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
         }
-        match next {
-            Next::Forward { subject, payload } => {
-                self.bus.forward(subject, &job, self.options.stage, payload).await?;
-            }
-            Next::Finish(outcome) => {
-                let headers = trace::headers_of(&tracing::Span::current());
-                let counts = self.jobs.finish(&outcome, headers).await?;
-                tracing::info!(status = ?outcome.status, tokens = outcome.tokens.len(), counts, "the job ended");
-            }
+        if matches!(next, Next::Finish(_)) {
+            ledger.clear().await;
         }
         Ok(Settle::Ack)
+    }
+
+    /// Tells a job's work to stop once the job's record says that it was cancelled, and ends it once another worker holds the
+    /// job: those who were cut off from the broker have missed what they were told, and their heartbeats would keep the job
+    /// from others if its holder died.
+    async fn look_for_mark(&self, job: &Job, claim: &Claim, stop: &Stop) -> Result<Next, StageError> {
+        loop {
+            sleep(self.options.ack_wait / 3).await;
+            let Ok(Some(stored)) = self.jobs.get(&job.tenant, &job.id).await else { continue };
+            if !stored.record.is_held_by(claim) {
+                return Err(StageError::new(Retry::Lost, Code::Internal, "another worker holds the job"));
+            }
+            if stored.record.cancelled {
+                stop.cancelled.cancel();
+            }
+        }
+    }
+
+    /// Publishes what comes next for a job that is `held` with this record.
+    async fn conclude(&self, delivery: &Delivery, job: &Job, next: &Next, held: &Stored) -> Result<(), Error> {
+        match next {
+            Next::Forward { subject, payload } => {
+                let from = (self.options.stage, delivery.sequence);
+                self.bus.forward_held(subject.clone(), job, from, Some(held), payload.clone()).await
+            }
+            Next::Finish(outcome) => {
+                if let Some(cause) = outcome.error.as_ref().filter(|cause| dead::is_ours(cause)) {
+                    // Before the result, which nobody would add the letter to.
+                    let id =
+                        LetterId::Job { stage: self.options.stage, tenant: job.tenant.clone(), job: job.id.clone() };
+                    // The delivery that finds the tries used up is none.
+                    let attempts = u64::from(held.record.tries).min(self.options.max_deliver);
+                    self.bus.bury(&id, Burial { delivery, cause, attempts, worker: Some(&self.worker) }).await?;
+                }
+                let headers = trace::headers_of(&tracing::Span::current());
+                let counts = self.jobs.finish_held(outcome, headers, Some(held.clone())).await?;
+                tracing::info!(status = ?outcome.status, tokens = outcome.tokens.len(), counts, "the job ended");
+                Ok(())
+            }
+        }
     }
 
     /// Puts aside a message that no worker of this release can read; it belongs to no job that could be told.
     async fn bury(&self, delivery: &Delivery, error: &envelope::Error) -> Settle {
         tracing::error!(%error, subject = delivery.subject(), "an unreadable message was put aside as a dead letter");
-        let subject = self.bus.layout.dead_letter(self.options.stage);
-        let mut headers = delivery.headers().cloned().unwrap_or_default();
-        headers.insert("Baton-Error", error.to_string().replace(['\r', '\n'], " "));
-        headers.insert("Baton-Subject", delivery.subject());
-        let id = format!("dead/{}/{}", self.options.stage, delivery.sequence);
-        match self.bus.publish_durably(subject, Some(&id), headers, delivery.payload().to_vec()).await {
-            Ok(_) => Settle::Term,
+        let id = LetterId::Message { stage: self.options.stage, sequence: delivery.sequence };
+        let cause = Failure::new(Code::Internal, error.to_string());
+        let burial = Burial { delivery, cause: &cause, attempts: delivery.attempt, worker: Some(&self.worker) };
+        match self.bus.bury(&id, burial).await {
+            Ok(()) => Settle::Term,
             Err(error) => {
                 tracing::warn!(%error, "a dead letter was not stored");
                 Settle::Nak(Some(LONGEST_PAUSE))

@@ -39,6 +39,15 @@ pub fn continue_from(span: &tracing::Span, headers: Option<&HeaderMap>) {
     }
 }
 
+/// Takes the trace of a message over to another one.
+pub fn copy(from: Option<&HeaderMap>, to: &mut HeaderMap) {
+    for name in ["traceparent", "tracestate"] {
+        if let Some(value) = from.and_then(|headers| headers.get(name)) {
+            to.insert(name, value.as_str());
+        }
+    }
+}
+
 /// Headers that continue the trace of `span`.
 pub fn headers_of(span: &tracing::Span) -> HeaderMap {
     let mut headers = HeaderMap::new();

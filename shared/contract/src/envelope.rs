@@ -5,12 +5,13 @@ use bincode::{Decode, Encode, config};
 use crate::{
     job::Job,
     outcome::{Timings, TokenLogprob},
+    request::MAX_SAMPLES,
 };
 
 /// The largest envelope a stage reads; the broker's `max_payload` lies at the same value.
 pub const MAX_BYTES: usize = 8 << 20;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// Work for prefill.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -24,12 +25,20 @@ pub struct PrefillTask {
 pub struct DecodeTask {
     pub job: Job,
     pub timings: Timings,
-    /// The answer's first token, which prefill sampled from the prompt's last logits.
-    pub first_token: u32,
-    /// Its log-probabilities, if the job asks for them.
-    pub first_logprobs: Option<TokenLogprob>,
-    /// The objects that hold the prompt's KV cache, in order; their tokens add up to the prompt.
+    /// The first token of each of the job's answers, which prefill sampled from the prompt's last logits. None if decode
+    /// is to prefill what the pieces don't hold.
+    pub first: Vec<FirstToken>,
+    /// The objects that hold the prompt's KV cache, in order; their tokens add up to the prompt, or without first tokens to
+    /// less of its beginning.
     pub pieces: Vec<Piece>,
+}
+
+/// How an answer begins.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct FirstToken {
+    pub token: u32,
+    /// If the job asks for them.
+    pub logprobs: Option<TokenLogprob>,
 }
 
 /// One object of a prompt's KV cache.
@@ -55,8 +64,14 @@ pub enum Error {
     Unwritable(#[from] bincode::error::EncodeError),
     #[error("the pieces hold {pieces} tokens, the prompt has {prompt}")]
     PiecesMismatch { pieces: u64, prompt: usize },
+    #[error("{first} answers have a first token, the job has {samples} answers")]
+    FirstTokensMismatch { first: usize, samples: u32 },
     #[error("the prompt is empty")]
     EmptyPrompt,
+    #[error("a piece is empty")]
+    EmptyPiece,
+    #[error("expected 1 to {MAX_SAMPLES} answers, found {0}")]
+    Samples(u32),
 }
 
 /// An envelope of some stage.
@@ -65,7 +80,18 @@ pub trait Task: Sized + Send + Encode + Decode<()> + 'static {
     fn timings(&self) -> &Timings;
     /// What the types alone don't guarantee.
     fn check(&self) -> Result<(), Error> {
-        if self.job().prompt.is_empty() { Err(Error::EmptyPrompt) } else { Ok(()) }
+        let job = self.job();
+        if job.prompt.is_empty() {
+            Err(Error::EmptyPrompt)
+        } else if !(1..=MAX_SAMPLES).contains(&job.samples) {
+            Err(Error::Samples(job.samples))
+        } else {
+            self.check_own()
+        }
+    }
+    /// The same of what is not the job's.
+    fn check_own(&self) -> Result<(), Error> {
+        Ok(())
     }
 }
 
@@ -88,12 +114,16 @@ impl Task for DecodeTask {
         &self.timings
     }
 
-    fn check(&self) -> Result<(), Error> {
-        let pieces = self.pieces.iter().map(|piece| u64::from(piece.tokens)).sum();
-        let prompt = self.job.prompt.len();
-        if prompt == 0 {
-            Err(Error::EmptyPrompt)
-        } else if pieces == prompt as u64 {
+    fn check_own(&self) -> Result<(), Error> {
+        let pieces: u64 = self.pieces.iter().map(|piece| u64::from(piece.tokens)).sum();
+        let (prompt, first, samples) = (self.job.prompt.len(), self.first.len(), self.job.samples);
+        // Who is to sample the first tokens needs the logits of the prompt's last, and must compute that one at least.
+        let fits = if first == 0 { pieces < prompt as u64 } else { pieces == prompt as u64 };
+        if first != 0 && first != samples as usize {
+            Err(Error::FirstTokensMismatch { first, samples })
+        } else if self.pieces.iter().any(|piece| piece.tokens == 0) {
+            Err(Error::EmptyPiece)
+        } else if fits {
             Ok(())
         } else {
             Err(Error::PiecesMismatch { pieces, prompt })
@@ -102,12 +132,23 @@ impl Task for DecodeTask {
 }
 
 pub fn encode<T: Task>(task: &T) -> Result<Vec<u8>, Error> {
-    let mut bytes = vec![VERSION];
-    bincode::encode_into_std_write(task, &mut bytes, config::standard())?;
-    if bytes.len() > MAX_BYTES { Err(Error::TooLarge(bytes.len())) } else { Ok(bytes) }
+    write(task)
 }
 
 pub fn decode<T: Task>(bytes: &[u8]) -> Result<T, Error> {
+    let task: T = read(bytes)?;
+    task.check()?;
+    Ok(task)
+}
+
+pub(crate) fn write<T: Encode>(content: &T) -> Result<Vec<u8>, Error> {
+    let mut bytes = vec![VERSION];
+    bincode::encode_into_std_write(content, &mut bytes, config::standard())?;
+    if bytes.len() > MAX_BYTES { Err(Error::TooLarge(bytes.len())) } else { Ok(bytes) }
+}
+
+/// What the types alone don't guarantee is not checked.
+pub(crate) fn read<T: Decode<()>>(bytes: &[u8]) -> Result<T, Error> {
     if bytes.len() > MAX_BYTES {
         return Err(Error::TooLarge(bytes.len()));
     }
@@ -116,12 +157,11 @@ pub fn decode<T: Task>(bytes: &[u8]) -> Result<T, Error> {
         return Err(Error::Version(*version));
     }
     #[expect(clippy::disallowed_methods, reason = "capped at MAX_BYTES")]
-    let (task, read): (T, usize) = bincode::decode_from_slice(body, config::standard().with_limit::<MAX_BYTES>())?;
+    let (content, read): (T, usize) = bincode::decode_from_slice(body, config::standard().with_limit::<MAX_BYTES>())?;
     if read != body.len() {
         return Err(Error::Trailing(body.len() - read));
     }
-    task.check()?;
-    Ok(task)
+    Ok(content)
 }
 
 #[cfg(test)]
@@ -145,6 +185,7 @@ mod tests {
                 model: name("smollm2"),
                 prompt: vec![1, 2, 300],
                 max_tokens: 9,
+                samples: 1,
                 sampling: Sampling {
                     min_p: 0.5,
                     logit_bias: vec![(7, -1.5)],
@@ -158,11 +199,13 @@ mod tests {
                 request_digest: "ab".into(),
             },
             timings: Timings::default(),
-            first_token: 7,
-            first_logprobs: Some(TokenLogprob {
-                chosen: Alternative { token: "a".into(), id: 7, logprob: -0.5, bytes: vec![b'a'] },
-                top_logprobs: Vec::new(),
-            }),
+            first: vec![FirstToken {
+                token: 7,
+                logprobs: Some(TokenLogprob {
+                    chosen: Alternative { token: "a".into(), id: 7, logprob: -0.5, bytes: vec![b'a'] },
+                    top_logprobs: Vec::new(),
+                }),
+            }],
             pieces: vec![Piece { id: [9; 32], tokens: 3 }],
         }
     }
@@ -172,14 +215,36 @@ mod tests {
         let bytes = encode(&task()).unwrap();
         assert_eq!(decode::<DecodeTask>(&bytes).unwrap(), task());
         // A change of these bytes is a change of the wire format: raise VERSION with it.
-        assert_eq!(blake3::hash(&bytes).to_hex()[..16].to_string(), "d035688f7af47790");
+        assert_eq!(blake3::hash(&bytes).to_hex()[..16].to_string(), "5ebf3302230e0c2f");
     }
 
     #[test]
-    fn pieces_must_add_up_to_the_prompt() {
-        let mut wrong = task();
-        wrong.pieces[0].tokens = 4;
-        assert!(matches!(decode::<DecodeTask>(&encode(&wrong).unwrap()), Err(Error::PiecesMismatch { .. })));
+    fn pieces_and_first_tokens_must_fit_the_job() {
+        let read = |change: fn(&mut DecodeTask)| {
+            let mut changed = task();
+            change(&mut changed);
+            decode::<DecodeTask>(&encode(&changed).unwrap())
+        };
+        assert!(matches!(read(|task| task.pieces[0].tokens = 4), Err(Error::PiecesMismatch { pieces: 4, prompt: 3 })));
+        assert!(matches!(read(|task| task.pieces[0].tokens = 2), Err(Error::PiecesMismatch { .. })));
+        assert!(matches!(read(|task| task.pieces.push(Piece { id: [9; 32], tokens: 0 })), Err(Error::EmptyPiece)));
+        assert!(matches!(read(|task| task.job.samples = 2), Err(Error::FirstTokensMismatch { first: 1, samples: 2 })));
+        assert!(matches!(read(|task| task.job.samples = 17), Err(Error::Samples(17))));
+        assert!(matches!(read(|task| task.job.samples = 0), Err(Error::Samples(0))));
+        assert!(matches!(read(|task| task.job.prompt.clear()), Err(Error::EmptyPrompt)));
+        // Without first tokens decode computes the rest, which is the last token at least.
+        assert!(matches!(read(|task| task.first.clear()), Err(Error::PiecesMismatch { .. })));
+        let rest = |task: &mut DecodeTask| {
+            task.first.clear();
+            task.pieces[0].tokens = 2;
+        };
+        assert!(read(rest).is_ok());
+        let all = |task: &mut DecodeTask| {
+            task.first.clear();
+            task.pieces.clear();
+            task.job.samples = 16;
+        };
+        assert!(read(all).is_ok());
     }
 
     proptest! {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     JobId, Name,
-    outcome::{Failure, FinishReason, Logprobs, Outcome, Status, Timings, TokenLogprob, Usage},
+    outcome::{Choice, Failure, FinishReason, Logprobs, Outcome, Status, Timings, TokenLogprob, Usage},
     sampling::Sampling,
 };
 
@@ -16,8 +16,10 @@ pub struct Job {
     pub model: Name,
     /// Token ids of the prompt, at least one, fewer than the model's context.
     pub prompt: Vec<u32>,
-    /// Tokens the answer may have; prompt and answer fit the context.
+    /// Tokens an answer may have; prompt and answer fit the context.
     pub max_tokens: u32,
+    /// Answers to the prompt: 1 to [`crate::request::MAX_SAMPLES`].
+    pub samples: u32,
     pub sampling: Sampling,
     pub stop: Vec<String>,
     /// Milliseconds since 1970.
@@ -33,43 +35,58 @@ pub struct Answer {
     pub tokens: Vec<u32>,
     /// One for each token if the job asks for them, else none.
     pub logprobs: Vec<TokenLogprob>,
+    /// None as long as it has not ended.
+    pub finish_reason: Option<FinishReason>,
 }
 
 impl Job {
-    /// The result of a job that ran to its end.
-    pub fn completed(&self, answer: Answer, reason: FinishReason, timings: Timings) -> Outcome {
-        self.outcome(Status::Completed, Some(reason), None, answer, timings)
+    /// The result of a job all of whose answers, in the order of their places, came to their end.
+    pub fn completed(&self, answers: Vec<Answer>, timings: Timings) -> Outcome {
+        self.outcome(Status::Completed, None, answers, timings)
     }
 
-    /// The result of a job that could not, with what there was of an answer.
-    pub fn failed(&self, failure: Failure, answer: Answer, timings: Timings) -> Outcome {
-        self.outcome(failure.status(), None, Some(failure), answer, timings)
+    /// The result of a job that could not, with what there was of its answers: of all of them, or of none.
+    pub fn failed(&self, failure: Failure, answers: Vec<Answer>, timings: Timings) -> Outcome {
+        self.outcome(failure.status(), Some(failure), answers, timings)
     }
 
-    fn outcome(
-        &self,
-        status: Status,
-        finish_reason: Option<FinishReason>,
-        error: Option<Failure>,
-        answer: Answer,
-        timings: Timings,
-    ) -> Outcome {
-        let usage = Usage { prompt_tokens: self.prompt.len() as u32, completion_tokens: answer.tokens.len() as u32 };
+    fn outcome(&self, status: Status, error: Option<Failure>, answers: Vec<Answer>, timings: Timings) -> Outcome {
+        let usage = Usage {
+            prompt_tokens: self.prompt.len() as u32,
+            completion_tokens: answers.iter().map(|answer| answer.tokens.len() as u32).sum(),
+            cached_tokens: timings.cached_tokens,
+        };
+        let mut choices: Vec<Choice> = (0..).zip(answers).map(|(index, answer)| answer.into_choice(index)).collect();
+        let first = if self.samples > 1 { choices.first().cloned() } else { choices.pop() };
+        let first = first.unwrap_or_else(|| Answer::default().into_choice(0));
         Outcome {
             id: self.id.clone(),
             tenant: self.tenant.clone(),
             lane: self.lane.clone(),
             model: Some(self.model.clone()),
             status,
-            finish_reason,
+            finish_reason: first.finish_reason.filter(|_| status == Status::Completed),
             error,
-            text: answer.text,
-            tokens: answer.tokens,
-            logprobs: (!answer.logprobs.is_empty()).then_some(Logprobs { content: answer.logprobs }),
+            text: first.text,
+            tokens: first.tokens,
+            logprobs: first.logprobs,
+            choices,
             usage,
             metadata: self.metadata.clone(),
             timings,
             request_digest: self.request_digest.clone(),
+        }
+    }
+}
+
+impl Answer {
+    fn into_choice(self, index: u32) -> Choice {
+        Choice {
+            index,
+            text: self.text,
+            tokens: self.tokens,
+            finish_reason: self.finish_reason,
+            logprobs: (!self.logprobs.is_empty()).then_some(Logprobs { content: self.logprobs }),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! Everything here is pure: no I/O, no clock, no randomness. Whoever needs the time or an id passes it in.
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 mod controls;
 pub mod envelope;
 pub mod job;

@@ -40,6 +40,10 @@ pub enum Code {
     InvalidTemplateInput,
     DeadlineExceeded,
     AttemptsExhausted,
+    /// Its sender wanted no more of it.
+    Cancelled,
+    /// Its id belongs to another request.
+    Conflict,
     Internal,
 }
 
@@ -68,20 +72,27 @@ impl Failure {
     pub fn status(&self) -> Status {
         match self.code {
             Code::DeadlineExceeded => Status::Expired,
+            Code::Cancelled => Status::Cancelled,
             _ => Status::Failed,
         }
     }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Usage {
+    /// Counted once, however many answers there are.
     pub prompt_tokens: u32,
+    /// Of all answers together.
     pub completion_tokens: u32,
+    /// Prompt tokens whose KV cache was there already, and was not computed for this job.
+    pub cached_tokens: u32,
 }
 
 /// Where a job's time went and what its KV cache weighed. Times in milliseconds. A stage's queue ends when its work on the job
 /// begins: the wait for the engine and for memory inside a worker is part of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, bincode::Encode, bincode::Decode)]
+#[serde(default)]
 pub struct Timings {
     /// When the broker accepted the request, since 1970.
     pub accepted_at_ms: u64,
@@ -90,10 +101,17 @@ pub struct Timings {
     pub prefill_queue_ms: f64,
     /// Computing the prompt's KV cache and the first token.
     pub prefill_ms: f64,
+    /// Time that prefill spent fetching stored prefixes and did not hide behind computing.
+    pub prefix_get_ms: f64,
     /// Putting KV chunks that was not hidden behind computing.
     pub kv_put_ms: f64,
     pub decode_queue_ms: f64,
+    /// From decode's first request for the prompt's KV cache until all of it had come, hidden or not; again each time that
+    /// an answer had to leave the batch and comes back.
     pub kv_get_ms: f64,
+    /// The part of that in which an answer had its turn and its pages, and could not join the batch because its KV cache
+    /// was still on the way: what the fetching added to the job.
+    pub kv_wait_ms: f64,
     /// From acceptance to the first token's publication.
     pub first_token_ms: f64,
     /// From the first token to the last.
@@ -102,8 +120,15 @@ pub struct Timings {
     pub total_ms: f64,
     pub kv_raw_bytes: u64,
     pub kv_stored_bytes: u64,
+    /// Prompt tokens whose KV cache prefill found in the store and did not compute.
+    pub cached_tokens: u32,
     /// Prompt tokens whose KV decode had to compute again because a chunk was missing or damaged.
     pub recomputed_tokens: u32,
+    /// Prompt tokens that decode prefilled itself because the pipeline lets it (`stages.decode.prefill_tokens`); then
+    /// `prefill_ms` is the time that this took.
+    pub decode_prefilled_tokens: u32,
+    /// Tokens of all answers that the last decode worker took over from another's checkpoint and did not generate.
+    pub resumed_tokens: u32,
     /// Deliveries it took each stage to get through.
     pub prefill_attempt: u32,
     pub decode_attempt: u32,
@@ -131,12 +156,49 @@ pub struct Outcome {
     /// If the request asked for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Logprobs>,
+    /// All answers, if the request asked for several; the fields above are those of the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<Choice>,
     pub usage: Usage,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
     pub timings: Timings,
     /// BLAKE3 of the request's bytes, in hex: whether this answers the request one sent, or an earlier one of that id.
     pub request_digest: String,
+}
+
+/// What becomes of a request whose id belongs to an earlier, different one, as published on
+/// `<root>.rej.<tenant>.<job>.<request_digest>`. The job of that id is none of its sender's, and its result neither.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub id: JobId,
+    pub tenant: Name,
+    pub error: Failure,
+    /// That of the refused request; see [`request_digest`].
+    pub request_digest: String,
+}
+
+impl Refusal {
+    pub fn conflict(tenant: Name, id: JobId, request_digest: String) -> Self {
+        let message = format!("the id {id} belongs to an earlier, different request; choose another");
+        Self { id, tenant, error: Failure::new(Code::Conflict, message), request_digest }
+    }
+}
+
+/// One of several answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    /// Its place among the answers, from 0.
+    pub index: u32,
+    pub text: String,
+    /// The answer's token ids, with the one that ended it.
+    pub tokens: Vec<u32>,
+    /// None if the job did not complete, and this answer had not ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finish_reason: Option<FinishReason>,
+    /// If the request asked for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Logprobs>,
 }
 
 /// Log-probabilities of an answer's tokens.
@@ -184,6 +246,9 @@ impl Alternative {
 /// One token of a running job, as published on `<root>.tok.<tenant>.<job>`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Delta {
+    /// Which of the job's answers it belongs to, from 0; left out for the first.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub choice: u32,
     /// The token's place in the answer, from 0.
     pub index: u32,
     pub token: u32,
@@ -192,6 +257,10 @@ pub struct Delta {
     /// If the request asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<TokenLogprob>,
+}
+
+fn is_first(choice: &u32) -> bool {
+    *choice == 0
 }
 
 /// The digest that tells two requests of one id apart, in hex.

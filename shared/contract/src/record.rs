@@ -19,9 +19,16 @@ pub struct Record {
     pub accepted_at_ms: u64,
     /// How often a worker of the present stage took the job and neither handed it on nor gave it back.
     pub tries: u32,
+    /// Whether its sender wants no more of it: whoever has its message, or gets it, ends the job as cancelled.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub cancelled: bool,
     /// Who works on the job, or did last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<Claim>,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +44,7 @@ pub enum State {
 }
 
 /// A worker's claim on a job. Of two claims on one message the one with the higher attempt holds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, bincode::Encode, bincode::Decode)]
 pub struct Claim {
     pub stage: Stage,
     /// The claimed message's sequence in its stage's stream.
@@ -88,7 +95,7 @@ impl From<Status> for State {
 
 impl Record {
     pub fn accepted(request_digest: String, accepted_at_ms: u64) -> Self {
-        Self { state: State::Accepted, request_digest, accepted_at_ms, tries: 1, claim: None }
+        Self { state: State::Accepted, request_digest, accepted_at_ms, tries: 1, cancelled: false, claim: None }
     }
 
     /// Decides about a request that arrives under this record's id.
@@ -133,6 +140,24 @@ impl Record {
         held.then(|| Self { tries: self.tries.saturating_sub(1), ..self.clone() })
     }
 
+    /// The record of a job that has lost its message and begins again with another; nothing if the job has ended. Whoever
+    /// still works on it has lost it.
+    pub fn reopen(&self) -> Option<Self> {
+        let again = || Self::accepted(self.request_digest.clone(), self.accepted_at_ms);
+        (!self.state.is_final()).then(|| Self { cancelled: self.cancelled, ..again() })
+    }
+
+    /// The record of the job once its sender wants no more of it; nothing if the job has ended.
+    pub fn cancel(&self) -> Option<Self> {
+        (!self.state.is_final()).then(|| Self { cancelled: true, ..self.clone() })
+    }
+
+    /// The record of a request that was cancelled before ingest saw it.
+    pub fn cancelled_before(request_digest: String, accepted_at_ms: u64) -> Self {
+        // No worker has tried anything yet.
+        Self { tries: 0, cancelled: true, ..Self::accepted(request_digest, accepted_at_ms) }
+    }
+
     /// Whether `claim` still holds the job.
     pub fn is_held_by(&self, claim: &Claim) -> bool {
         !self.state.is_final() && self.claim.as_ref() == Some(claim)
@@ -159,6 +184,8 @@ mod tests {
     enum Event {
         Claim(Claim),
         GiveBack(Claim),
+        Cancel,
+        Reopen,
         Finish(Status),
     }
 
@@ -168,20 +195,31 @@ mod tests {
         prop_oneof![
             8 => any_claim().prop_map(Event::Claim),
             2 => any_claim().prop_map(Event::GiveBack),
+            1 => Just(Event::Cancel),
+            1 => Just(Event::Reopen),
             1 => status.prop_map(Event::Finish),
         ]
     }
 
     proptest! {
         /// Whatever arrives in whatever order: a job ends once, never moves back a stage, is claimed by one message per
-        /// stage, and a claim is only replaced by a later attempt.
+        /// stage, and a claim is only replaced by a later attempt, until the job is reopened; and who claims a cancelled job
+        /// learns of it.
         #[test]
         fn any_history_is_sound(events in prop::collection::vec(any_event(), 0..40)) {
             let mut record = Record::accepted("d".into(), 1);
-            let mut ends = 0;
+            let (mut ends, mut cancelled) = (0, false);
             for event in events {
+                let reopens = matches!(event, Event::Reopen);
                 let next = match event {
                     Event::Finish(status) => record.finish(status),
+                    Event::Reopen => record.reopen(),
+                    Event::Cancel => {
+                        let next = record.cancel();
+                        prop_assert_eq!(next.is_some(), !record.state.is_final());
+                        cancelled |= next.is_some();
+                        next
+                    }
                     Event::GiveBack(claim) => {
                         let next = record.give_back(Some(&claim));
                         prop_assert_eq!(next.is_some(), record.is_held_by(&claim));
@@ -198,8 +236,11 @@ mod tests {
                 let Some(next) = next else { continue };
                 prop_assert!(next.tries <= record.tries + 1, "one event is one try at most");
                 prop_assert!(!record.state.is_final(), "a job that ended changed");
+                prop_assert_eq!(next.cancelled, cancelled, "a cancellation was lost, or made up");
                 ends += usize::from(next.state.is_final());
-                if let (Some(old), Some(new)) = (&record.claim, &next.claim) {
+                if reopens {
+                    prop_assert_eq!((next.state, &next.claim), (State::Accepted, &None));
+                } else if let (Some(old), Some(new)) = (&record.claim, &next.claim) {
                     prop_assert!(new.stage >= old.stage);
                     if new.stage == old.stage {
                         prop_assert_eq!(new.sequence, old.sequence);
@@ -226,6 +267,27 @@ mod tests {
         assert_eq!(crashed.tries, 2);
         assert_eq!(take(&crashed, claim(Stage::Decode, 1)).tries, 1);
         assert_eq!(crashed.give_back(None), None);
+    }
+
+    #[test]
+    fn a_reopened_job_goes_to_whoever_claims_it_first() {
+        let claim = |sequence| Claim { stage: Stage::Prefill, sequence, attempt: 1, worker: "a".into() };
+        let Verdict::Take(lost) = Record::accepted("d".into(), 1).claim(claim(5)) else { panic!() };
+        assert_eq!(lost.claim(claim(9)), Verdict::Settled, "another message must not take a job that has one");
+        let reopened = lost.reopen().unwrap();
+        assert!(!reopened.is_held_by(&claim(5)));
+        assert!(matches!(reopened.admit("d"), Admission::Take(_)));
+        let Verdict::Take(again) = reopened.claim(claim(9)) else { panic!() };
+        assert_eq!(again.claim(claim(5)), Verdict::Settled, "the old message came back after all");
+        assert_eq!(again.finish(Status::Completed).unwrap().reopen(), None);
+    }
+
+    #[test]
+    fn a_request_that_was_cancelled_in_the_queue_is_admitted_as_such() {
+        let before = Record::cancelled_before("d".into(), 1);
+        assert_eq!(before.admit("e"), Admission::Conflict);
+        let Admission::Take(taken) = before.admit("d") else { panic!() };
+        assert_eq!((taken.cancelled, taken.tries), (true, 1));
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub const MAX_STOP_BYTES: usize = 256;
 pub const MAX_METADATA: usize = 16;
 pub const MAX_METADATA_KEY_BYTES: usize = 64;
 pub const MAX_METADATA_VALUE_BYTES: usize = 512;
+/// Answers to one prompt that a request may ask for.
+pub const MAX_SAMPLES: u32 = 16;
 
 /// A request as its sender writes it. Fields that are not listed here are refused by name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -82,6 +84,9 @@ pub struct Request {
     /// Equal seeds give equal answers. Without it a seed is drawn from the job's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
+    /// Answers to the prompt, 1 (the default) to 16, each with a seed of its own; the first has the request's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n: Option<u32>,
     /// Up to 16 texts that end the answer; they are not part of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<Stop>,
@@ -134,6 +139,8 @@ pub struct Checked {
     /// But for the seed.
     sampling: Sampling,
     pub seed: Option<u64>,
+    /// Answers to the prompt: 1 to [`MAX_SAMPLES`].
+    pub n: u32,
     pub stop: Vec<String>,
     /// Milliseconds since 1970.
     pub deadline_ms: Option<u64>,
@@ -231,6 +238,10 @@ impl Request {
         if max_tokens == 0 {
             return Err(invalid("max_tokens: expected at least 1, found 0".into()));
         }
+        let n = self.n.unwrap_or(1);
+        if !(1..=MAX_SAMPLES).contains(&n) {
+            return Err(invalid(format!("n: expected 1 to {MAX_SAMPLES}, found {n}")));
+        }
         let sampling = sampling?;
         let stop = match self.stop {
             None => Vec::new(),
@@ -252,6 +263,7 @@ impl Request {
             max_tokens,
             sampling,
             seed: self.seed,
+            n,
             stop,
             deadline_ms,
             metadata: self.metadata,

@@ -48,6 +48,18 @@ impl Sampling {
         seed: 0,
     };
 
+    /// The parameters of one of a job's answers: the first has the seed itself, the others seeds that are drawn from it.
+    pub fn of_choice(&self, choice: u32) -> Self {
+        let mut own = self.clone();
+        if choice > 0 {
+            let mut drawn = blake3::Hasher::new_derive_key("baton seed of a further answer");
+            drawn.update(&self.seed.to_le_bytes()).update(&choice.to_le_bytes());
+            let digest = drawn.finalize();
+            own.seed = u64::from_le_bytes(std::array::from_fn(|i| digest.as_bytes()[i]));
+        }
+        own
+    }
+
     /// Log-probabilities that an answer of so many tokens tells.
     pub fn logprobs_of(&self, tokens: u32) -> u64 {
         self.logprobs.map_or(0, |top| u64::from(tokens) * (u64::from(top) + 1))

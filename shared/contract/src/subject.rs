@@ -97,9 +97,56 @@ impl Layout {
         format!("{}.res.{tenant}.*", self.root)
     }
 
-    /// Where messages lie that no stage could read, each under the stage that gave up.
-    pub fn dead_letter(&self, stage: Stage) -> String {
-        format!("{}.dead.{stage}", self.root)
+    /// Where it lies that a request was refused because its id belongs to another one.
+    pub fn refusal(&self, tenant: &Name, job: &JobId, request_digest: &str) -> String {
+        format!("{}.rej.{tenant}.{job}.{request_digest}", self.root)
+    }
+
+    /// All such refusals of a tenant.
+    pub fn refusals(&self, tenant: &Name) -> String {
+        format!("{}.rej.{tenant}.*.*", self.root)
+    }
+
+    /// Whether a subject is one of those, and not a result's.
+    pub fn is_refusal(subject: &str) -> bool {
+        subject.split('.').nth(1) == Some("rej")
+    }
+
+    /// Who is asked to cancel a job.
+    pub fn cancel(&self, tenant: &Name, job: &JobId) -> String {
+        format!("{}.api.cancel.{tenant}.{job}", self.root)
+    }
+
+    /// All such calls.
+    pub fn cancels(&self) -> String {
+        format!("{}.api.cancel.*.*", self.root)
+    }
+
+    /// Where the workers are told, without durability, that a job was cancelled.
+    pub fn cancelled(&self, tenant: &Name, job: &JobId) -> String {
+        format!("{}.cancel.{tenant}.{job}", self.root)
+    }
+
+    /// The same of all jobs.
+    pub fn all_cancelled(&self) -> String {
+        format!("{}.cancel.*.*", self.root)
+    }
+
+    /// The tenant and the job that a subject ends with.
+    pub fn parse_job(subject: &str) -> Option<(Name, JobId)> {
+        let mut tokens = subject.rsplit('.');
+        let (job, tenant) = (tokens.next()?, tokens.next()?);
+        Some((Name::new(tenant).ok()?, JobId::new(job).ok()?))
+    }
+
+    /// Where a dead letter lies. Its id is made of names and begins with the stage that gave up.
+    pub fn dead_letter(&self, id: &str) -> String {
+        format!("{}.dead.{id}", self.root)
+    }
+
+    /// Where the message that a job was admitted with is kept, in case the job loses its own.
+    pub fn admitted(&self, tenant: &Name, job: &JobId) -> String {
+        format!("{}.admitted.{tenant}.{job}", self.root)
     }
 
     /// The work-queue stream that feeds a stage.
@@ -122,8 +169,9 @@ impl Layout {
         format!("{}_res", self.root)
     }
 
-    pub fn result_subjects(&self) -> String {
-        format!("{}.res.*.*", self.root)
+    /// What that stream collects: results, and refusals of requests that became no job.
+    pub fn result_subjects(&self) -> Vec<String> {
+        vec![format!("{}.res.*.*", self.root), format!("{}.rej.*.*.*", self.root)]
     }
 
     pub fn dead_stream(&self) -> String {
@@ -131,12 +179,30 @@ impl Layout {
     }
 
     pub fn dead_subjects(&self) -> String {
-        format!("{}.dead.*", self.root)
+        format!("{}.dead.>", self.root)
+    }
+
+    pub fn admitted_stream(&self) -> String {
+        format!("{}_admitted", self.root)
+    }
+
+    pub fn admitted_subjects(&self) -> String {
+        format!("{}.admitted.*.*", self.root)
     }
 
     /// The key-value bucket of job records.
     pub fn job_bucket(&self) -> String {
         format!("{}_jobs", self.root)
+    }
+
+    /// The key-value bucket of what running answers have come to, under the keys of their jobs.
+    pub fn checkpoint_bucket(&self) -> String {
+        format!("{}_checkpoints", self.root)
+    }
+
+    /// The key-value bucket of claims on prefixes.
+    pub fn prefix_bucket(&self) -> String {
+        format!("{}_prefixes", self.root)
     }
 
     pub fn job_key(&self, tenant: &Name, job: &JobId) -> String {

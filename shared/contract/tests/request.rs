@@ -16,7 +16,9 @@ fn bad_requests_are_told_by_code_and_field() {
     let cases: &[(&str, Code, &str)] = &[
         ("{", Code::InvalidJson, "EOF"),
         (r#"{"prompt":"a"} x"#, Code::InvalidJson, "trailing"),
-        (r#"{"prompt":"a","n":2}"#, Code::UnknownField, "unknown field `n`"),
+        (r#"{"prompt":"a","best_of":2}"#, Code::UnknownField, "unknown field `best_of`"),
+        (r#"{"prompt":"a","n":0}"#, Code::InvalidValue, "n: expected 1 to 16, found 0"),
+        (r#"{"prompt":"a","n":17}"#, Code::InvalidValue, "n: expected 1 to 16, found 17"),
         (r#"{"messages":[{"role":"user","content":"a","name":"b"}]}"#, Code::UnknownField, "messages[0]"),
         (r#"{"prompt":"a","max_tokens":"b"}"#, Code::InvalidValue, "max_tokens"),
         (r#"{"prompt":{}}"#, Code::InvalidValue, "prompt"),
@@ -99,6 +101,21 @@ fn a_seed_is_drawn_from_the_id_when_none_is_given() {
     assert_eq!(checked.sampling(&a), checked.sampling(&a));
     assert_ne!(checked.sampling(&a).seed, checked.sampling(&b).seed);
     assert_eq!(parse_text(r#"{"prompt":"a","seed":7}"#).unwrap().sampling(&a).seed, 7);
+}
+
+#[test]
+fn each_of_several_answers_has_a_seed_of_its_own() {
+    let id = JobId::new("a").unwrap();
+    assert_eq!(parse_text(r#"{"prompt":"a"}"#).unwrap().n, 1);
+    let checked = parse_text(r#"{"prompt":"a","n":16,"seed":7,"temperature":1}"#).unwrap();
+    assert_eq!(checked.n, 16);
+    let sampling = checked.sampling(&id);
+    assert_eq!(sampling.of_choice(0), sampling);
+    let seeds: std::collections::BTreeSet<u64> = (0..16).map(|choice| sampling.of_choice(choice).seed).collect();
+    assert_eq!(seeds.len(), 16);
+    assert_eq!(Sampling { seed: 7, ..sampling.of_choice(3) }, sampling);
+    // What a job's answers are must not change from one release to the next.
+    assert_eq!(sampling.of_choice(1).seed, 4970873195092384714);
 }
 
 /// One list of a request's fields, one of what they come to: a new field is missing in both, or in none.

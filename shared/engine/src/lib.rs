@@ -3,6 +3,7 @@
 //! Nothing here knows of the bus, the object store or a clock that matters; calls block and belong on a thread of their
 //! own, never on an async worker.
 
+mod allocator;
 pub mod chat;
 pub mod checkpoint;
 pub mod device;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::model::{self, Model, Spec};
 use crate::sim::{self, Sim};
 use crate::tokenizer::{self, Tokenizer};
-use crate::{chat, checkpoint, llama};
+use crate::{allocator, chat, checkpoint, llama};
 
 /// A model to load.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,7 +69,12 @@ pub fn vocabulary(source: &Source) -> Result<Vocabulary, Error> {
 /// Loads a model. The simulated model needs no device and takes any name.
 pub fn load(source: &Source, options: &model::Options) -> Result<Box<dyn Model>, Error> {
     match source {
-        Source::Checkpoint(path) => Ok(Box::new(llama::Llama::load(checkpoint::open(path)?, options)?)),
+        Source::Checkpoint(path) => {
+            let model = llama::Llama::load(checkpoint::open(path)?, options)?;
+            // Not before: what loading took and gave back is not needed again.
+            allocator::keep_freed_memory();
+            Ok(Box::new(model))
+        }
         Source::Sim(sim) => Ok(Box::new(Sim::new(sim.clone(), options.kv_bytes)?)),
     }
 }

@@ -5,26 +5,34 @@
 //! ```
 //!
 //! Numbers are little-endian; checksums are BLAKE3 cut to 16 bytes. A frame depends on nothing but the header, so a reader
-//! may fetch and decode any layer alone. Checksums guard against damage, not against who can write to the store.
+//! may fetch and decode any layer alone. Checksums guard against damage, not against who can write to the store: that takes
+//! a [`SealKey`], with which frames are encrypted and have their tags in the place of checksums.
+
+mod error;
+mod pack;
 
 use std::ops::Range;
 
 use baton_contract::kv::{Block, Shape};
 use bincode::{Decode, Encode};
-use bytes::Bytes;
 
-use crate::codec::{self, Codec, Decoder, Encoder};
+pub use error::Error;
+pub use pack::{Packed, Packer, encode, encode_with};
+
+use crate::codec::{Codec, Decoder};
 use crate::key::ChunkId;
+use crate::seal::{self, Frames, KeyNumber, SealKey};
 
 const MAGIC: [u8; 5] = *b"BTNKV";
 /// Raise it together with the number in the key's root context.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Magic, version, header length.
 const PREAMBLE: usize = MAGIC.len() + 1 + size_of::<u32>();
 const CHECKSUM: usize = 16;
-/// The header's bytes before the list of frames, and those of one entry: bincode's fixed-width integers, so that the
-/// length follows from the number of layers alone.
-const HEADER_FIXED: usize = 3 * size_of::<u32>() + 1 + 32 + size_of::<u64>();
+/// The header's bytes before the list of frames, those of the list's length, and those of one entry: bincode's fixed-width
+/// integers, so that the length follows from the number of layers alone.
+const HEADER_FIXED: usize = 3 * size_of::<u32>() + 2 + seal::NUMBER + seal::SALT + 32;
+const HEADER_COUNT: usize = size_of::<u64>();
 const HEADER_FRAME: usize = size_of::<u64>() + size_of::<u32>() + CHECKSUM;
 /// No header is longer: some 37,000 layers.
 const HEADER_LIMIT: usize = 1 << 20;
@@ -35,140 +43,59 @@ const BINCODE: bincode::config::Configuration<
     bincode::config::Limit<HEADER_LIMIT>,
 > = bincode::config::standard().with_fixed_int_encoding().with_limit::<HEADER_LIMIT>();
 
-/// Why a block could not be packed, or why bytes are not the chunk that was asked for.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The block that should be packed does not have the shape.
-    #[error("expected a block of {} layers of {} values a token, found {layers} layers for {tokens} tokens", shape.layers, 2 * shape.width)]
-    Block {
-        /// What the model demands.
-        shape: Shape,
-        /// The block's layers.
-        layers: usize,
-        /// The block's tokens.
-        tokens: usize,
-    },
-    /// The shape and the number of tokens make a chunk too large to address.
-    #[error("a chunk of {tokens} tokens of {} layers of width {} is too large: use smaller chunks", shape.layers, shape.width)]
-    Oversize {
-        /// What the model demands.
-        shape: Shape,
-        /// The tokens asked for.
-        tokens: usize,
-    },
-    /// The bytes begin as no chunk does.
-    #[error("expected a KV chunk, found bytes without its magic")]
-    Magic,
-    /// Another version of the format.
-    #[error("expected chunk format {VERSION}, found {found}")]
-    Version {
-        /// The version that the bytes claim.
-        found: u8,
-    },
-    /// Fewer or more bytes than the header demands.
-    #[error("expected {expected} bytes of {what}, found {found}")]
-    Length {
-        /// Which part.
-        what: &'static str,
-        /// The bytes it must have.
-        expected: usize,
-        /// The bytes it has or claims.
-        found: usize,
-    },
-    /// The header is not what was written.
-    #[error("the header's checksum is wrong")]
-    HeaderChecksum,
-    /// The header's checksum is right but its contents are not a header.
-    #[error("the header cannot be read")]
-    Header(#[source] bincode::error::DecodeError),
-    /// The header cannot be written.
-    #[error("the header cannot be written")]
-    WriteHeader(#[source] bincode::error::EncodeError),
-    /// The header names a codec that this build lacks.
-    #[error("unknown codec number {found}")]
-    Codec {
-        /// The number in the header.
-        found: u8,
-    },
-    /// The chunk was written for another model.
-    #[error("expected {} layers of width {}, found {layers} of {width}", expected.layers, expected.width)]
-    Shape {
-        /// What the model demands.
-        expected: Shape,
-        /// The chunk's layers.
-        layers: u32,
-        /// The chunk's width.
-        width: u32,
-    },
-    /// The chunk holds another number of tokens.
-    #[error("expected {expected} tokens, found {found}")]
-    Tokens {
-        /// The tokens asked for.
-        expected: usize,
-        /// The chunk's tokens.
-        found: u32,
-    },
-    /// The chunk belongs under another name.
-    #[error("expected chunk {expected}, found {found}")]
-    Id {
-        /// The name asked for.
-        expected: ChunkId,
-        /// The name in the header.
-        found: ChunkId,
-    },
-    /// The header puts a frame where it cannot be.
-    #[error("layer {layer}'s frame of {len} bytes at {offset} is out of place")]
-    Frame {
-        /// The layer, from 0.
-        layer: usize,
-        /// Where the header puts it, from the chunk's start.
-        offset: u64,
-        /// The bytes that the header gives it.
-        len: u32,
-    },
-    /// A frame is not what was written.
-    #[error("layer {layer}'s checksum is wrong")]
-    FrameChecksum {
-        /// The layer, from 0.
-        layer: usize,
-    },
-    /// A layer cannot be packed or unpacked.
-    #[error("layer {layer} cannot be packed or unpacked")]
-    Layer {
-        /// The layer, from 0.
-        layer: usize,
-        /// Why.
-        #[source]
-        source: codec::Error,
-    },
-}
-
 /// One layer's place in the chunk.
 #[derive(Clone, Debug, Encode, Decode)]
 struct Frame {
     /// Bytes from the chunk's start.
     offset: u64,
     len: u32,
+    /// The seal's tag, if the chunk is sealed.
     checksum: [u8; CHECKSUM],
 }
 
 /// The header as it is stored.
 #[derive(Encode, Decode)]
 struct Stored {
+    fixed: Fixed,
+    frames: Vec<Frame>,
+}
+
+/// What is known before a frame is packed. It is authenticated with every sealed frame.
+#[derive(Encode, Decode)]
+struct Fixed {
     layers: u32,
     width: u32,
     tokens: u32,
     codec: u8,
+    /// How frames are sealed: one of the numbers below.
+    seal: u8,
+    /// The number of the key; zeros in an open chunk.
+    key: [u8; seal::NUMBER],
+    /// Makes the chunk's own key; zeros in an open chunk.
+    salt: [u8; seal::SALT],
     id: [u8; 32],
-    frames: Vec<Frame>,
 }
 
+const OPEN: u8 = 0;
+const AES_256_GCM: u8 = 1;
+
 /// A chunk's header, checked against what the reader expects: nothing in it can lead outside the chunk or past the shape.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Header {
     codec: Codec,
+    tokens: usize,
+    width: usize,
     layer_values: usize,
     frames: Vec<Frame>,
+    seal: Option<Seal>,
+}
+
+/// What opens sealed frames.
+#[derive(Debug)]
+struct Seal {
+    frames: Frames,
+    /// The chunk's first bytes, to the end of the header's fixed part.
+    start: Vec<u8>,
 }
 
 /// Bytes that every chunk of `shape` has before its first frame: what [`Header::read`] needs.
@@ -180,7 +107,7 @@ pub fn prefix_len(shape: &Shape) -> usize {
 pub fn max_len(shape: &Shape, tokens: usize) -> Result<usize, Error> {
     let oversize = || Error::Oversize { shape: *shape, tokens };
     let values = layer_values(shape, tokens)?;
-    [Codec::Raw, Codec::Lossless]
+    Codec::ALL
         .into_iter()
         .filter_map(|codec| codec.max_frame(values))
         .max()
@@ -188,72 +115,68 @@ pub fn max_len(shape: &Shape, tokens: usize) -> Result<usize, Error> {
         .ok_or_else(oversize)
 }
 
-/// Packs a block under the name `id`.
-pub fn encode(block: &Block, shape: &Shape, codec: Codec, id: &ChunkId) -> Result<Bytes, Error> {
-    // Sizes first: the block's own check multiplies without care.
-    let oversize = || Error::Oversize { shape: *shape, tokens: block.tokens };
-    let max_len = max_len(shape, block.tokens)?;
-    if !block.fits(shape) {
-        return Err(Error::Block { shape: *shape, layers: block.layers.len(), tokens: block.tokens });
-    }
-    let prefix = prefix_len(shape);
-    let mut out = Vec::with_capacity(max_len);
-    out.resize(prefix, 0);
-
-    let mut encoder = Encoder::new(codec).map_err(|source| Error::Layer { layer: 0, source })?;
-    let mut frames = Vec::with_capacity(shape.layers);
-    for (layer, values) in block.layers.iter().enumerate() {
-        let start = out.len();
-        encoder.encode(values, &mut out).map_err(|source| Error::Layer { layer, source })?;
-        let len = u32::try_from(out.len() - start).map_err(|_| oversize())?;
-        frames.push(Frame { offset: start as u64, len, checksum: checksum(&out[start..]) });
-    }
-
-    let narrow = |value: usize| u32::try_from(value).map_err(|_| oversize());
-    let header = Stored {
-        layers: narrow(shape.layers)?,
-        width: narrow(shape.width)?,
-        tokens: narrow(block.tokens)?,
-        codec: codec.number(),
-        id: id.0,
-        frames,
-    };
-    out[..MAGIC.len()].copy_from_slice(&MAGIC);
-    out[MAGIC.len()] = VERSION;
-    out[MAGIC.len() + 1..PREAMBLE].copy_from_slice(&narrow(header_len(shape))?.to_le_bytes());
-    let end = prefix - CHECKSUM;
-    bincode::encode_into_slice(&header, &mut out[PREAMBLE..end], BINCODE).map_err(Error::WriteHeader)?;
-    let sum = checksum(&out[..end]);
-    out[end..prefix].copy_from_slice(&sum);
-    Ok(out.into())
+/// Unpacks the open chunk `id` of exactly `expected_tokens` tokens. Nothing larger than the shape demands, or than `bytes`
+/// can fill, is ever allocated.
+pub fn decode(bytes: &[u8], shape: &Shape, expected_tokens: usize, id: &ChunkId) -> Result<Block, Error> {
+    decode_with(bytes, shape, expected_tokens, id, None)
 }
 
-/// Unpacks the chunk `id` of exactly `expected_tokens` tokens. Nothing larger than the shape demands, or than `bytes` can
-/// fill, is ever allocated.
-pub fn decode(bytes: &[u8], shape: &Shape, expected_tokens: usize, id: &ChunkId) -> Result<Block, Error> {
-    let header = Header::read(bytes, shape, expected_tokens, id)?;
-    if bytes.len() != header.len() {
-        return Err(Error::Length { what: "chunk", expected: header.len(), found: bytes.len() });
-    }
+/// Unpacks a chunk that is sealed with `key`, or open if there is none. See [`decode`].
+pub fn decode_with(
+    bytes: &[u8],
+    shape: &Shape,
+    expected_tokens: usize,
+    id: &ChunkId,
+    key: Option<&SealKey>,
+) -> Result<Block, Error> {
+    let header = Header::read(bytes, shape, expected_tokens, id, key)?;
+    header.check_len(bytes.len() as u64)?;
+    Ok(Block { tokens: expected_tokens, layers: decode_layers(&header, 0..shape.layers, bytes, 0)? })
+}
+
+/// Unpacks some layers from a part of the chunk that begins `from` bytes after the chunk's start.
+pub fn decode_layers(header: &Header, layers: Range<usize>, bytes: &[u8], from: usize) -> Result<Vec<Vec<u16>>, Error> {
     let mut decoder = Decoder::default();
-    let layers = (0..shape.layers)
-        .map(|layer| decode_layer(&header, layer, &bytes[header.frame(layer)], &mut decoder))
-        .collect::<Result<_, _>>()?;
-    Ok(Block { tokens: expected_tokens, layers })
+    let decode = |layer| {
+        let Range { start, end } = header.frame(layer);
+        let frame = start.checked_sub(from).zip(end.checked_sub(from)).and_then(|(start, end)| bytes.get(start..end));
+        let short = Error::Length { what: "chunk", expected: end, found: from.saturating_add(bytes.len()) };
+        decode_layer(header, layer, frame.ok_or(short)?, &mut decoder)
+    };
+    layers.map(decode).collect()
 }
 
 /// Unpacks the frame of one layer: bf16 bit patterns, K then V. `layer` must be below the shape's layers.
 pub fn decode_layer(header: &Header, layer: usize, frame: &[u8], decoder: &mut Decoder) -> Result<Vec<u16>, Error> {
-    if checksum(frame) != header.frames[layer].checksum {
-        return Err(Error::FrameChecksum { layer });
+    let Frame { checksum: sum, .. } = header.frames[layer];
+    let mut decode = |frame: &[u8]| {
+        decoder
+            .decode(header.codec, frame, header.layer_values, header.width)
+            .map_err(|source| Error::Layer { layer, source })
+    };
+    match &header.seal {
+        None if checksum(frame) == sum => decode(frame),
+        None => Err(Error::FrameChecksum { layer }),
+        Some(seal) => {
+            let mut opened = frame.to_vec();
+            if !seal.frames.open(layer, &seal.start, sum, &mut opened) {
+                return Err(Error::Forged { layer });
+            }
+            decode(&opened)
+        }
     }
-    decoder.decode(header.codec, frame, header.layer_values).map_err(|source| Error::Layer { layer, source })
 }
 
 impl Header {
     /// Reads the header from a chunk or from its first [`prefix_len`] bytes, and checks that it is the chunk `id` of
-    /// `tokens` tokens of a model of this shape.
-    pub fn read(bytes: &[u8], shape: &Shape, tokens: usize, id: &ChunkId) -> Result<Self, Error> {
+    /// `tokens` tokens of a model of this shape, sealed with `key` if there is one and open if not.
+    pub fn read(
+        bytes: &[u8],
+        shape: &Shape,
+        tokens: usize,
+        id: &ChunkId,
+        key: Option<&SealKey>,
+    ) -> Result<Self, Error> {
         let layer_values = layer_values(shape, tokens)?;
         let prefix = prefix_len(shape);
         let short = |expected| Error::Length { what: "chunk's start", expected, found: bytes.len() };
@@ -279,11 +202,13 @@ impl Header {
         #[expect(clippy::disallowed_methods, reason = "this is the capped decoder: BINCODE has a limit")]
         let (stored, _): (Stored, usize) =
             bincode::decode_from_slice(&checked[PREAMBLE..], BINCODE).map_err(Error::Header)?;
-        Self::check(stored, layer_values, shape, tokens, id)
+        let seal = stored.fixed.unseal(&checked[..PREAMBLE + HEADER_FIXED], key)?;
+        Ok(Self { seal, ..Self::check(stored, layer_values, shape, tokens, id)? })
     }
 
     fn check(stored: Stored, layer_values: usize, shape: &Shape, tokens: usize, id: &ChunkId) -> Result<Self, Error> {
-        let Stored { layers, width, tokens: found_tokens, codec, id: found_id, frames } = stored;
+        let Stored { fixed, frames } = stored;
+        let Fixed { layers, width, tokens: found_tokens, codec, id: found_id, .. } = fixed;
         if layers as usize != shape.layers || width as usize != shape.width || frames.len() != shape.layers {
             return Err(Error::Shape { expected: *shape, layers, width });
         }
@@ -302,12 +227,27 @@ impl Header {
             }
             end += u64::from(frame.len);
         }
-        Ok(Self { codec, layer_values, frames })
+        Ok(Self { codec, tokens, width: shape.width, layer_values, frames, seal: None })
     }
 
     /// How the frames are packed.
     pub fn codec(&self) -> Codec {
         self.codec
+    }
+
+    /// The chunk's tokens.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// The bytes of some layers' frames, counted from the chunk's start.
+    pub(crate) fn span(&self, layers: Range<usize>) -> Range<usize> {
+        let start = self
+            .frames
+            .get(layers.start)
+            .map_or(PREAMBLE + HEADER_FIXED + HEADER_COUNT + CHECKSUM, |frame| frame.offset as usize);
+        let end = layers.clone().next_back().map_or(start, |last| self.frame(last).end);
+        start..end
     }
 
     /// The bytes of one layer's frame, counted from the chunk's start. `layer` must be below the shape's layers.
@@ -317,17 +257,38 @@ impl Header {
         start..start + len as usize
     }
 
-    /// The bytes of the whole chunk.
-    fn len(&self) -> usize {
-        match self.frames.len().checked_sub(1) {
+    /// Refuses a chunk of another length than its frames have.
+    pub(crate) fn check_len(&self, found: u64) -> Result<(), Error> {
+        let expected = match self.frames.len().checked_sub(1) {
             Some(last) => self.frame(last).end,
-            None => PREAMBLE + HEADER_FIXED + CHECKSUM,
+            None => PREAMBLE + HEADER_FIXED + HEADER_COUNT + CHECKSUM,
+        };
+        match found == expected as u64 {
+            true => Ok(()),
+            false => Err(Error::Length { what: "chunk", expected, found: found as usize }),
+        }
+    }
+}
+
+impl Fixed {
+    /// What opens the frames, once it is clear that the chunk is sealed as the reader expects.
+    fn unseal(&self, start: &[u8], key: Option<&SealKey>) -> Result<Option<Seal>, Error> {
+        let found = KeyNumber(self.key);
+        match (self.seal, key) {
+            (OPEN, None) => Ok(None),
+            (OPEN, Some(_)) => Err(Error::Open),
+            (AES_256_GCM, Some(key)) if key.number() == found => {
+                let frames = key.frames(&ChunkId(self.id), &self.salt)?;
+                Ok(Some(Seal { frames, start: start.to_vec() }))
+            }
+            (AES_256_GCM, _) => Err(Error::OtherKey { found }),
+            (found, _) => Err(Error::Seal { found }),
         }
     }
 }
 
 fn header_len(shape: &Shape) -> usize {
-    shape.layers.saturating_mul(HEADER_FRAME).saturating_add(HEADER_FIXED)
+    shape.layers.saturating_mul(HEADER_FRAME).saturating_add(HEADER_FIXED + HEADER_COUNT)
 }
 
 /// bf16 values that one layer holds, if all layers' bytes can be counted at all.

@@ -1,18 +1,25 @@
 //! Names of KV chunks: a keyed BLAKE3 chain over token ids, so that equal prefixes of one tenant are one object.
 //!
-//! root = derive_key(fingerprint, tenant salt); link = keyed_hash(root, parent, tokens). Nobody without the salt can name,
-//! or guess from a name, what a tenant's chunks hold.
+//! root = derive_key(fingerprint, tenant salt); link = keyed_hash(root, parent, tokens). Nobody without the salt and, in a
+//! store with a key, the key, can name, or guess from a name, what a tenant's chunks hold.
 
 use std::{fmt, ops::Range, str::FromStr};
 
+use crate::codec::Codec;
+use crate::seal::SealKey;
+
 /// Separates Baton's roots from every other use of BLAKE3. The number is that of the chunk format: formats never meet
 /// under one name, so a rolling upgrade neither misreads nor removes the other version's chunks.
-const ROOT_CONTEXT: &str = "baton kv chunk root, format 1";
+const ROOT_CONTEXT: &str = "baton kv chunk root, format 2";
 
 /// Leads the hashed bytes of a full chunk.
 const LINK: u8 = 1;
 /// Leads the hashed bytes of a job's tail.
 const TAIL: u8 = 2;
+/// Leads the hashed bytes of a root that needs a key.
+const SECRET: u8 = 3;
+/// Leads the hashed bytes of a root whose chunks lose something.
+const PACKED: u8 = 4;
 
 /// The name of a stored piece of KV cache: 32 bytes that say nothing to whoever lacks the root. Printed as 64 lowercase
 /// hex digits.
@@ -70,6 +77,25 @@ impl Root {
         let key =
             *blake3::Hasher::new_derive_key(ROOT_CONTEXT).update(fingerprint).update(tenant_salt).finalize().as_bytes();
         Self { key }
+    }
+
+    /// The root of the same chains in a store whose chunks `key` seals: nobody without the key can compute their names.
+    pub fn secret(&self, key: &SealKey) -> Self {
+        self.derive(SECRET, &key.names())
+    }
+
+    /// The root of the same chains in chunks that `codec` packs. Codecs that keep every bit share a root; each other one
+    /// has its own, so that nobody who asked for exact values gets rounded ones.
+    pub fn packed(&self, codec: Codec) -> Self {
+        match codec.is_lossless() {
+            true => self.clone(),
+            false => self.derive(PACKED, codec.to_string().as_bytes()),
+        }
+    }
+
+    fn derive(&self, domain: u8, by: &[u8]) -> Self {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        Self { key: *hasher.update(&[domain]).update(by).finalize().as_bytes() }
     }
 
     /// The id of the full chunk that holds `tokens` after `parent`, or at the start of the prompt without one.
@@ -159,7 +185,12 @@ mod tests {
             Root::new(&[2; 32], b"salt").link(Some(&parent), &[1, 2]),
             Root::new(&[1; 32], b"other").link(Some(&parent), &[1, 2]),
             Root::new(&[1; 32], b"").link(Some(&parent), &[1, 2]),
+            root.secret(&SealKey::new([1; 32])).link(Some(&parent), &[1, 2]),
+            root.secret(&SealKey::new([2; 32])).link(Some(&parent), &[1, 2]),
+            root.packed(Codec::Near).link(Some(&parent), &[1, 2]),
+            root.packed(Codec::Balanced).link(Some(&parent), &[1, 2]),
         ];
+        assert_eq!(root.packed(Codec::Raw).link(None, &[1]), root.packed(Codec::Lossless).link(None, &[1]));
         for (i, a) in names.iter().enumerate() {
             for b in &names[i + 1..] {
                 assert_ne!(a, b, "name {i} appears twice");
@@ -171,7 +202,7 @@ mod tests {
     #[test]
     fn a_name_stays_the_same_across_builds() {
         let id = Root::new(&[3; 32], b"tenant").link(None, &[1, 2, 3]);
-        assert_eq!(id.to_string(), "5f8c314f59ceed19e5983d4a5407e666bc132a0f3df989c1a65338e0678683a2");
+        assert_eq!(id.to_string(), "7bcd56770aa267a9049b742b13e29a124d05fcac28722317ff058152a122fa79");
         assert_eq!(id.to_string().parse::<ChunkId>().unwrap(), id);
         assert!("abc".parse::<ChunkId>().unwrap_err().to_string().contains("\"abc\""));
     }

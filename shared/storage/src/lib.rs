@@ -15,13 +15,18 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+pub mod cache;
 pub mod chunk;
 pub mod codec;
+pub mod collect;
 pub mod key;
 pub mod kv;
+pub mod seal;
 pub mod store;
 
+pub use cache::Cache;
 pub use codec::Codec;
 pub use key::{ChunkId, Piece, PieceKind, Root};
 pub use kv::KvStore;
+pub use seal::SealKey;
 pub use store::{ObjectPath, Put, Store};

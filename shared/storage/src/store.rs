@@ -1,13 +1,27 @@
 //! One place for objects: a local directory, S3, Google Cloud Storage, Azure, or memory, behind the few operations that
 //! Baton needs.
 
-use std::{fmt, io, path::PathBuf, sync::Arc};
+mod range;
+
+use std::{fmt, io, path::PathBuf, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
+use futures::{StreamExt, stream::BoxStream};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, path::Path};
 
+pub(crate) use range::Start;
+
 use crate::backend;
+use crate::collect::{TOUCH_EVERY, Touches};
 use crate::key::ChunkId;
+
+/// The directory of KV chunks.
+pub(crate) const CHUNKS: &str = "kv";
+/// The directory of marks: a small object per chunk whose time is that of the chunk's last use, where a chunk's own time
+/// can't be set.
+pub(crate) const MARKS: &str = "used";
+/// The directory of probes.
+pub(crate) const PROBES: &str = "probe";
 
 /// Why a store could not be opened or used. Network faults and overloaded servers were retried before one is reported.
 #[derive(Debug, thiserror::Error)]
@@ -82,11 +96,22 @@ impl ObjectPath {
     /// A KV chunk: `kv/ab/abcdef...`. The level between keeps local directories small.
     pub fn chunk(id: &ChunkId) -> Self {
         let hex = id.to_string();
-        Self(Path::from_iter(["kv", &hex[..2], &hex]))
+        Self(Path::from_iter([CHUNKS, &hex[..2], &hex]))
+    }
+
+    /// The mark of a chunk's last use.
+    pub(crate) fn mark(id: &ChunkId) -> Self {
+        let hex = id.to_string();
+        Self(Path::from_iter([MARKS, &hex[..2], &hex]))
+    }
+
+    /// The hash that it ends with, if it does.
+    pub(crate) fn id(&self) -> Option<ChunkId> {
+        self.0.filename()?.parse().ok()
     }
 
     fn probe(hash: blake3::Hash) -> Self {
-        Self(Path::from_iter(["probe", hash.to_hex().as_str()]))
+        Self(Path::from_iter([PROBES, hash.to_hex().as_str()]))
     }
 }
 
@@ -105,6 +130,15 @@ pub enum Put {
     Exists,
 }
 
+/// An object that a listing found.
+#[derive(Clone, Debug)]
+pub(crate) struct Listed {
+    pub(crate) path: ObjectPath,
+    pub(crate) bytes: u64,
+    /// When it was put, or a local file was touched.
+    pub(crate) modified: SystemTime,
+}
+
 /// An object store. Cheap to clone; clones share connections.
 ///
 /// When [`Store::put_new`] returns, `Created` or `Exists`, the object survives a crash of this process and a loss of
@@ -117,6 +151,7 @@ pub struct Store {
     url: Arc<str>,
     /// The directory of a local store.
     root: Option<Arc<std::path::Path>>,
+    touches: Arc<Touches>,
 }
 
 impl fmt::Debug for Store {
@@ -146,7 +181,7 @@ impl Store {
     /// An S3 endpoint without TLS needs `AWS_ALLOW_HTTP=true`, unless it is on this machine.
     pub fn open_with(url: &str, vars: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
         let backend::Opened { inner, root } = backend::open(url, vars)?;
-        Ok(Self { inner, url: url.into(), root: root.map(Into::into) })
+        Ok(Self { inner, url: url.into(), root: root.map(Into::into), touches: Arc::default() })
     }
 
     /// Puts an object unless one of that path is there. Of many who try at once, exactly one creates it.
@@ -173,7 +208,7 @@ impl Store {
         };
         let found = result.meta.size;
         if found > max_bytes {
-            return Err(Error::Oversize { path: path.to_string(), url: self.url.clone(), max: max_bytes, found });
+            return Err(self.oversize(path, max_bytes, found));
         }
         match result.bytes().await {
             Ok(bytes) => Ok(Some(bytes)),
@@ -182,21 +217,102 @@ impl Store {
         }
     }
 
+    /// Bytes of an object that is there and durable, or `None` if there is none.
+    pub(crate) async fn find_durable(&self, path: &ObjectPath) -> Result<Option<u64>, Error> {
+        let size = self.size(path).await?;
+        if size.is_some() && !path.id().is_some_and(|id| self.touched(&id)) {
+            self.sync_existing(path).await?;
+        }
+        Ok(size)
+    }
+
     /// Whether an object of that path is there.
     pub async fn exists(&self, path: &ObjectPath) -> Result<bool, Error> {
-        match self.inner.head(&path.0).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::NotFound { .. }) => Ok(false),
-            Err(source) => Err(self.failed("look for", path, source)),
-        }
+        Ok(self.size(path).await?.is_some())
     }
 
     /// Removes an object. One that is not there is no error.
     pub async fn delete(&self, path: &ObjectPath) -> Result<(), Error> {
+        path.id().inspect(|id| self.touches.forget(id));
         match self.inner.delete(&path.0).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(self.failed("delete", path, source)),
         }
+    }
+
+    /// Notes that a chunk is in use at `now`, so that collection does not take it for forgotten. Each process tells the
+    /// store at most once in [`TOUCH_EVERY`] per chunk, and other calls return at once. Where it needs an object of its
+    /// own, a chunk that was put less than that ago gets none.
+    ///
+    /// Returns whether the chunk is there, or was at the last touch.
+    pub async fn touch(&self, id: &ChunkId, now: SystemTime) -> Result<bool, Error> {
+        if !self.touches.due(id) {
+            return Ok(true);
+        }
+        let path = ObjectPath::chunk(id);
+        let touched = match self.file(&path) {
+            Some(file) => set_modified(file, now).await.map_err(|error| self.failed_locally("touch", &path, error)),
+            None => self.mark(id, &path, now).await,
+        };
+        if !matches!(touched, Ok(true)) {
+            self.touches.forget(id);
+        }
+        touched
+    }
+
+    /// Notes that this process has put a chunk just now, which so needs no touch.
+    pub(crate) fn note_put(&self, id: &ChunkId) {
+        self.touches.due(id);
+    }
+
+    /// Whether a chunk was there when this process last touched it, less than [`TOUCH_EVERY`] ago.
+    pub(crate) fn touched(&self, id: &ChunkId) -> bool {
+        self.touches.recent(id)
+    }
+
+    async fn mark(&self, id: &ChunkId, path: &ObjectPath, now: SystemTime) -> Result<bool, Error> {
+        let Some(put) = self.modified(path).await? else { return Ok(false) };
+        // A store whose clock is ahead of ours gives no age; it is young enough.
+        if now.duration_since(put).unwrap_or_default() < TOUCH_EVERY {
+            return Ok(true);
+        }
+        let mark = ObjectPath::mark(id);
+        match self.inner.put(&mark.0, Bytes::from_static(b"used").into()).await {
+            Ok(_) => Ok(true),
+            Err(source) => Err(self.failed("touch", &mark, source)),
+        }
+    }
+
+    /// When an object was put, or a local file was touched; `None` if there is none.
+    pub(crate) async fn modified(&self, path: &ObjectPath) -> Result<Option<SystemTime>, Error> {
+        match self.inner.head(&path.0).await {
+            Ok(meta) => Ok(Some(meta.last_modified.into())),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(self.failed("look for", path, source)),
+        }
+    }
+
+    /// All objects below one of the store's directories, as they are found, in no particular order.
+    pub(crate) fn list(&self, directory: &'static str) -> BoxStream<'static, Result<Listed, Error>> {
+        let (store, directory) = (self.clone(), ObjectPath(Path::from(directory)));
+        let found = self.inner.list(Some(&directory.0)).map(move |found| match found {
+            Ok(meta) => {
+                Ok(Listed { path: ObjectPath(meta.location), bytes: meta.size, modified: meta.last_modified.into() })
+            }
+            Err(source) => Err(store.failed("list", &directory, source)),
+        });
+        found.boxed()
+    }
+
+    /// The directory of a local store.
+    pub(crate) fn root(&self) -> Option<&std::path::Path> {
+        self.root.as_deref()
+    }
+
+    /// The file that holds an object of a local store.
+    fn file(&self, path: &ObjectPath) -> Option<PathBuf> {
+        let root = self.root()?;
+        Some(path.0.parts().fold(root.to_path_buf(), |file, part| file.join(part.as_ref())))
     }
 
     /// Checks that the store can be written to and honours create-only puts, by putting a small object twice. The object
@@ -215,19 +331,37 @@ impl Store {
     /// Whoever created a local file may still be at its fsync, and crash before it ends: so whoever relies on the file
     /// syncs its name too. The file's bytes were synced before it had one.
     async fn sync_existing(&self, path: &ObjectPath) -> Result<(), Error> {
-        let Some(root) = self.root.clone() else { return Ok(()) };
-        let file = path.0.parts().fold(root.to_path_buf(), |file, part| file.join(part.as_ref()));
+        let (Some(root), Some(file)) = (self.root.clone(), self.file(path)) else { return Ok(()) };
         let synced = tokio::task::spawn_blocking(move || {
             let dirs = file.ancestors().skip(1).take_while(|dir| dir.starts_with(&root));
             dirs.into_iter().try_for_each(|dir| std::fs::File::open(dir)?.sync_all())
         });
         let result = synced.await.unwrap_or_else(|lost| Err(io::Error::other(lost)));
-        result.map_err(|error| {
-            self.failed("sync", path, object_store::Error::Generic { store: "LocalFileSystem", source: error.into() })
-        })
+        result.map_err(|error| self.failed_locally("sync", path, error))
+    }
+
+    fn oversize(&self, path: &ObjectPath, max: u64, found: u64) -> Error {
+        Error::Oversize { path: path.to_string(), url: self.url.clone(), max, found }
+    }
+
+    fn failed_locally(&self, operation: &'static str, path: &ObjectPath, error: io::Error) -> Error {
+        self.failed(operation, path, object_store::Error::Generic { store: "LocalFileSystem", source: error.into() })
     }
 
     fn failed(&self, operation: &'static str, path: &ObjectPath, source: object_store::Error) -> Error {
         Error::Operation { operation, path: path.to_string(), url: self.url.clone(), source: Box::new(source) }
     }
+}
+
+/// Sets a file's time; `false` if it is not there.
+async fn set_modified(file: PathBuf, time: SystemTime) -> io::Result<bool> {
+    let set = tokio::task::spawn_blocking(move || {
+        let file = match std::fs::File::open(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened?,
+        };
+        file.set_times(std::fs::FileTimes::new().set_modified(time))?;
+        Ok(true)
+    });
+    set.await.unwrap_or_else(|lost| Err(io::Error::other(lost)))
 }

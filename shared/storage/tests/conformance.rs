@@ -3,10 +3,12 @@
 #[path = "support/seaweed.rs"]
 mod seaweed;
 
+use std::sync::{Arc, Mutex};
+
 use baton_contract::kv::{Block, Shape};
 use baton_storage::{
-    ChunkId, Codec, KvStore, ObjectPath, Put, Root, Store, chunk,
-    kv::{self, Damage},
+    ChunkId, Codec, KvStore, ObjectPath, Put, Root, SealKey, Store, chunk,
+    kv::{self, Damage, Source},
     store,
 };
 use bytes::Bytes;
@@ -59,9 +61,12 @@ async fn s3_server() {
 async fn conforms(open: impl Fn(&str) -> Store) {
     objects(&open("objects")).await;
     races(&open("races")).await;
-    for codec in [Codec::Raw, Codec::Lossless] {
-        chunks(&open(&format!("chunks-{codec}")), codec).await;
+    for codec in Codec::ALL {
+        for key in [None, Some(SealKey::new([7; 32]))] {
+            chunks(&open(&format!("chunks-{codec}-{}", key.is_some())), codec, key).await;
+        }
     }
+    finds(&open("finds")).await;
     let (one, other) = (open("one"), open("other"));
     let path = path(1);
     one.put_new(&path, Bytes::from_static(b"x")).await.unwrap();
@@ -102,23 +107,29 @@ async fn races(store: &Store) {
 }
 
 /// Blocks come back as they were put; damage is told apart from absence and heals by putting again.
-async fn chunks(store: &Store, codec: Codec) {
-    let kv = KvStore::new(store.clone(), SHAPE, codec);
+async fn chunks(store: &Store, codec: Codec, key: Option<SealKey>) {
+    let kv = KvStore::new(store.clone(), SHAPE, codec).with_key(key.clone());
     let id = Root::new(&[1; 32], b"tenant").link(None, &[1, 2, 3]);
-    let block = block();
+    // What goes in, and what a codec that rounds makes of it.
+    let put_block = block();
+    let block = chunk::decode(&chunk::encode(&put_block, &SHAPE, codec, &id).unwrap(), &SHAPE, TOKENS, &id).unwrap();
+    assert_eq!(block == put_block, codec.is_lossless());
     assert_eq!(kv.get(&id, TOKENS).await.unwrap(), None);
 
-    let put = kv.put(&id, block.clone()).await.unwrap();
+    let put = kv.put(&id, put_block.clone()).await.unwrap();
     assert!(put.created);
     assert_eq!(put.raw_bytes, SHAPE.bytes(TOKENS) as u64);
-    assert_eq!(put.stored_bytes < put.raw_bytes, codec == Codec::Lossless);
+    assert_eq!(put.stored_bytes < put.raw_bytes, codec != Codec::Raw);
     assert!(kv.exists(&id).await.unwrap());
-    assert!(!kv.put(&id, block.clone()).await.unwrap().created);
-    // A reader needs no hint of the codec.
-    let reader = KvStore::new(store.clone(), SHAPE, Codec::Raw);
-    let fetched = reader.get(&id, TOKENS).await.unwrap().unwrap();
-    assert_eq!(fetched.block, block);
-    assert_eq!(fetched.stored_bytes, put.stored_bytes);
+    assert_eq!(kv.put(&id, put_block.clone()).await.unwrap(), kv::Stored { created: false, ..put });
+    // A reader needs no hint of the codec. One request that brings all; requests of a layer each, of which the first brings
+    // no layer; and some that bring about two.
+    for request_bytes in [1 << 20, 1, put.stored_bytes as usize * 3 / 4] {
+        let reader = KvStore::new(store.clone(), SHAPE, Codec::Raw).with_key(key.clone());
+        let fetched = reader.with_request_bytes(request_bytes).get(&id, TOKENS).await.unwrap().unwrap();
+        assert_eq!(*fetched.block, block);
+        assert_eq!((fetched.stored_bytes, fetched.source), (put.stored_bytes, Source::Store));
+    }
 
     let path = ObjectPath::chunk(&id);
     let good = store.get(&path, u64::MAX).await.unwrap().unwrap();
@@ -127,22 +138,75 @@ async fn chunks(store: &Store, codec: Codec) {
     let oversize = vec![0; chunk::max_len(&SHAPE, TOKENS).unwrap() + 1];
     let truncated = good[..good.len() - 1].to_vec();
     for (damaged, too_large) in [(flipped, false), (truncated, false), (Vec::new(), false), (oversize, true)] {
-        store.delete(&path).await.unwrap();
-        store.put_new(&path, damaged.into()).await.unwrap();
-        match kv.get(&id, TOKENS).await {
-            Err(kv::Error::Damaged { id: found, source }) => {
-                assert_eq!(found, id);
-                assert_eq!(matches!(source, Damage::Oversize { .. }), too_large);
+        for request_bytes in [1 << 20, 64] {
+            let kv = kv.clone().with_request_bytes(request_bytes);
+            store.delete(&path).await.unwrap();
+            store.put_new(&path, damaged.clone().into()).await.unwrap();
+            match kv.get(&id, TOKENS).await {
+                Err(kv::Error::Damaged { id: found, source }) => {
+                    assert_eq!(found, id);
+                    assert_eq!(matches!(source, Damage::Oversize { .. }), too_large);
+                }
+                other => panic!("expected damage, found {other:?}"),
             }
-            other => panic!("expected damage, found {other:?}"),
+            assert_eq!(kv.get(&id, TOKENS).await.unwrap(), None, "what is damaged must go");
+            assert!(kv.put(&id, put_block.clone()).await.unwrap().created, "a recompute must heal the store");
+            assert_eq!(*kv.get(&id, TOKENS).await.unwrap().unwrap().block, block);
         }
-        assert_eq!(kv.get(&id, TOKENS).await.unwrap(), None, "what is damaged must go");
-        assert!(kv.put(&id, block.clone()).await.unwrap().created, "a recompute must heal the store");
-        assert_eq!(kv.get(&id, TOKENS).await.unwrap().unwrap().block, block);
     }
 
     let short = Block { tokens: TOKENS, layers: block.layers[1..].to_vec() };
     assert!(matches!(kv.put(&id, short).await, Err(kv::Error::Pack { source: chunk::Error::Block { .. }, .. })));
+}
+
+/// The longest prefix that is there, over more chunks than are asked for at once.
+async fn finds(store: &Store) {
+    let kv = KvStore::new(store.clone(), SHAPE, Codec::Raw);
+    let ids: Vec<_> = (0..40).map(|byte| ChunkId([byte; 32])).collect();
+    assert_eq!(kv.find(&[]).await.unwrap(), 0);
+    assert_eq!(kv.find(&ids).await.unwrap(), 0);
+    let (there, missing) = (ids.iter().filter(|id| id.0[0] != 35), ids[35]);
+    let paths: Vec<_> = there.map(ObjectPath::chunk).collect();
+    for put in join_all(paths.iter().map(|path| store.put_new(path, Bytes::new()))).await {
+        put.unwrap();
+    }
+    assert_eq!(kv.find(&ids).await.unwrap(), 35);
+    assert_eq!(kv.find(&ids[..7]).await.unwrap(), 7);
+    store.put_new(&ObjectPath::chunk(&missing), Bytes::new()).await.unwrap();
+    assert_eq!(kv.find(&ids).await.unwrap(), 40);
+    store.delete(&ObjectPath::chunk(&ids[0])).await.unwrap();
+    assert_eq!(kv.find(&ids).await.unwrap(), 0);
+}
+
+/// What is there is not packed and sent again, nor asked for more than once: when the store's server has counted.
+#[tokio::test]
+async fn a_put_of_what_is_there_costs_one_question() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let seen = requests.clone();
+    let server = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 64 * 1024];
+            let len = stream.read(&mut request).await.unwrap();
+            let method = String::from_utf8_lossy(&request[..len]).split(' ').next().unwrap().to_owned();
+            seen.lock().unwrap().push(method);
+            let answer = "HTTP/1.1 200 OK\r\netag: \"1\"\r\ncontent-length: 1234\r\nconnection: close\r\n\
+                last-modified: Thu, 01 Jan 2099 00:00:00 GMT\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let vars = [("AWS_ENDPOINT_URL", endpoint.as_str()), ("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s")];
+    let vars = vars.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let kv = KvStore::new(Store::open_with("s3://bucket", vars).unwrap(), SHAPE, Codec::Lossless);
+    for questions in [2, 1] {
+        let stored = kv.put(&ChunkId([1; 32]), block()).await.unwrap();
+        assert_eq!((stored.created, stored.stored_bytes), (false, 1234));
+        // The first also notes, once in half an hour, that the chunk is in use.
+        assert_eq!(std::mem::take(&mut *requests.lock().unwrap()), vec!["HEAD"; questions]);
+    }
+    server.abort();
 }
 
 /// A store that says yes to every put is told apart from one that honours create-only puts.

@@ -23,6 +23,7 @@ pub struct Plan {
     /// At least one.
     pub models: BTreeMap<Name, Model>,
     pub stages: Stages,
+    pub limits: Limits,
     pub results: Results,
     pub telemetry: Telemetry,
 }
@@ -51,6 +52,27 @@ pub struct Store {
     pub codec: Codec,
     /// Tokens in a KV chunk: a multiple of 16 from 16 to 4096.
     pub chunk_tokens: usize,
+    /// Path of a file with the key that seals chunks; the same on every worker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<String>,
+    /// Bytes of chunks that each worker keeps in memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_memory: Option<Bytes>,
+    /// Directory in which each worker of a machine keeps up to `cache_disk` bytes of chunks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_path: Option<String>,
+    /// There if `cache_path` is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_disk: Option<Bytes>,
+    /// Chunks that no job has used for this long are removed.
+    #[serde(serialize_with = "duration")]
+    pub max_age: Duration,
+    /// Beyond this, those that were not used for longest are removed. Without it age alone decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<Bytes>,
+    /// How often that is done.
+    #[serde(serialize_with = "duration")]
+    pub gc_interval: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +87,13 @@ pub enum StoreUrl {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Codec {
+    /// Every bit comes back.
     Lossless,
+    /// Rounded, by a little.
+    Near,
+    /// Rounded, by a little more.
+    Balanced,
+    /// As they are.
     Raw,
 }
 
@@ -121,7 +149,7 @@ pub struct AnswerTokens {
 pub struct Stages {
     pub ingest: Stage,
     pub prefill: Prefill,
-    pub decode: Compute,
+    pub decode: Decode,
 }
 
 /// What every stage has.
@@ -165,6 +193,18 @@ pub struct Prefill {
     pub batch_tokens: usize,
 }
 
+/// The decode stage.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Decode {
+    #[serde(flatten)]
+    pub compute: Compute,
+    /// Prompt tokens of a job that decode may compute itself, the prompt counted once for each answer; 0 leaves all to
+    /// prefill.
+    pub prefill_tokens: usize,
+    /// Milliseconds after which a running job's tokens are stored, for another worker to go on from them.
+    pub checkpoint_ms: usize,
+}
+
 /// What a worker computes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -175,6 +215,16 @@ pub enum Device {
     Cuda,
     /// A GPU of any make, through Vulkan or Metal; needs a `baton` that was built with the feature `wgpu`.
     Wgpu,
+}
+
+/// How much may wait. Beyond it the broker takes nothing more, and whoever submits is told to try later.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Limits {
+    /// Jobs in the queue of each stage.
+    pub backlog_messages: usize,
+    /// Bytes in the queue of each stage. The broker sets them aside; without it its disk is the limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backlog_bytes: Option<Bytes>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -9,8 +9,8 @@ use crate::{
     Errors,
     layers::Layers,
     plan::{
-        AnswerTokens, Broker, BrokerUrl, Codec, Compute, Device, Mode, Model, Plan, Prefill, Results, Sim, Stage,
-        Stages, Store, StoreUrl, Telemetry,
+        AnswerTokens, Broker, BrokerUrl, Codec, Compute, Decode, Device, Limits, Mode, Model, Plan, Prefill, Results,
+        Sim, Stage, Stages, Store, StoreUrl, Telemetry,
     },
     section::{Reader, Section, suggestion},
 };
@@ -35,6 +35,7 @@ pub(crate) fn plan(mut layers: Layers) -> Result<Plan, Errors> {
     let models = models(root.table("models"));
     let default_model = default_model(&mut root, &models);
     let stages = stages(root.table("stages"), &models);
+    let limits = limits(root.table("limits"));
     let results = results(root.table("results"));
     let telemetry = telemetry(root.table("telemetry"));
     root.finish();
@@ -44,7 +45,7 @@ pub(crate) fn plan(mut layers: Layers) -> Result<Plan, Errors> {
         (Some(root), Some(compute), Some(broker), Some(store), Some(default_model), Some(stages))
             if problems.is_empty() =>
         {
-            Ok(Plan { root, default_model, lanes, compute, broker, store, models, stages, results, telemetry })
+            Ok(Plan { root, default_model, lanes, compute, broker, store, models, stages, limits, results, telemetry })
         }
         _ => Err(Errors(problems)),
     }
@@ -84,14 +85,39 @@ fn store(mut section: Section<'_>) -> Option<Store> {
     let expected = "\"embedded\", file:///directory, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix";
     let url = section
         .text("url", expected, |text| text == "embedded" || is_url(text, &["file:///", "s3://", "gs://", "az://"]));
-    let codec = section.choice("codec", &[("lossless", Codec::Lossless), ("raw", Codec::Raw)]);
+    let codecs =
+        [("lossless", Codec::Lossless), ("near", Codec::Near), ("balanced", Codec::Balanced), ("raw", Codec::Raw)];
+    let codec = section.choice("codec", &codecs);
     let chunk_tokens = section.integer("chunk_tokens", 16..=4096);
     if !chunk_tokens.is_multiple_of(16) {
         section.note("chunk_tokens", format!("expected a multiple of 16, found {chunk_tokens}"));
     }
+    let key_file = section.optional_text("key_file", "the path of a file", |text| !text.is_empty());
+    let cache_memory = section.may_have("cache_memory").then(|| section.bytes("cache_memory"));
+    let cache_path = section.optional_text("cache_path", "the path of a directory", |text| !text.is_empty());
+    let cache_disk = section.may_have("cache_disk").then(|| section.bytes("cache_disk"));
+    match (&cache_path, &cache_disk) {
+        (Some(_), None) => section.note("cache_disk", "expected the bytes that cache_path may hold, such as \"20GiB\""),
+        (None, Some(_)) => section.note("cache_path", "expected the directory that may hold cache_disk bytes"),
+        _ => {}
+    }
+    let max_age = section.duration("max_age", HOUR..=YEAR);
+    let max_bytes = section.may_have("max_bytes").then(|| section.bytes("max_bytes"));
+    let gc_interval = section.duration("gc_interval", 60 * SECOND..=YEAR);
     section.finish();
     let url = if url == "embedded" { StoreUrl::Embedded } else { StoreUrl::Url(url) };
-    Some(Store { url, codec: codec?, chunk_tokens })
+    Some(Store {
+        url,
+        codec: codec?,
+        chunk_tokens,
+        key_file,
+        cache_memory,
+        cache_path,
+        cache_disk,
+        max_age,
+        max_bytes,
+        gc_interval,
+    })
 }
 
 fn models(mut section: Section<'_>) -> BTreeMap<Name, Model> {
@@ -185,9 +211,12 @@ fn stages(mut section: Section<'_>, models: &BTreeMap<Name, Model>) -> Option<St
     prefill_section.finish();
     let mut decode_section = section.table("decode");
     let decode = compute(&mut decode_section, models);
+    let prefill_tokens = decode_section.integer("prefill_tokens", 0..=65_536);
+    let checkpoint_ms = decode_section.integer("checkpoint_ms", 10..=60_000);
     decode_section.finish();
     section.finish();
     let prefill = prefill.map(|compute| Prefill { compute, batch_tokens });
+    let decode = decode.map(|compute| Decode { compute, prefill_tokens, checkpoint_ms });
     Some(Stages { ingest, prefill: prefill?, decode: decode? })
 }
 
@@ -222,6 +251,13 @@ fn compute(section: &mut Section<'_>, models: &BTreeMap<Name, Model>) -> Option<
         );
     }
     Some(Compute { stage, models: served, device: device?, threads, memory_fraction, kv_memory })
+}
+
+fn limits(mut section: Section<'_>) -> Limits {
+    let backlog_messages = section.integer("backlog_messages", 1..=1_000_000_000);
+    let backlog_bytes = section.may_have("backlog_bytes").then(|| section.bytes("backlog_bytes"));
+    section.finish();
+    Limits { backlog_messages, backlog_bytes }
 }
 
 fn results(mut section: Section<'_>) -> Results {

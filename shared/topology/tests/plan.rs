@@ -21,7 +21,7 @@ fn the_shipped_pipelines_hold_and_local_writes_out_the_defaults() {
     assert_eq!(load(LOCAL), Plan::load(None, [], &[]).unwrap());
     let stages = load(BALANCED).stages;
     assert_eq!(
-        (stages.ingest.replicas, stages.prefill.compute.stage.replicas, stages.decode.stage.replicas),
+        (stages.ingest.replicas, stages.prefill.compute.stage.replicas, stages.decode.compute.stage.replicas),
         (1, 3, 3)
     );
 }
@@ -42,6 +42,8 @@ fn a_plan_states_everything() {
     url = "embedded"
     codec = "lossless"
     chunk_tokens = 256
+    max_age = "7days"
+    gc_interval = "1h"
 
     [models.smollm2-135m]
     source = "default"
@@ -72,6 +74,11 @@ fn a_plan_states_everything() {
     device = "flex"
     threads = 1
     memory_fraction = 0.1
+    prefill_tokens = 0
+    checkpoint_ms = 250
+
+    [limits]
+    backlog_messages = 1000000
 
     [results]
     keep = "7days"
@@ -97,7 +104,7 @@ fn flags_win_over_the_environment_which_wins_over_the_file() {
     let overrides = ["stages.decode.slots=5", "broker.url=nats://a:1,tls://b:2", "store.url=s3://bucket/kv"];
     let plan = Plan::load(Some(file), environment, &overrides.map(str::to_owned)).unwrap();
     let stages = &plan.stages;
-    assert_eq!((stages.ingest.slots, stages.prefill.compute.stage.slots, stages.decode.stage.slots), (3, 4, 5));
+    assert_eq!((stages.ingest.slots, stages.prefill.compute.stage.slots, stages.decode.compute.stage.slots), (3, 4, 5));
     assert_eq!(plan.lanes.iter().map(|lane| lane.as_str()).collect::<Vec<_>>(), ["bulk", "fast"]);
     assert_eq!(plan.root.as_str(), "42");
     assert_eq!(plan.broker.url, BrokerUrl::Servers("nats://a:1,tls://b:2".into()));
@@ -121,6 +128,12 @@ fn all_mistakes_are_listed_with_their_keys() {
         url = "s3://"
         codec = "zip"
         chunk_tokens = 100
+        key_file = ""
+        cache_memory = "some"
+        cache_path = "/var/cache/baton"
+        max_age = "1m"
+        max_bytes = 0
+        gc_interval = "often"
         [models.one]
         source = "model.bin"
         [models.two]
@@ -147,7 +160,7 @@ fn all_mistakes_are_listed_with_their_keys() {
     "#;
     let environment = [("BATON__STAGES__PREFILL__THREADS", "many")];
     insta::assert_snapshot!(problems(file, &environment, &["stages.prefill.slot=3", "results.keep=always"]), @r#"
-    the pipeline has 26 problems:
+    the pipeline has 32 problems:
       root: expected 1 to 64 of a-z, 0-9, _ and -, found "Baton.1"
       lanes: "a" is there twice
       lanes: expected 1 to 64 of a-z, 0-9, _ and -, found "b c"
@@ -155,8 +168,14 @@ fn all_mistakes_are_listed_with_their_keys() {
       broker.url: expected "embedded" or nats:// or tls:// URLs separated by commas, found "http://localhost:4222"
       broker.replica: unknown key; did you mean "replicas"?
       store.url: expected "embedded", file:///directory, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, found "s3://"
-      store.codec: expected "lossless" or "raw", found "zip"
+      store.codec: expected "lossless" or "near" or "balanced" or "raw", found "zip"
       store.chunk_tokens: expected a multiple of 16, found 100
+      store.key_file: expected the path of a file, found ""
+      store.cache_memory: expected a size from 1MiB to 1024TiB such as "2GiB", found "some"
+      store.cache_disk: expected the bytes that cache_path may hold, such as "20GiB"
+      store.max_age: expected a duration from 1h to 1year such as "90s", found "1m"
+      store.max_bytes: expected a size from 1MiB to 1024TiB such as "2GiB", found 0
+      store.gc_interval: expected a duration from 1m to 1year such as "90s", found "often"
       models.one.source: expected "default", "sim", the path of a .gguf file, the path of a folder with a slash in it, or hf:owner/name, perhaps with @revision and /file.gguf, found "model.bin"
       models.three.sim.prefill_s_per_token: expected a number from 0 to 3600, found -1
       models.three.sim.answer_tokens.min: expected at most max, 3, found 9
@@ -200,7 +219,7 @@ proptest! {
         seconds_per_token in 0.0f64..60.0, path in "[a-zA-Z0-9 \"'\\\\/é]{0,20}", log in "[ -~é]{1,20}",
     ) {
         let mut plan = load(LOCAL);
-        plan.stages.decode.stage.slots = slots;
+        plan.stages.decode.compute.stage.slots = slots;
         plan.stages.ingest.ack_wait = std::time::Duration::from_secs(seconds);
         plan.telemetry.log = format!("x{log}");
         plan.telemetry.otlp_endpoint = sim.then(|| "https://collector:4317".into());
@@ -220,7 +239,7 @@ proptest! {
         } else {
             Model::File(format!("{path}.gguf"))
         };
-        plan.stages.decode.memory_fraction = f64::from(slots as u32) / 4096.0;
+        plan.stages.decode.compute.memory_fraction = f64::from(slots as u32) / 4096.0;
         plan.stages.prefill.compute.kv_memory = embedded.then(|| Bytes::parse(&format!("{}KiB", 1024 * seconds + 1)).unwrap());
         prop_assert_eq!(&load(&plan.to_toml()), &plan);
     }

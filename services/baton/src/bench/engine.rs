@@ -12,7 +12,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::{task::spawn_blocking, time::Instant};
 
-use super::machine::{Cpu, Memory};
+use super::{
+    machine::{Cpu, Memory},
+    runs::Runs,
+};
 use crate::{local::EngineArguments, table};
 
 /// Steps that decode takes before those that count.
@@ -120,13 +123,10 @@ struct Speed {
 
 impl Speed {
     /// Of runs that computed `tokens` tokens each; `seconds` holds at least one.
-    fn of(tokens: usize, mut seconds: Vec<f64>) -> Speed {
-        seconds.sort_by(f64::total_cmp);
-        let count = seconds.len();
-        let median = (seconds[(count - 1) / 2] + seconds[count / 2]) / 2.0;
-        // A clock may not have moved.
-        let tok_s = |seconds: f64| tokens as f64 / seconds.max(1e-9);
-        Speed { tok_s: tok_s(median), min_tok_s: tok_s(seconds[count - 1]), max_tok_s: tok_s(seconds[0]) }
+    fn of(tokens: usize, seconds: Vec<f64>) -> Speed {
+        let Runs { median, least, most } = Runs::of(seconds);
+        let tok_s = |seconds: f64| tokens as f64 / seconds;
+        Speed { tok_s: tok_s(median), min_tok_s: tok_s(most), max_tok_s: tok_s(least) }
     }
 }
 
@@ -174,10 +174,7 @@ fn measure(arguments: &Arguments, source: &Source) -> anyhow::Result<Report> {
     Ok(Report {
         model: engine.model.clone(),
         name: spec.name,
-        compute: match compute {
-            Compute::Exact => "exact",
-            Compute::Fast => "fast",
-        },
+        compute: name_of(*compute),
         device: engine.device.clone(),
         threads: if engine.threads == 0 { cpu.cores } else { engine.threads },
         cpu,
@@ -200,8 +197,16 @@ fn measure(arguments: &Arguments, source: &Source) -> anyhow::Result<Report> {
     })
 }
 
+/// As `--compute` takes it.
+pub(super) fn name_of(compute: Compute) -> &'static str {
+    match compute {
+        Compute::Exact => "exact",
+        Compute::Fast => "fast",
+    }
+}
+
 /// Refuses lengths of sequences that the model can't have.
-fn fits(spec: &Spec, lengths: &[usize], option: &str) -> anyhow::Result<()> {
+pub(super) fn fits(spec: &Spec, lengths: &[usize], option: &str) -> anyhow::Result<()> {
     for &length in lengths {
         let context = spec.context;
         ensure!(length <= context, "{option}: the model's context is {context} tokens, found {length}; ask for fewer");
@@ -209,8 +214,8 @@ fn fits(spec: &Spec, lengths: &[usize], option: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Memory for the KV caches of the greediest measure.
-fn kv_bytes(shape: &kv::Shape, lengths: &[usize], batches: &[usize], sequence: usize) -> u64 {
+/// Memory for the KV caches of the greediest measure: one of prompts of these lengths, or of so many sequences of a length.
+pub(super) fn kv_bytes(shape: &kv::Shape, lengths: &[usize], batches: &[usize], sequence: usize) -> u64 {
     let prefill = lengths.iter().copied().max().unwrap_or(0).next_multiple_of(PAGE_BOUND);
     let decode = batches.iter().copied().max().unwrap_or(0).saturating_mul(sequence.next_multiple_of(PAGE_BOUND));
     let bf16 = (shape.layers * shape.layer_values(1) * 2) as u64;

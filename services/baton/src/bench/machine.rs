@@ -43,7 +43,7 @@ fn features() -> Vec<&'static str> {
     Vec::new()
 }
 
-/// Memory of this process in MiB.
+/// Memory of a process in MiB.
 #[derive(Clone, Copy)]
 pub struct Memory {
     pub resident: f64,
@@ -52,9 +52,14 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// What the kernel says now; nothing on systems without `/proc`.
+    /// Of this process, as the kernel says now; nothing on systems without `/proc`.
     pub fn now() -> Option<Memory> {
-        let text = fs::read_to_string("/proc/self/status").ok()?;
+        Self::of(std::process::id())
+    }
+
+    /// The same of any process that there is.
+    pub fn of(pid: u32) -> Option<Memory> {
+        let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let field = |name| {
             let kib = text.lines().find_map(|line| line.strip_prefix(name))?.trim().strip_suffix(" kB")?;
             Some(kib.parse::<f64>().ok()? / 1024.0)

@@ -10,14 +10,17 @@ use std::{
 };
 
 use baton_bus::{
-    Bus, Retention, pull,
+    Bus, HeaderMap, Retention,
+    jobs::Admitted,
+    pull,
     stage::{self, Handler, Next, Retry, StageError, Work},
 };
 use baton_contract::{
     envelope::{self, PrefillTask},
     job::{Answer, Job},
     kv::Block,
-    outcome::{Code, Failure, FinishReason, Status, Timings},
+    outcome::{Code, Failure, Status, Timings},
+    record::{Record, State},
     sampling::Sampling,
     subject::Stage,
 };
@@ -42,6 +45,7 @@ fn task(id: &str) -> PrefillTask {
             model: name("m"),
             prompt: vec![1],
             max_tokens: 1,
+            samples: 1,
             sampling: Sampling::GREEDY,
             stop: Vec::new(),
             deadline_ms: None,
@@ -55,12 +59,15 @@ fn task(id: &str) -> PrefillTask {
 async fn publish(bus: &Bus, id: &str) {
     let task = task(id);
     let subject = bus.layout().prefill(&task.job.model, &task.job.lane);
-    bus.forward(subject, &task.job, Stage::Ingest, envelope::encode(&task).unwrap()).await.unwrap();
+    let payload = envelope::encode(&task).unwrap();
+    bus.begin(subject, &task.job, Default::default(), payload).await.unwrap();
 }
 
-async fn provisioned(ground: &Ground) -> Bus {
+pub async fn provisioned(ground: &Ground) -> Bus {
     let bus = ground.bus().await;
-    bus.provision(&Retention { replicas: 1, results: Duration::from_secs(3600) }).await.unwrap();
+    bus.provision(&Retention { replicas: 1, results: Duration::from_secs(3600), backlog: Default::default() })
+        .await
+        .unwrap();
     bus
 }
 
@@ -77,7 +84,7 @@ fn options(max_deliver: u64) -> pull::Options {
 }
 
 fn finish(task: &PrefillTask) -> Next {
-    Next::Finish(Box::new(task.job.completed(Answer::default(), FinishReason::Stop, Timings::default())))
+    Next::Finish(Box::new(task.job.completed(vec![Answer::default()], Timings::default())))
 }
 
 /// Fails a number of times, then finishes.
@@ -225,8 +232,13 @@ async fn a_worker_whose_engine_died_ends_and_leaves_its_job_to_others() {
     let store = KvStore::new(Store::open("memory:").unwrap(), model.spec().kv, Codec::Raw);
     let generator = Generator::new(Arc::new(vocabulary(&Source::Sim(sim::Options::default())).unwrap()));
     let served = vec![baton_prefill::Served { name: name("m"), model: Box::new(model), generator, store }];
-    let options =
-        baton_prefill::Options { pull: options(5), chunk_tokens: 256, batch_tokens: 512, worker: "broken".into() };
+    let options = baton_prefill::Options {
+        pull: options(5),
+        chunk_tokens: 256,
+        batch_tokens: 512,
+        decode_prefills: 0,
+        worker: "broken".into(),
+    };
     let running = baton_prefill::run(bus.clone(), options, served, CancellationToken::new());
     let ended = tokio::time::timeout(PATIENCE, running).await.expect("the worker lives on without an engine");
     assert!(matches!(ended, Err(baton_prefill::Error::Bus(baton_bus::Error::Broken))), "{ended:?}");
@@ -242,10 +254,49 @@ async fn a_job_has_one_result_whoever_publishes_another() {
     let bus = provisioned(&ground).await;
     let jobs = bus.jobs().await.unwrap();
     let PrefillTask { job, timings } = task("twice");
-    let answer = |text: &str| Answer { text: text.into(), tokens: vec![1], logprobs: Vec::new() };
-    let first = job.completed(answer("first"), FinishReason::Stop, timings.clone());
+    let answer = |text: &str| vec![Answer { text: text.into(), tokens: vec![1], ..Answer::default() }];
+    let first = job.completed(answer("first"), timings.clone());
     let second = job.failed(Failure::new(Code::Internal, "late"), answer("second"), timings);
     assert!(jobs.finish(&first, Default::default()).await.unwrap());
     assert!(!jobs.finish(&second, Default::default()).await.unwrap());
     assert_eq!(jobs.result(&job.tenant, &job.id).await.unwrap(), Some(first));
+}
+
+#[tokio::test]
+async fn what_a_message_tells_of_its_job_is_believed_only_as_long_as_it_holds() {
+    let ground = Ground::new(&[]).await;
+    let bus = provisioned(&ground).await;
+    let jobs = bus.jobs().await.unwrap();
+    let mut follower = bus.follow(&name("acme")).await.unwrap();
+    for id in ["ended", "open"] {
+        let task = task(id);
+        let job = &task.job;
+        let Admitted::Take(admitted) =
+            jobs.admit(&job.tenant, &job.id, Record::accepted(String::new(), 1)).await.unwrap()
+        else {
+            panic!("the job is new")
+        };
+        let mut headers = HeaderMap::new();
+        admitted.carry(&mut headers);
+        if id == "ended" {
+            jobs.note_end(&job.tenant, &job.id, Status::Cancelled).await.unwrap();
+        }
+        let subject = bus.layout().prefill(&job.model, &job.lane);
+        bus.begin(subject, job, headers, envelope::encode(&task).unwrap()).await.unwrap();
+    }
+    let (seen, shutdown) = (Arc::new(AtomicU64::new(0)), CancellationToken::new());
+    let handler = Failing { times: 0, retry: Retry::Never, seen: seen.clone() };
+    // One slot: what comes second is taken when the first is settled.
+    let options = pull::Options { slots: 1, ..options(5) };
+    let running = tokio::spawn({
+        let (bus, shutdown) = (bus.clone(), shutdown.clone());
+        async move { stage::run(&bus, options, "w".into(), handler, CancellationToken::new(), shutdown).await }
+    });
+    assert_eq!(result(&mut follower, &job_id("open")).await.status, Status::Completed);
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
+    assert_eq!(seen.load(Ordering::SeqCst), 1, "the job that had ended was worked on");
+    for (id, state) in [("ended", State::Cancelled), ("open", State::Completed)] {
+        assert_eq!(jobs.get(&name("acme"), &job_id(id)).await.unwrap().unwrap().record.state, state);
+    }
 }

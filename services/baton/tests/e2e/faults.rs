@@ -55,7 +55,7 @@ async fn a_decode_worker_killed_mid_answer_changes_nothing() {
         match event {
             Event::Delta { delta, .. } if delta.index >= 10 => break,
             Event::Delta { .. } => {}
-            Event::Result(outcome) => panic!("ended before it could be disturbed: {outcome:?}"),
+            ended => panic!("ended before it could be disturbed: {ended:?}"),
         }
     }
     decode.kill().await;

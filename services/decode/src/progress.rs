@@ -1,0 +1,235 @@
+//! One job in decode's hands: its answers as far as they have come, and what was told of them.
+
+use std::time::Duration;
+
+use baton_bus::{
+    Bus,
+    stage::{Next, Retry, StageError},
+    unix_ms,
+};
+use baton_contract::{
+    checkpoint::Checkpoint,
+    envelope::Piece,
+    job::{Answer, Job},
+    outcome::{Code, Delta, Failure, Timings},
+    record::Claim,
+};
+use baton_engine::generation::Emitted;
+use futures::{StreamExt, stream::SelectAll};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Pool,
+    engine::{Event, Failed, NewAnswer},
+    journal::Journal,
+};
+
+/// How long after a shutdown a job is still worked on, which then goes to another worker. Those end that are about to, and
+/// this worker's last pulls are over by then, which would bring the job back.
+const GRACE: Duration = Duration::from_millis(200);
+/// How long the checkpoint may take that a job is handed over with.
+const LAST_WRITE: Duration = Duration::from_secs(1);
+
+pub(crate) struct Progress<'a> {
+    bus: &'a Bus,
+    job: &'a Job,
+    claim: Claim,
+    timings: Timings,
+    answers: Vec<Answer>,
+    /// Whether decode is to prefill what the pieces don't hold.
+    prefills: bool,
+    /// Whether a token was told, by whichever worker.
+    begun: bool,
+    journal: Journal,
+}
+
+impl<'a> Progress<'a> {
+    pub(crate) fn new(
+        bus: &'a Bus,
+        job: &'a Job,
+        claim: Claim,
+        timings: Timings,
+        prefills: bool,
+        journal: Journal,
+    ) -> Self {
+        let answers = vec![Answer::default(); job.samples as usize];
+        Self { bus, job, claim, timings, answers, prefills, begun: false, journal }
+    }
+
+    /// Has the answers generated, and follows the engine until all have ended or one can't go on.
+    pub(crate) async fn generate(
+        &mut self,
+        pool: &Pool,
+        pieces: &[Piece],
+        answers: Vec<NewAnswer>,
+        shutdown: &CancellationToken,
+    ) -> Result<Result<(), Failure>, StageError> {
+        let stored = pieces.iter().map(|piece| piece.tokens as usize).sum();
+        let mut open = answers.len();
+        let submitted = Instant::now();
+        let mut ticket = pool.engine.answer(self.job.prompt.clone(), stored, answers);
+        let mut generating = None;
+        let mut in_batch = 0usize;
+        let mut fetches = SelectAll::new();
+        // Pieces on their way, and since when there are any.
+        let (mut coming, mut fetching) = (0, submitted);
+        let leaves = async {
+            shutdown.cancelled().await;
+            sleep(GRACE).await;
+        };
+        tokio::pin!(leaves);
+        while open > 0 {
+            if self.journal.is_due(open) {
+                self.journal.begin(self.checkpoint());
+            }
+            let event = tokio::select! {
+                () = &mut leaves => return Err(self.hand_over().await),
+                written = self.journal.written() => {
+                    written?;
+                    continue;
+                }
+                Some((fetch, held)) = fetches.next() => {
+                    ticket.bring(fetch, held?);
+                    coming -= 1;
+                    if coming == 0 {
+                        self.timings.kv_get_ms += ms(fetching.elapsed());
+                    }
+                    continue;
+                }
+                event = ticket.next() => event,
+            };
+            match event {
+                Some(Event::Wanted { fetch }) => {
+                    if coming == 0 {
+                        fetching = Instant::now();
+                    }
+                    coming += pieces.len();
+                    fetches.push(pool.fetch(self.job, pieces).map(move |held| (fetch, held)).boxed());
+                }
+                Some(Event::Joining { waited }) => {
+                    in_batch += 1;
+                    self.timings.kv_wait_ms += ms(waited);
+                    if generating.is_none() {
+                        // Waiting for memory is waiting for a worker.
+                        self.timings.decode_queue_ms += ms(submitted.elapsed().saturating_sub(waited));
+                        generating = Some(Instant::now());
+                    }
+                }
+                Some(Event::Joined { recomputed, waited }) => {
+                    self.timings.recomputed_tokens += recomputed as u32;
+                    self.timings.kv_wait_ms += ms(waited);
+                }
+                Some(Event::Left) => in_batch -= 1,
+                Some(Event::Token { choice, emitted }) => {
+                    if !self.begun {
+                        self.prefilled(stored, generating.replace(Instant::now()).unwrap_or(submitted));
+                    }
+                    if self.emit(choice, emitted).await? {
+                        open -= 1;
+                        in_batch -= 1;
+                    }
+                }
+                Some(Event::Stuck(error)) => return Ok(Err(error.failure())),
+                Some(Event::Failed(failed)) => {
+                    let message = match failed {
+                        Failed::TooLong(_) => failed.to_string(),
+                        Failed::Model(error) => format!("decode failed: {error}"),
+                    };
+                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
+                }
+                // Which answer of the batch was to blame can't be told: the try counts for all that were in it.
+                None if in_batch > 0 => {
+                    let message = "the engine's thread ended while it generated the answer";
+                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
+                }
+                None => return Err(StageError::passing("the engine's thread ended")),
+            }
+        }
+        self.timings.decode_ms = ms(generating.unwrap_or(submitted).elapsed());
+        if self.timings.resumed_tokens > 0 {
+            // It began with another worker.
+            self.timings.decode_ms = self.since_accepted() - self.timings.first_token_ms;
+        }
+        Ok(Ok(()))
+    }
+
+    /// What the answers have come to.
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::of(self.claim.clone(), self.job, &self.timings, &self.answers)
+    }
+
+    /// Leaves the job to another worker, which goes on where this one stops.
+    async fn hand_over(&mut self) -> StageError {
+        let checkpoint = self.checkpoint();
+        match timeout(LAST_WRITE, self.journal.close(checkpoint)).await {
+            Ok(Err(error)) => return error,
+            Ok(Ok(())) => {}
+            Err(_) => {
+                tracing::warn!("the last checkpoint of a job that goes to another worker was not written in time")
+            }
+        }
+        StageError::new(Retry::HandOver, Code::Internal, "the worker was asked to stop")
+    }
+
+    /// Notes that decode has prefilled what the store does not hold of the prompt, if that was its task.
+    fn prefilled(&mut self, stored: usize, since: Instant) {
+        if self.prefills {
+            let tokens = self.job.prompt.len() - stored;
+            self.timings.prefill_ms = ms(since.elapsed());
+            self.timings.decode_prefilled_tokens = tokens as u32;
+            let prefill_ms = self.timings.prefill_ms;
+            tracing::info!(tokens, stored_tokens = stored, prefill_ms, "decode prefilled the prompt itself");
+        }
+    }
+
+    /// Tells one answer's next token; true if that ended the answer.
+    pub(crate) async fn emit(&mut self, choice: u32, emitted: Emitted) -> Result<bool, StageError> {
+        if !self.begun {
+            self.timings.first_token_ms = self.since_accepted();
+        }
+        let Emitted { index, token, text, logprobs, .. } = emitted.clone();
+        let ends = self.restore(choice, emitted);
+        self.journal.note();
+        let delta = Delta { choice, index, token, text, logprobs };
+        let subject = self.bus.layout().tokens(&self.job.tenant, &self.job.id);
+        // On the connection that the next checkpoint is written on, so the broker has the token before that.
+        self.bus.publish_delta(subject, &delta).await?;
+        Ok(ends)
+    }
+
+    /// Notes an answer's next token, which was told; true if that ended the answer.
+    pub(crate) fn restore(&mut self, choice: u32, emitted: Emitted) -> bool {
+        self.begun = true;
+        let Emitted { token, text, logprobs, finish, .. } = emitted;
+        if let Some(answer) = self.answers.get_mut(choice as usize) {
+            answer.tokens.push(token);
+            answer.text.push_str(&text);
+            answer.logprobs.extend(logprobs);
+            answer.finish_reason = finish;
+        }
+        finish.is_some()
+    }
+
+    pub(crate) fn completed(mut self) -> Next {
+        self.close();
+        Next::Finish(Box::new(self.job.completed(self.answers, self.timings)))
+    }
+
+    pub(crate) fn failed(mut self, failure: Failure) -> Next {
+        self.close();
+        Next::Finish(Box::new(self.job.failed(failure, self.answers, self.timings)))
+    }
+
+    fn close(&mut self) {
+        self.timings.total_ms = self.since_accepted();
+    }
+
+    fn since_accepted(&self) -> f64 {
+        unix_ms().saturating_sub(self.timings.accepted_at_ms) as f64
+    }
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

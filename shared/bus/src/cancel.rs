@@ -1,0 +1,299 @@
+//! Cancelling jobs. The job's record is marked, by compare-and-set, so that whoever gets its message ends it; then the
+//! workers are told, so that the one that has it in hand ends it at once. What a worker missed it sees in the record, which it
+//! looks at again now and then.
+//!
+//! Users ask for it at a NATS micro-service endpoint, `<root>.api.cancel.<tenant>.<job>`, which ingest's workers serve
+//! together: they have the rights that it takes, and know how requests name their jobs.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_nats::{
+    Subscriber,
+    client::RequestErrorKind,
+    service::{Service, ServiceExt, endpoint::Endpoint, error},
+};
+use baton_contract::{
+    JobId, Name,
+    outcome::{Code, Failure, request_digest},
+    record::{Record, State},
+    subject::{Layout, Stage},
+};
+use futures::{StreamExt, TryStreamExt};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Bus, Error, jobs::Jobs, reconcile::JobKey};
+
+/// A job that ingest has not seen is looked for among all requests that wait.
+const ANSWER: Duration = Duration::from_secs(60);
+/// Where an endpoint says what went wrong.
+const SERVICE_ERROR: &str = "Nats-Service-Error";
+/// Calls that are worked on at a time.
+const AT_ONCE: usize = 16;
+/// How often a record that others change meanwhile is read again.
+const RACES: usize = 16;
+
+/// What becomes of a wish to cancel a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "lowercase")]
+pub enum Answer {
+    /// It will end as cancelled, unless it ends otherwise this very moment. Now it is in this state.
+    Cancelling { state: State },
+    /// It has ended.
+    Ended { state: State },
+    /// Nobody knows it.
+    Unknown,
+}
+
+/// Tells a worker that it is to end a job though the work is not done.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    pub(crate) cancelled: CancellationToken,
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Stop {
+    /// Waits until the job is to end, and says why.
+    pub async fn called(&self) -> Failure {
+        let expired = async {
+            match self.deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.cancelled.cancelled() => cancelled(),
+            () = expired => Failure::new(Code::DeadlineExceeded, "the deadline passed while the job was worked on"),
+        }
+    }
+}
+
+/// Why a job ends that its sender cancelled.
+pub fn cancelled() -> Failure {
+    Failure::new(Code::Cancelled, "the job was cancelled")
+}
+
+/// The jobs that a worker has in hand.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InHand(Arc<Mutex<HashMap<JobKey, Watched>>>);
+
+#[derive(Debug, Default)]
+struct Watched {
+    cancelled: CancellationToken,
+    /// The same job may come again while an earlier delivery is at work.
+    holds: usize,
+}
+
+/// One job in hand, as long as this lives.
+pub(crate) struct Hold {
+    in_hand: InHand,
+    key: JobKey,
+    pub(crate) cancelled: CancellationToken,
+}
+
+impl InHand {
+    /// Takes a job in hand. Before its record is read: what is marked later is told to this hold.
+    pub(crate) fn hold(&self, tenant: &Name, job: &JobId) -> Hold {
+        let key = JobKey { tenant: tenant.clone(), job: job.clone() };
+        let cancelled = self.with(|jobs| {
+            let watched = jobs.entry(key.clone()).or_default();
+            watched.holds += 1;
+            watched.cancelled.clone()
+        });
+        Hold { in_hand: self.clone(), key, cancelled }
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut HashMap<JobKey, Watched>) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Passes on what the workers are told, for as long as it is polled.
+    pub(crate) async fn listen(&self, mut told: Subscriber) {
+        while let Some(message) = told.next().await {
+            let Some((tenant, job)) = Layout::parse_job(message.subject.as_str()) else { continue };
+            self.with(|jobs| {
+                if let Some(watched) = jobs.get(&JobKey { tenant, job }) {
+                    watched.cancelled.cancel();
+                }
+            });
+        }
+        // The connection was closed for good, which those who take messages will notice.
+        std::future::pending().await
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.in_hand.with(|jobs| {
+            if let Some(watched) = jobs.get_mut(&self.key) {
+                watched.holds -= 1;
+                if watched.holds == 0 {
+                    jobs.remove(&self.key);
+                }
+            }
+        });
+    }
+}
+
+/// The endpoint for calls from users.
+pub struct Calls {
+    bus: Bus,
+    jobs: Jobs,
+    endpoint: Endpoint,
+    service: Service,
+}
+
+impl Bus {
+    /// Asks to cancel a job.
+    pub async fn cancel(&self, tenant: &Name, job: &JobId) -> Result<Answer, Error> {
+        let subject = self.layout.cancel(tenant, job);
+        let failed = |message: String| Error::Read { what: format!("the answer of {subject}"), message };
+        let request = async_nats::Request::new().timeout(Some(ANSWER));
+        let message = match self.client.send_request(subject.clone(), request).await {
+            Ok(message) => message,
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+                return Err(Error::NotServed { subject: subject.clone() });
+            }
+            Err(error) => return Err(failed(error.to_string())),
+        };
+        if let Some(error) = message.headers.as_ref().and_then(|headers| headers.get(SERVICE_ERROR)) {
+            return Err(failed(error.to_string()));
+        }
+        serde_json::from_slice(&message.payload).map_err(|error| failed(error.to_string()))
+    }
+
+    /// Opens the endpoint.
+    pub async fn calls(&self) -> Result<Calls, Error> {
+        let failed = |error: async_nats::Error| Error::Provision {
+            what: format!("the endpoint {}", self.layout.cancels()),
+            message: error.to_string(),
+        };
+        let name = format!("baton-{}", self.layout.root());
+        let service = self.client.service_builder().description("calls about jobs");
+        let service = service.start(name, env!("CARGO_PKG_VERSION")).await.map_err(failed)?;
+        let endpoint = service.endpoint_builder().name("cancel").add(self.layout.cancels()).await.map_err(failed)?;
+        Ok(Calls { bus: self.clone(), jobs: self.jobs().await?, endpoint, service })
+    }
+
+    /// What the workers are told of cancelled jobs.
+    pub(crate) async fn cancellations(&self) -> Result<Subscriber, Error> {
+        let subject = self.layout.all_cancelled();
+        let failed = |message| Error::Read { what: subject.clone(), message };
+        self.client.subscribe(subject.clone()).await.map_err(|error| failed(error.to_string()))
+    }
+
+    /// The digest and the time (in milliseconds since 1970) of the first request for a job that waits for ingest.
+    async fn request_waiting(&self, key: &JobKey) -> Result<Option<(String, u64)>, Error> {
+        let mut waiting = self.messages(Stage::Ingest).await?.tasks;
+        let mut first: Option<(u64, String, u64)> = None;
+        while let Some(message) = waiting.try_next().await? {
+            if self.requested(&message).as_ref() == Some(key)
+                && first.as_ref().is_none_or(|(sequence, ..)| message.sequence < *sequence)
+            {
+                let time_ms = (message.time.unix_timestamp_nanos() / 1_000_000) as u64;
+                first = Some((message.sequence, request_digest(&message.payload), time_ms));
+            }
+        }
+        Ok(first.map(|(_, digest, time_ms)| (digest, time_ms)))
+    }
+}
+
+impl Jobs {
+    /// Cancels a job: marks its record and tells the workers.
+    pub async fn cancel(&self, tenant: &Name, job: &JobId) -> Result<Answer, Error> {
+        let bus = &self.bus;
+        let key = JobKey { tenant: tenant.clone(), job: job.clone() };
+        for _ in 0..RACES {
+            let mut known = self.get(tenant, job).await?;
+            if known.is_none() {
+                if let Some((digest, accepted_at_ms)) = bus.request_waiting(&key).await? {
+                    let before = Record::cancelled_before(digest, accepted_at_ms);
+                    if self.store(tenant, job, &before, None).await? {
+                        return Ok(Answer::Cancelling { state: before.state });
+                    }
+                    continue;
+                }
+                // Ingest may have taken it from the queue meanwhile; then it has a record.
+                known = self.get(tenant, job).await?;
+            }
+            let Some(stored) = known else { return Ok(Answer::Unknown) };
+            let state = stored.record.state;
+            let Some(next) = stored.record.cancel() else { return Ok(Answer::Ended { state }) };
+            // The worker that published the result died before it could note the end.
+            if let Some(outcome) = self.result(tenant, job).await? {
+                self.note_end(tenant, job, outcome.status).await?;
+                return Ok(Answer::Ended { state: outcome.status.into() });
+            }
+            if stored.record.cancelled || self.store(tenant, job, &next, Some(stored.revision)).await? {
+                let subject = bus.layout.cancelled(tenant, job);
+                // If this gets lost, the worker sees the mark when it looks at the record again.
+                if let Err(error) = bus.client.publish(subject, Default::default()).await {
+                    tracing::warn!(%error, %job, %tenant, "the workers were not told of a cancelled job");
+                }
+                return Ok(Answer::Cancelling { state });
+            }
+        }
+        Err(Error::Contended { job: job.to_string() })
+    }
+}
+
+impl Calls {
+    /// Answers calls until `done` is, then closes the endpoint and returns what it came to.
+    pub async fn serve_until<T>(self, done: impl Future<Output = T>) -> T {
+        let Self { bus, jobs, endpoint, service } = self;
+        let serving = endpoint.for_each_concurrent(AT_ONCE, |request| {
+            let jobs = &jobs;
+            async move {
+                let answer = answer(jobs, request.message.subject.as_str()).await;
+                if let Err(error) = request.respond(answer.map(Into::into)).await {
+                    tracing::warn!(%error, "a call was not answered");
+                }
+            }
+        });
+        let came_to = tokio::select! {
+            came_to = done => came_to,
+            came_to = async { serving.await; std::future::pending().await } => came_to,
+        };
+        if let Err(error) = service.stop().await {
+            tracing::debug!(%error, "the endpoint was not closed");
+        }
+        // What was answered last is on its way.
+        let _ = bus.flush().await;
+        came_to
+    }
+}
+
+async fn answer(jobs: &Jobs, subject: &str) -> Result<Vec<u8>, error::Error> {
+    let Some((tenant, job)) = Layout::parse_job(subject) else {
+        let status = "expected a subject that ends with the names of a tenant and a job".into();
+        return Err(error::Error { status, code: 400 });
+    };
+    let failed = |status: String| error::Error { status: status.replace(['\r', '\n'], " "), code: 500 };
+    let answer = jobs.cancel(&tenant, &job).await.map_err(|error| failed(error.to_string()))?;
+    tracing::info!(%job, %tenant, ?answer, "a job was to be cancelled");
+    serde_json::to_vec(&answer).map_err(|error| failed(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_in_hand_as_long_as_one_holds_it() {
+        let in_hand = InHand::default();
+        let (tenant, job) = (Name::new("acme").unwrap(), JobId::new("a").unwrap());
+        let (first, second) = (in_hand.hold(&tenant, &job), in_hand.hold(&tenant, &job));
+        drop(first);
+        in_hand.with(|jobs| jobs.values().for_each(|watched| watched.cancelled.cancel()));
+        assert!(second.cancelled.is_cancelled());
+        drop(second);
+        assert!(in_hand.with(|jobs| jobs.is_empty()));
+        assert!(!in_hand.hold(&tenant, &job).cancelled.is_cancelled(), "a later job of that id inherited it");
+    }
+}

@@ -1,0 +1,164 @@
+//! Checkpoints of running answers: what the next worker needs to go on where the last one stopped.
+//!
+//! A job has at most one, which its worker writes anew by compare-and-set. Who takes a job over writes the checkpoint once
+//! in its own name before it goes on, so that the worker before it, should it still live, can write no more and learns in
+//! trying that the job is another's. They lie in a bucket of their own: nobody reads them along with the job records, and
+//! all that a job left there is removed when it ends.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use async_nats::jetstream::kv;
+use baton_contract::{checkpoint::Checkpoint, job::Job, record::Claim, subject::Stage};
+
+use crate::{Bus, Error};
+
+/// How often a checkpoint that its former worker still writes is read again.
+const RACES: usize = 16;
+
+/// The checkpoints of a pipeline's jobs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    bus: Bus,
+    bucket: kv::Store,
+}
+
+/// One job's checkpoint in the hands of the worker with a claim on the job. Clones share what is known of it.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    checkpoints: Checkpoints,
+    key: String,
+    claim: Claim,
+    /// The revision that a write must name; 0 if there is none.
+    revision: Arc<AtomicU64>,
+    /// Whether a write was tried.
+    touched: Arc<AtomicBool>,
+}
+
+/// What became of a wish to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    Stored,
+    /// The job is another worker's, or has ended.
+    Superseded,
+}
+
+/// What a worker finds that takes a job over.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Found {
+    /// Nothing to go on from.
+    Nothing,
+    Checkpoint(Box<Checkpoint>),
+    /// The job is another worker's.
+    Superseded,
+}
+
+impl Bus {
+    /// The pipeline's checkpoints; [`Bus::provision`] must have run once.
+    pub async fn checkpoints(&self) -> Result<Checkpoints, Error> {
+        let bucket = self.jetstream.get_key_value(self.layout.checkpoint_bucket()).await;
+        let bucket = bucket
+            .map_err(|error| Error::NotProvisioned { root: self.layout.root().clone(), message: error.to_string() })?;
+        Ok(Checkpoints { bus: self.clone(), bucket })
+    }
+}
+
+impl Checkpoints {
+    /// A job's checkpoint in the hands of the worker with this claim, who takes over what there is if the message was
+    /// delivered before.
+    pub fn ledger(&self, job: &Job, claim: Claim) -> Ledger {
+        let key = self.bus.layout.job_key(&job.tenant, &job.id);
+        Ledger { checkpoints: self.clone(), key, claim, revision: Arc::default(), touched: Arc::default() }
+    }
+
+    /// What is stored under a key, with its revision, which is 0 if there is nothing; what can't be read is told as nothing.
+    async fn read(&self, key: &str) -> Result<(Option<Checkpoint>, u64), Error> {
+        let entry = self.bucket.entry(key).await;
+        let entry = entry.map_err(|error| Error::Read {
+            what: format!("the checkpoint of job {key}"),
+            message: error.to_string(),
+        })?;
+        let Some(entry) = entry else { return Ok((None, 0)) };
+        let checkpoint = Checkpoint::decode(&entry.value);
+        if let Err(error) = &checkpoint {
+            tracing::warn!(%error, key, "a checkpoint could not be read; the job starts its answers again");
+        }
+        Ok((checkpoint.ok(), entry.revision))
+    }
+
+    async fn put(&self, key: &str, checkpoint: &Checkpoint, revision: u64) -> Result<Option<u64>, Error> {
+        let failed = |message| Error::Publish { subject: format!("the checkpoint of job {key}"), message };
+        let value = checkpoint.encode().map_err(|error| failed(error.to_string()))?;
+        match self.bucket.update(key, value.into(), revision).await {
+            Ok(revision) => Ok(Some(revision)),
+            Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(None),
+            Err(error) => Err(failed(error.to_string())),
+        }
+    }
+}
+
+impl Ledger {
+    /// Takes over what earlier workers have left of the job's answers. From here on they can write no more.
+    pub async fn take_over(&self, job: &Job) -> Result<Found, Error> {
+        for _ in 0..RACES {
+            let (found, revision) = self.checkpoints.read(&self.key).await?;
+            if found.as_ref().is_some_and(|found| outranks(&found.claim, &self.claim)) {
+                return Ok(Found::Superseded);
+            }
+            let found = found.filter(|found| found.fits(job));
+            let mine = match &found {
+                Some(found) => found.clone().taken_over(self.claim.clone()),
+                None => Checkpoint::empty(self.claim.clone(), job),
+            };
+            if let Some(revision) = self.checkpoints.put(&self.key, &mine, revision).await? {
+                self.revision.store(revision, Ordering::Relaxed);
+                return Ok(found.map_or(Found::Nothing, |found| Found::Checkpoint(Box::new(found))));
+            }
+        }
+        Err(Error::Contended { job: self.key.clone() })
+    }
+
+    /// Writes the checkpoint anew. One write at a time.
+    pub async fn write(&self, checkpoint: &Checkpoint) -> Result<Written, Error> {
+        self.touched.store(true, Ordering::Relaxed);
+        let mut revision = self.revision.load(Ordering::Relaxed);
+        for _ in 0..RACES {
+            if let Some(revision) = self.checkpoints.put(&self.key, checkpoint, revision).await? {
+                self.revision.store(revision, Ordering::Relaxed);
+                return Ok(Written::Stored);
+            }
+            // A write whose answer was lost may have been stored after all; and an earlier life of the job, with another
+            // message, may have left something.
+            let (found, present) = self.checkpoints.read(&self.key).await?;
+            match found {
+                Some(found) if found.claim == self.claim => {}
+                Some(found) if revision == 0 && found.claim.sequence != self.claim.sequence => {}
+                _ => return Ok(Written::Superseded),
+            }
+            revision = present;
+        }
+        Err(Error::Contended { job: self.key.clone() })
+    }
+
+    /// Removes what the job left, unless this worker is the first and has written nothing. To be called when the job has
+    /// ended.
+    pub(crate) async fn clear(&self) {
+        let Claim { stage, attempt, .. } = self.claim;
+        if stage != Stage::Decode || (attempt == 1 && !self.touched.load(Ordering::Relaxed)) {
+            return;
+        }
+        let Checkpoints { bucket, .. } = &self.checkpoints;
+        // Not by a marker, which would stay as long as results do.
+        let purged = bucket.stream.purge().filter(format!("{}{}", bucket.prefix, self.key)).await;
+        if let Err(error) = purged {
+            tracing::debug!(%error, job = self.key, "the checkpoint of a job that ended was not removed; it expires");
+        }
+    }
+}
+
+/// Whether a claim is a later one than `other` on the same message.
+fn outranks(claim: &Claim, other: &Claim) -> bool {
+    claim.sequence == other.sequence && claim.attempt > other.attempt
+}

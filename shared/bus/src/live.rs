@@ -1,0 +1,119 @@
+//! What waits in a stage's queue, read without taking it.
+
+use std::ops::Range;
+
+use async_nats::jetstream::{
+    context::GetStreamErrorKind,
+    message::StreamMessage,
+    stream::{RawMessageErrorKind, Stream as JetStream},
+};
+use baton_contract::{
+    envelope::{self, Task},
+    subject::Stage,
+};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+
+use crate::{Bus, Error};
+
+/// Messages that are asked for at once: each costs a round trip.
+const AT_ONCE: u64 = 32;
+
+/// The jobs of a stage's queue.
+pub struct Waiting<T> {
+    /// Messages in the queue when it was looked at.
+    pub count: u64,
+    /// Each that is still there when its turn comes, in no particular order.
+    pub tasks: T,
+}
+
+impl Bus {
+    /// Reads every job in the queue of `stage` at this moment, those that a worker holds included: a message leaves the
+    /// queue when its successor is durable. The broker's leader answers, so nothing that was stored before is left out.
+    ///
+    /// A message that can't be read as a `T` is an error, for nobody knows what it says.
+    pub async fn waiting<T: Task>(
+        &self,
+        stage: Stage,
+    ) -> Result<Waiting<impl Stream<Item = Result<T, Error>> + Unpin + use<T>>, Error> {
+        let name = self.layout.stage_stream(stage);
+        let Waiting { count, tasks: messages } = self.messages(stage).await?;
+        let read = move |message: StreamMessage| {
+            envelope::decode(&message.payload).map_err(|error| unreadable(message.sequence, &name, error.to_string()))
+        };
+        Ok(Waiting { count, tasks: messages.map(move |message| message.and_then(&read)) })
+    }
+
+    /// The same without reading what the messages say.
+    pub(crate) async fn messages(
+        &self,
+        stage: Stage,
+    ) -> Result<Waiting<impl Stream<Item = Result<StreamMessage, Error>> + Unpin + use<>>, Error> {
+        let name = self.layout.stage_stream(stage);
+        let stream = self.jetstream.get_stream(&name).await.map_err(|error| match error.kind() {
+            GetStreamErrorKind::JetStream(_) => {
+                Error::NotProvisioned { root: self.layout.root().clone(), message: error.to_string() }
+            }
+            _ => Error::Read { what: format!("the state of stream {name}"), message: error.to_string() },
+        })?;
+        let state = &stream.cached_info().state;
+        let subjects = self.layout.stage_subjects(stage);
+        let spans = spans(state.first_sequence..state.last_sequence + 1);
+        let count = state.messages;
+        let read = move |span| read(stream.clone(), subjects.clone(), span).boxed();
+        Ok(Waiting { count, tasks: stream::iter(spans).map(read).flatten_unordered(None) })
+    }
+}
+
+/// Cuts sequences into as many runs as are read at once.
+fn spans(all: Range<u64>) -> Vec<Range<u64>> {
+    let length = all.end.saturating_sub(all.start).div_ceil(AT_ONCE).max(1);
+    let starts = all.clone().step_by(usize::try_from(length).unwrap_or(usize::MAX));
+    starts.map(|start| start..all.end.min(start + length)).collect()
+}
+
+/// The messages of a run of sequences, one after the other.
+fn read(stream: JetStream, subjects: String, span: Range<u64>) -> impl Stream<Item = Result<StreamMessage, Error>> {
+    stream::try_unfold(span, move |span| {
+        let (stream, subjects) = (stream.clone(), subjects.clone());
+        async move {
+            if span.is_empty() {
+                return Ok(None);
+            }
+            let next = stream.raw_message_builder().sequence(span.start).next_by_subject(subjects).send().await;
+            match next {
+                Ok(message) if message.sequence < span.end => {
+                    let rest = message.sequence + 1..span.end;
+                    Ok(Some((message, rest)))
+                }
+                // What follows belongs to the next run.
+                Ok(_) => Ok(None),
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+                Err(error) => Err(unreadable(span.start, &stream.cached_info().config.name, error.to_string())),
+            }
+        }
+    })
+    .into_stream()
+}
+
+fn unreadable(sequence: u64, stream: &str, message: String) -> Error {
+    Error::Read { what: format!("message {sequence} of stream {stream}"), message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_cover_every_sequence_once() {
+        for all in [0..1, 1..1, 1..2, 7..39, 7..40, 1..1_000_001] {
+            let spans = spans(all.clone());
+            assert!(spans.len() <= AT_ONCE as usize && spans.iter().all(|span| !span.is_empty()), "{all:?}");
+            let mut at = all.start;
+            for span in spans {
+                assert_eq!(span.start, at, "{all:?}");
+                at = span.end;
+            }
+            assert_eq!(at, all.end.max(all.start), "{all:?}");
+        }
+    }
+}
