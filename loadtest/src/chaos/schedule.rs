@@ -76,8 +76,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Each once. What can only be done to a store in a directory of this machine is left out for others.
-    fn deck() -> Vec<Self> {
+    /// Each once. Chunks can be damaged and removed where the store is a directory of this machine.
+    fn deck(directory: bool) -> Vec<Self> {
         let of_workers =
             Stage::ALL.into_iter().flat_map(|stage| [Self::Kill(stage), Self::Pause(stage), Self::Drain(stage)]);
         let others = [
@@ -92,7 +92,8 @@ impl Kind {
             Self::Loss,
             Self::StoreError,
         ];
-        of_workers.chain(others).collect()
+        let possible = |kind: &Self| directory || !matches!(kind, Self::Damage | Self::Loss);
+        of_workers.chain(others).filter(possible).collect()
     }
 }
 
@@ -125,8 +126,15 @@ pub struct Planned {
 }
 
 /// Draws the faults of a run that lasts `lasts`, on average one in `mean`, with `workers` workers a stage. Every kind has
-/// its turn before any has its second, in an order of the seed's.
-pub fn draw(seed: u64, lasts: Duration, mean: Duration, workers: usize, ack_wait: Duration) -> Vec<Planned> {
+/// its turn before any has its second, in an order of the seed's. `directory` says whether the store is one.
+pub fn draw(
+    seed: u64,
+    lasts: Duration,
+    mean: Duration,
+    workers: usize,
+    ack_wait: Duration,
+    directory: bool,
+) -> Vec<Planned> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(FAULTS);
     let (mut planned, mut deck, mut at) = (Vec::new(), Vec::new(), Duration::ZERO);
@@ -137,7 +145,7 @@ pub fn draw(seed: u64, lasts: Duration, mean: Duration, workers: usize, ack_wait
             return planned;
         }
         if deck.is_empty() {
-            deck = Kind::deck();
+            deck = Kind::deck(directory);
             deck.shuffle(&mut random);
         }
         let Some(kind) = deck.pop() else { return planned };
@@ -182,7 +190,7 @@ mod tests {
     #[test]
     fn a_seed_decides_and_no_kind_is_left_out() {
         let seconds = Duration::from_secs;
-        let of = |seed| draw(seed, seconds(600), seconds(2), 3, seconds(2));
+        let of = |seed| draw(seed, seconds(600), seconds(2), 3, seconds(2), true);
         assert_eq!(of(7), of(7));
         assert_ne!(of(7), of(8));
         let planned = of(7);
@@ -191,7 +199,7 @@ mod tests {
         let mut counts = BTreeMap::new();
         planned.iter().for_each(|planned| *counts.entry(planned.kind).or_insert(0) += 1);
         let (least, most) = (counts.values().min().unwrap(), counts.values().max().unwrap());
-        assert!(counts.len() == Kind::deck().len() && most - least <= 1, "{counts:?}");
+        assert!(counts.len() == Kind::deck(true).len() && most - least <= 1, "{counts:?}");
         let absences: Vec<_> = planned
             .iter()
             .filter_map(|planned| match planned.fault {

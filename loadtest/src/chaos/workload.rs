@@ -76,14 +76,15 @@ impl Workload {
         let job = |index| {
             // Uniform times, sorted, are the arrivals of a Poisson process.
             let at = lasts.mul_f64(random.random());
-            let later = |random: &mut ChaCha8Rng| at + Duration::from_millis(random.random_range(0..3_000));
+            let later = |random: &mut ChaCha8Rng, ms| at + Duration::from_millis(random.random_range(0..ms));
             Ok(Planned {
                 id: JobId::new(&format!("chaos-{index}"))?,
                 request: random.random_range(0..distinct),
                 batch: random.random_bool(0.5),
                 at,
-                again: random.random_bool(0.15).then(|| later(&mut random)),
-                cancel: random.random_bool(0.06).then(|| later(&mut random)),
+                again: random.random_bool(0.15).then(|| later(&mut random, 3_000)),
+                // Mostly before it ends.
+                cancel: random.random_bool(0.06).then(|| later(&mut random, 800)),
             })
         };
         let jobs = (0..jobs).map(job).collect::<Result<_, _>>()?;

@@ -60,7 +60,8 @@ pub async fn job(arguments: JobArguments) -> anyhow::Result<()> {
     let state = format!("{:?}", record.state).to_lowercase();
     let accepted = std::time::UNIX_EPOCH + std::time::Duration::from_millis(record.accepted_at_ms);
     println!("job       {id}");
-    println!("state     {state}");
+    let note = if record.cancelled && !record.state.is_final() { ", being cancelled" } else { "" };
+    println!("state     {state}{note}");
     println!("accepted  {}", humantime::format_rfc3339_millis(accepted));
     if let Some(claim) = record.claim {
         println!("worker    {} (stage {}, attempt {})", claim.worker, claim.stage, claim.attempt);

@@ -69,7 +69,7 @@ impl Journal {
             Ok(Written::Stored) => {}
             Ok(Written::Superseded) => return Err(lost()),
             Err(error) => {
-                tracing::warn!(%error, "a checkpoint was not written; the next one is tried");
+                tracing::debug!(%error, "a checkpoint was not written; the next one is tried");
                 self.fresh = self.fresh.max(1);
             }
         }

@@ -113,7 +113,18 @@ struct Pool {
 
 impl Handler<PrefillTask> for Prefill {
     async fn handle(&self, work: Work<PrefillTask>) -> Result<Next, StageError> {
-        let Work { task: PrefillTask { job, mut timings }, claim, queue_ms, stop, .. } = work;
+        let stop = work.stop.clone();
+        tokio::select! {
+            biased;
+            failure = stop.called() => Err(StageError::ended(failure)),
+            next = self.prefill(work) => next,
+        }
+    }
+}
+
+impl Prefill {
+    async fn prefill(&self, work: Work<PrefillTask>) -> Result<Next, StageError> {
+        let Work { task: PrefillTask { job, mut timings }, claim, queue_ms, .. } = work;
         let Some(pool) = self.models.get(&job.model) else {
             return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("no model {} here", job.model)));
         };
@@ -145,11 +156,7 @@ impl Handler<PrefillTask> for Prefill {
         let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
         let ticket = pool.engine.prefill(job.prompt.clone(), ranges, reused, generations);
         let computing = Computing::new(&pool.reuse.store, &pieces, prefix, ticket, &mut timings, submitted);
-        let first = tokio::select! {
-            biased;
-            failure = stop.called() => return Err(StageError::ended(failure)),
-            first = computing.finish() => first?,
-        };
+        let first = computing.finish().await?;
         tracing::info!(
             prompt_tokens = job.prompt.len(),
             cached_tokens = timings.cached_tokens,
@@ -162,9 +169,7 @@ impl Handler<PrefillTask> for Prefill {
         let first = first.into_iter().map(|Emitted { token, logprobs, .. }| FirstToken { token, logprobs }).collect();
         self.hand_over(job, timings, first, &pieces)
     }
-}
 
-impl Prefill {
     /// How many of the first pieces are stored, if what follows them is short enough for decode to compute.
     fn enough_for_decode(&self, pieces: &[key::Piece], prefix: &Prefix, samples: usize) -> Option<usize> {
         let stored = prefix.sources.iter().take_while(|source| matches!(source, Source::Stored)).count();

@@ -1,12 +1,11 @@
 //! Taking messages from the work queues: a permit first, then as many messages as there are permits, never more.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+mod intake;
+
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{
-    HeaderMap, StatusCode, Subscriber,
+    HeaderMap, StatusCode,
     jetstream::{AckKind, consumer::PullConsumer},
 };
 use baton_contract::{
@@ -14,7 +13,6 @@ use baton_contract::{
     subject::{Layout, Stage},
 };
 use futures::StreamExt;
-use serde::Serialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
@@ -22,6 +20,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::intake::Intake;
+pub(crate) use self::intake::connects;
 use crate::{Bus, Error};
 
 /// How long one pull waits at an empty queue.
@@ -370,53 +370,6 @@ impl<R: Receiver> Puller<R> {
             delivery.settle(settle).await;
         });
     }
-}
-
-/// Where the messages of a consumer arrive: one subscription for all pulls.
-struct Intake {
-    client: async_nats::Client,
-    /// Where the broker takes pulls.
-    service: String,
-    inbox: String,
-    messages: Subscriber,
-    /// How often the client had connected when the intake was opened.
-    connects: u64,
-}
-
-/// What a pull asks for.
-#[derive(Serialize)]
-struct Pull {
-    batch: usize,
-    /// In nanoseconds.
-    expires: u64,
-}
-
-impl Intake {
-    async fn open(bus: &Bus, consumer: &PullConsumer) -> Result<Self, async_nats::Error> {
-        let client = bus.client.clone();
-        let connects = connects(&client);
-        let info = consumer.cached_info();
-        let service = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", info.stream_name, info.name);
-        let inbox = client.new_inbox();
-        let messages = client.subscribe(inbox.clone()).await?;
-        Ok(Self { client, service, inbox, messages, connects })
-    }
-
-    async fn ask(&self, batch: usize, wait: Duration) -> Result<(), async_nats::Error> {
-        let pull = serde_json::to_vec(&Pull { batch, expires: wait.as_nanos() as u64 })?;
-        self.client.publish_with_reply(self.service.clone(), self.inbox.clone(), pull.into()).await?;
-        Ok(())
-    }
-
-    /// Whether the connection was made anew since. What the broker still sends in answer to a pull from before must not be
-    /// taken for the answer to another, so the inbox is new then, too.
-    fn is_stale(&self) -> bool {
-        connects(&self.client) != self.connects
-    }
-}
-
-pub(crate) fn connects(client: &async_nats::Client) -> u64 {
-    client.statistics().connects.load(Ordering::Relaxed)
 }
 
 async fn with_heartbeat(delivery: &Delivery, every: Duration, work: impl Future<Output = Settle>) -> Settle {

@@ -122,8 +122,6 @@ pub fn start(options: Options) -> Result<Guard, Error> {
         .with_location(false)
         .with_threads(false)
         .with_tracked_inactivity(false)
-        // Nobody asks OpenTelemetry for the current span, and to tell it would cost something at every poll.
-        .with_context_activation(false)
         .with_filter(filter::spans());
     let ansi = options.log_format == LogFormat::Text && std::io::stderr().is_terminal();
     let lines = Lines::new(options.log_format, ansi, options.service, options.instance, std::io::stderr);

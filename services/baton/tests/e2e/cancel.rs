@@ -1,6 +1,6 @@
 //! What ends a job early, what is the same job, and what happens when there is no room for one.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use baton_bus::{
     Bus, Error,
@@ -8,7 +8,7 @@ use baton_bus::{
     client::{Event, Follower},
 };
 use baton_contract::{
-    JobId, Name,
+    JobId,
     envelope::{DecodeTask, PrefillTask, Task},
     outcome::{Code, Outcome, Status},
     record::State,
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::support::{self, Ground, PATIENCE, job_id, name, result};
@@ -68,9 +68,9 @@ fn assert_cancelled(outcome: &Outcome, tokens: usize) {
 }
 
 /// Asks the broker something.
-async fn api(ground: &Ground, subject: &str, body: &str) -> Value {
+async fn ask(ground: &Ground, subject: &str, body: &str) -> Value {
     let mut broker = TcpStream::connect(ground.server.url().trim_start_matches("nats://")).await.unwrap();
-    let asked = format!("CONNECT {{}}\r\nSUB answer 1\r\nPUB $JS.API.{subject} answer {}\r\n{body}\r\n", body.len());
+    let asked = format!("CONNECT {{}}\r\nSUB answer 1\r\nPUB {subject} answer {}\r\n{body}\r\n", body.len());
     broker.write_all(asked.as_bytes()).await.unwrap();
     let mut said = String::new();
     loop {
@@ -86,9 +86,16 @@ async fn api(ground: &Ground, subject: &str, body: &str) -> Value {
     }
 }
 
-/// Messages in the stream of results.
-async fn results(ground: &Ground) -> u64 {
-    api(ground, "STREAM.INFO.baton_res", "").await["state"]["messages"].as_u64().unwrap()
+/// How many messages lie under each subject of the stream of results.
+async fn results(ground: &Ground, kind: &str) -> BTreeMap<String, u64> {
+    let filter = json!({ "subjects_filter": format!("baton.{kind}.>") }).to_string();
+    let answer = ask(ground, "$JS.API.STREAM.INFO.baton_res", &filter).await;
+    serde_json::from_value(answer["state"]["subjects"].clone()).unwrap_or_else(|error| panic!("{error}: {answer}"))
+}
+
+async fn assert_one_result_each(ground: &Ground, jobs: usize) {
+    let results = results(ground, "res").await;
+    assert!(results.len() == jobs && results.values().all(|count| *count == 1), "{results:?}");
 }
 
 #[tokio::test]
@@ -133,8 +140,9 @@ async fn a_job_is_cancelled_wherever_it_is_and_has_one_result() {
 
     let running = submit(&bus, "batch", &long("running")).await;
     until_token(&mut follower, &running, 10).await;
+    let asked = Instant::now();
     assert_eq!(bus.cancel(&tenant, &running).await.unwrap(), Answer::Cancelling { state: State::Decode });
-    // What came before the answer lies here unread; the time is measured in steps, as the job's own result counts them.
+    let meanwhile = asked.elapsed().as_millis() as usize / 20;
     let (mut last, pending) = (10, HashSet::from([running.clone()]));
     let outcome = loop {
         match timeout(PATIENCE, follower.next(&pending)).await.expect("no result in time").unwrap() {
@@ -144,7 +152,8 @@ async fn a_job_is_cancelled_wherever_it_is_and_has_one_result() {
         }
     };
     assert_cancelled(&outcome, last);
-    assert!(last < 20, "it went on for {} steps", last - 10);
+    // Two, but for what a busy machine adds.
+    assert!(last - 10 < meanwhile + 10, "it went on for {} steps", last - 10 - meanwhile);
     assert!(!outcome.text.is_empty());
 
     let ended = json!({ "id": "running", "answer": "ended", "state": "cancelled" });
@@ -153,8 +162,37 @@ async fn a_job_is_cancelled_wherever_it_is_and_has_one_result() {
     assert_eq!(result(&mut follower, &complete).await.status, Status::Completed);
     let ended = json!({ "id": "complete", "answer": "ended", "state": "completed" });
     assert_eq!(cancel(&ground, "complete").await, (false, ended));
-    // Each job's, and that the second request under the first id was refused.
-    assert_eq!(results(&ground).await, 6);
+    assert_one_result_each(&ground, 5).await;
+    assert_eq!(results(&ground, "rej").await.len(), 1, "the second request under the first id");
+}
+
+#[tokio::test]
+async fn a_cancellation_that_no_worker_heard_of_is_found_and_keeps_what_there_is() {
+    let ground = Ground::sim(&["models.sim.sim.decode_s_per_step=0.02", "stages.decode.ack_wait=2s"]).await;
+    let [_ingest, _prefill, decode] = ground.workers().await;
+    let (bus, tenant) = (ground.bus().await, name("acme"));
+    let mut follower = bus.follow(&tenant).await.unwrap();
+
+    // The mark alone, as if the connection had been lost when the workers were told.
+    let unheard = submit(&bus, "batch", &long("unheard")).await;
+    until_token(&mut follower, &unheard, 5).await;
+    let mut record = bus.jobs().await.unwrap().get(&tenant, &unheard).await.unwrap().unwrap().record;
+    record.cancelled = true;
+    let stored = ask(&ground, "$KV.baton_jobs.acme.unheard", &serde_json::to_string(&record).unwrap()).await;
+    assert_eq!(stored["stream"], "KV_baton_jobs", "{stored}");
+    let outcome = result(&mut follower, &unheard).await;
+    assert!((5..399).contains(&outcome.tokens.len()));
+    assert_cancelled(&outcome, outcome.tokens.len());
+
+    let orphaned = submit(&bus, "batch", &long("orphaned")).await;
+    until_token(&mut follower, &orphaned, 40).await;
+    decode.kill().await;
+    assert_eq!(bus.cancel(&tenant, &orphaned).await.unwrap(), Answer::Cancelling { state: State::Decode });
+    let _second = ground.worker("decode", "decode-2").await;
+    let outcome = result(&mut follower, &orphaned).await;
+    assert!((10..60).contains(&outcome.tokens.len()), "{} tokens", outcome.tokens.len());
+    assert_cancelled(&outcome, outcome.tokens.len());
+    assert_one_result_each(&ground, 2).await;
 }
 
 /// Waits until the broker's clock has passed a deadline of this many seconds from now on.
@@ -224,9 +262,9 @@ async fn the_same_request_is_the_same_job_and_another_one_a_conflict() {
     let bus = ground.bus().await;
     // Nothing that follows may rest on the broker's own memory of what it has seen.
     for stream in ["baton_req", "baton_prefill", "baton_decode", "baton_res"] {
-        let mut config = api(&ground, &format!("STREAM.INFO.{stream}"), "").await["config"].clone();
+        let mut config = ask(&ground, &format!("$JS.API.STREAM.INFO.{stream}"), "").await["config"].clone();
         config["duplicate_window"] = 100_000_000.into();
-        let updated = api(&ground, &format!("STREAM.UPDATE.{stream}"), &config.to_string()).await;
+        let updated = ask(&ground, &format!("$JS.API.STREAM.UPDATE.{stream}"), &config.to_string()).await;
         assert_eq!(updated["config"]["duplicate_window"], 100_000_000, "{updated}");
     }
     let mut follower = bus.follow(&name("acme")).await.unwrap();
@@ -256,16 +294,7 @@ async fn the_same_request_is_the_same_job_and_another_one_a_conflict() {
     result(&mut follower, &last).await;
     until_waiting::<PrefillTask>(&bus, Stage::Prefill, 0).await;
     until_waiting::<DecodeTask>(&bus, Stage::Decode, 0).await;
-    let mut all = Vec::new();
-    let collector = async {
-        let mut everything = bus.follow(&Name::new("acme").unwrap()).await.unwrap();
-        everything.look_up([&job, &last]).await.unwrap();
-        for _ in 0..2 {
-            all.push(everything.next_result().await.unwrap().id);
-        }
-    };
-    timeout(PATIENCE, collector).await.expect("a result is missing");
-    assert_eq!(all.len(), 2);
+    assert_one_result_each(&ground, 2).await;
 }
 
 #[tokio::test]
@@ -298,5 +327,5 @@ async fn a_full_queue_makes_everybody_wait_and_nobody_lose() {
     let ids: HashSet<_> = outcomes.iter().map(|outcome| outcome.id.clone()).collect();
     assert_eq!((ids.len(), outcomes.len()), (JOBS, JOBS), "{errors}");
     assert!(outcomes.iter().all(|outcome| outcome.status == Status::Completed));
-    assert_eq!(results(&ground).await, JOBS as u64);
+    assert_one_result_each(&ground, JOBS).await;
 }

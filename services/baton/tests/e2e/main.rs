@@ -12,6 +12,7 @@ mod memory;
 mod pipeline;
 mod prefix;
 mod python;
+mod resume;
 mod samples;
 mod store;
 mod support;

@@ -13,6 +13,10 @@ use baton_bus::{
     server::{self, Server},
 };
 use baton_contract::{JobId, Name, outcome::Outcome, subject::Layout};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
@@ -170,10 +174,14 @@ impl Worker {
         self.child.kill().await.unwrap();
     }
 
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().unwrap() as i32);
+        kill(pid, signal).unwrap();
+    }
+
     /// Asks it to drain and waits until it has ended.
     pub async fn drain(mut self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id().unwrap() as i32);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.signal(Signal::SIGTERM);
         let status = timeout(PATIENCE, self.child.wait()).await.expect("the worker did not drain").unwrap();
         assert!(status.success(), "{status}");
     }

@@ -1,0 +1,157 @@
+//! What is computed in which pass, and what becomes of passes that a device can't take.
+
+use super::*;
+
+/// A device that is too small for large passes, and what was asked of it.
+pub(super) struct Narrow {
+    sim: Sim,
+    /// Sequences and tokens of a pass that is possible.
+    most: (usize, usize),
+    /// Whether a pass that fails leaves traces, as it should not.
+    dirty: bool,
+    /// Tokens of each step of each pass.
+    passes: Arc<Mutex<Vec<Vec<usize>>>>,
+}
+
+impl Narrow {
+    pub(super) fn new(most: (usize, usize), dirty: bool) -> (Self, Arc<Mutex<Vec<Vec<usize>>>>) {
+        let passes: Arc<Mutex<Vec<Vec<usize>>>> = Arc::default();
+        (Self { sim: sim(1000), most, dirty, passes: passes.clone() }, passes)
+    }
+}
+
+impl Model for Narrow {
+    fn spec(&self) -> &Spec {
+        self.sim.spec()
+    }
+
+    fn memory(&self) -> KvMemory {
+        self.sim.memory()
+    }
+
+    fn open(&mut self) -> SequenceId {
+        self.sim.open()
+    }
+
+    fn close(&mut self, sequence: SequenceId) {
+        self.sim.close(sequence);
+    }
+
+    fn len(&self, sequence: SequenceId) -> Result<usize, model::Error> {
+        self.sim.len(sequence)
+    }
+
+    fn forward(&mut self, steps: &[Step<'_>]) -> Result<Vec<Vec<f32>>, model::Error> {
+        let tokens: Vec<usize> = steps.iter().map(|step| step.tokens.len()).collect();
+        let (sequences, all) = (tokens.len(), tokens.iter().sum::<usize>());
+        self.passes.lock().unwrap().push(tokens);
+        if sequences > self.most.0 || all > self.most.1 {
+            if self.dirty {
+                self.sim.forward(&steps[..sequences.div_ceil(3)])?;
+            }
+            return Err(model::Error::StepFailed("the device is out of memory".into()));
+        }
+        self.sim.forward(steps)
+    }
+
+    fn export(&self, sequence: SequenceId, tokens: Range<usize>) -> Result<Block, model::Error> {
+        self.sim.export(sequence, tokens)
+    }
+
+    fn import(&mut self, sequence: SequenceId, tokens: &[u32], block: &Block) -> Result<(), model::Error> {
+        self.sim.import(sequence, tokens, block)
+    }
+}
+
+#[test]
+fn a_step_that_fails_is_taken_with_half_of_the_answers() {
+    let jobs = jobs(16);
+    for dirty in [false, true] {
+        let (model, passes) = Narrow::new((5, 1 << 20), dirty);
+        assert_undisturbed(&run(model, &jobs));
+        let passes = passes.lock().unwrap();
+        let steps: Vec<usize> =
+            passes.iter().filter(|pass| pass.iter().all(|tokens| *tokens == 1)).map(Vec::len).collect();
+        let failed = steps.iter().filter(|answers| **answers > 5).count();
+        assert!(failed > 0 && failed < steps.len() / 20, "{failed} of {} steps failed", steps.len());
+        assert!(steps.contains(&5), "the batch did not grow again");
+    }
+    // A device that can do nothing fails every job, one by one, and ends.
+    let (model, _) = Narrow::new((0, 0), false);
+    let clients = run(model, &jobs);
+    assert!(clients.iter().all(|client| matches!(client.failed, Some(Failed::Model(model::Error::StepFailed(_))))));
+}
+
+#[test]
+fn who_joins_does_not_hold_up_those_who_run() {
+    // The second answer's prompt is missing in the store, but for its middle.
+    let jobs = [job(0, 50, 60), job(1, 1500, 20), job(2, 900, 20)];
+    for (most, longest) in [(1 << 20, PIECE), (60, PIECE / 2)] {
+        let (model, passes) = Narrow::new((9, most), false);
+        let mut batch = Batch::new(Box::new(model));
+        let mut clients = vec![submit(&mut batch, 0, &jobs[0])];
+        batch.round();
+        attend(&mut batch, &mut clients);
+        batch.round();
+        for id in [1, 2] {
+            clients.push(submit(&mut batch, id, &jobs[id]));
+        }
+        for (piece, held) in clients[1].prefilled.held.iter_mut().enumerate() {
+            if piece != 4 {
+                *held = Held::Missing { tokens: PIECE };
+            }
+        }
+        finish(&mut batch, &mut clients);
+        assert_undisturbed(&clients);
+        let recomputed: Vec<_> = clients.iter().map(|client| client.recomputed).collect();
+        assert_eq!(recomputed, [0, 1400, 0]);
+        let passes = passes.lock().unwrap();
+        let (mut between, mut seen) = (0, 0);
+        for pass in passes.iter() {
+            let tokens: usize = pass.iter().sum();
+            if tokens > pass.len() {
+                assert!(tokens <= longest || tokens > most, "{tokens} tokens at a time");
+                between += if tokens > most { 0 } else { tokens };
+                seen = seen.max(between);
+            } else {
+                between = 0;
+            }
+        }
+        assert_eq!(seen, COMPUTED, "tokens were computed between two steps");
+    }
+}
+
+/// A job that another worker has left after so many tokens of each answer.
+fn submit_left(batch: &mut Batch, number: usize, job: &Job, tokens: usize) -> Client {
+    let prefilled = prefilled(job);
+    let left = |answer: &Vec<u32>| answer[..tokens.min(answer.len() - 1)].to_vec();
+    let given = prefilled.answers.iter().map(left).collect();
+    submit_given(batch, number, job, prefilled, given)
+}
+
+#[test]
+fn answers_go_on_where_another_worker_left_them() {
+    let jobs = sampled(12);
+    for pages in [1000, 10] {
+        for tokens in [1, 2, 17, 35] {
+            let mut batch = Batch::new(Box::new(sim(pages)));
+            let submit = |(id, job)| submit_left(&mut batch, id, job, tokens);
+            let mut clients: Vec<_> = jobs.iter().enumerate().map(submit).collect();
+            finish(&mut batch, &mut clients);
+            assert_undisturbed(&clients);
+            assert!(clients.iter().all(|client| client.recomputed == 0), "prompts came from the store");
+            assert_eq!(clients.iter().any(|client| client.left > 0), pages == 10);
+        }
+    }
+    // What was generated is computed in as few passes as the running answers may wait for, not a token at a time. Importing
+    // the prompt took its part of the first.
+    for (left, passes) in [(200, vec![200, 1, 1]), (400, vec![244, 156, 1])] {
+        let (model, seen) = Narrow::new((1, 1 << 20), false);
+        let mut batch = Batch::new(Box::new(model));
+        let mut clients = [submit_left(&mut batch, 0, &job(0, 90, 420), left)];
+        finish(&mut batch, &mut clients);
+        assert_undisturbed(&clients);
+        let tokens: Vec<usize> = seen.lock().unwrap().iter().map(|pass| pass.iter().sum()).collect();
+        assert_eq!(tokens[..3], passes);
+    }
+}
