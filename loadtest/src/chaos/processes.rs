@@ -90,7 +90,8 @@ impl Program {
         if output.status.success() {
             Ok(output)
         } else {
-            Err(failed(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim())))
+            let said = [output.stdout, output.stderr].concat();
+            Err(failed(format!("{}: {}", output.status, String::from_utf8_lossy(&said).trim())))
         }
     }
 

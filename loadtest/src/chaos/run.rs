@@ -34,8 +34,8 @@ use super::{
     workload::Workload,
 };
 
-/// How long the undisturbed run may take.
-const UNDISTURBED_WITHIN: Duration = Duration::from_secs(1800);
+/// In the undisturbed run something ends within that long, or nothing ever will.
+const UNDISTURBED_PAUSE: Duration = Duration::from_secs(120);
 /// How long queues may take to empty after the last result.
 const EMPTY_WITHIN: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(200);
@@ -108,6 +108,10 @@ impl<'a> Run<'a> {
             store_link,
         };
         pipeline.start_broker(&mut *pipeline.broker.lock().await).await?;
+        if options.store.is_some() {
+            // A store that refuses everything would look like one that is disturbed.
+            program.baton(&["doctor"], &format!("nats://{}", pipeline.watcher.address())).await?;
+        }
         pipeline.start_workers().await?;
         let faults = schedule::draw(seed, lasts, mean, workers, ACK_WAIT, options.store.is_none());
         Ok(Self { options, seed, program, pipeline: Arc::new(pipeline), faults, workload: Arc::new(workload) })
@@ -200,7 +204,11 @@ impl<'a> Run<'a> {
             let body = self.workload.body(request, id).map_err(|error| failed(request, error.to_string()))?;
             client.submit(body, false).await;
         }
-        witness.until_ended(ids.len(), UNDISTURBED_WITHIN).await;
+        while witness.ended() < ids.len() {
+            if !witness.until_ended(witness.ended() + 1, UNDISTURBED_PAUSE).await {
+                break;
+            }
+        }
         let observed = witness.observed();
         let answers = ids.iter().enumerate().map(|(request, id)| match observed.results.get(id).map(Vec::as_slice) {
             Some([Ended { status: Status::Completed, answers, .. }]) => Ok(answers.clone()),

@@ -128,9 +128,13 @@ impl Prefill {
         let Some(pool) = self.models.get(&job.model) else {
             return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("no model {} here", job.model)));
         };
-        let (generator, started) = (pool.generator.clone(), job.clone());
-        // A grammar takes some time to compile.
-        let generations = spawn_blocking(move || generator.start_all(&started)).await.map_err(StageError::passing)?;
+        let generations = if job.sampling.constraint.is_none() {
+            pool.generator.start_all(&job)
+        } else {
+            let (generator, started) = (pool.generator.clone(), job.clone());
+            // A grammar takes some time to compile.
+            spawn_blocking(move || generator.start_all(&started)).await.map_err(StageError::passing)?
+        };
         let generations = generations.map_err(refused)?;
         // The salt keeps tenants apart: the same prompt of two tenants is two sets of chunks.
         let root = pool.reuse.store.root(&pool.fingerprint, job.tenant.as_str().as_bytes());
