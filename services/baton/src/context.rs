@@ -166,7 +166,7 @@ pub fn retention(plan: &Plan) -> Retention {
 /// Opens the plan's object store, whose URL must be known.
 pub fn open_store(plan: &Plan) -> anyhow::Result<Store> {
     let StoreUrl::Url(url) = &plan.store.url else { bail!("the embedded store has no place yet") };
-    Ok(Store::open(url)?)
+    Ok(if plan.store.sync { Store::open(url)? } else { Store::open_unsynced(url)? })
 }
 
 /// Where the engine finds a model of the plan; the default model and those of the hub are brought if they are missing.

@@ -1,6 +1,7 @@
 //! Taking messages from the work queues: a permit first, then as many messages as there are permits, never more.
 
 mod intake;
+mod turns;
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,30 +13,24 @@ use baton_contract::{
     Name,
     subject::{Layout, Stage},
 };
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use self::intake::Intake;
+use self::{
+    intake::Intake,
+    turns::{Turn, Turns},
+};
 pub(crate) use self::intake::connects;
 use crate::{Bus, Error};
 
-/// How long one pull waits at an empty queue.
-const WAIT: Duration = Duration::from_secs(5);
-/// The same where slots are few: an empty queue must not keep them from a full one.
-const SHORT_WAIT: Duration = Duration::from_millis(200);
-/// The same for a pull of several messages: those that do not come must not keep their slots from other queues.
-const EAGER_WAIT: Duration = Duration::from_millis(100);
 /// The broker ends a pull when its time is over; this much later the answer was lost.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often who waits for messages looks whether the connection is still the one that it asked through.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Messages taken by one pull at most.
-const BURST: usize = 64;
 
 /// One work queue: all workers that serve it share its messages.
 pub(crate) struct Queue {
@@ -71,6 +66,7 @@ pub struct Options {
     pub stage: Stage,
     /// The models whose queues the worker serves; none for ingest, which has one queue a lane.
     pub models: Vec<Name>,
+    /// The most urgent first.
     pub lanes: Vec<Name>,
     /// Messages held at once.
     pub slots: usize,
@@ -190,27 +186,25 @@ pub async fn run<R: Receiver>(
     receiver: Arc<R>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let queues = options.queues();
     let slots = Arc::new(Semaphore::new(options.slots));
     // Fires when the drain's time is over: whoever still works then hands its message back.
     let abandon = CancellationToken::new();
-    let mut pullers = JoinSet::new();
-    for queue in &queues {
+    let mut pullers = Vec::new();
+    for (index, queue) in options.queues().iter().enumerate() {
         let consumer = bus.consumer(queue, options.ack_wait).await?;
-        let puller = Puller {
+        pullers.push(Some(Puller {
+            index,
             bus: bus.clone(),
             consumer,
-            slots: slots.clone(),
-            wait: if options.slots < 2 * queues.len() { SHORT_WAIT } else { WAIT },
-            // An idle queue keeps no more than its share of half the slots from a busy one.
-            most: if queues.len() == 1 { options.slots } else { options.slots / (2 * queues.len()) }.clamp(1, BURST),
+            intake: None,
+            failures: 0,
             heartbeat: options.ack_wait / 3,
             receiver: receiver.clone(),
             abandon: abandon.clone(),
-        };
-        pullers.spawn(puller.run(shutdown.clone()));
+            shutdown: shutdown.clone(),
+        }));
     }
-    while pullers.join_next().await.is_some() {}
+    take(pullers, options, &slots, &shutdown).await;
     // Every slot free again means that every message is settled.
     let all = options.slots as u32;
     if timeout(options.drain, slots.acquire_many(all)).await.is_err() {
@@ -220,118 +214,162 @@ pub async fn run<R: Receiver>(
     bus.flush().await
 }
 
+/// Gives each free slot to the queue whose turn it is, until `shutdown`, and then waits for the pulls.
+async fn take<R: Receiver>(
+    mut pullers: Vec<Option<Puller<R>>>,
+    options: &Options,
+    slots: &Arc<Semaphore>,
+    shutdown: &CancellationToken,
+) {
+    let lane_of = |puller: &Option<Puller<R>>| puller.as_ref().map_or(0, |puller| puller.index % options.lanes.len());
+    let mut turns = Turns::new(&pullers.iter().map(lane_of).collect::<Vec<_>>(), options.slots);
+    let mut pulls: FuturesUnordered<BoxFuture<'static, Ended<R>>> = FuturesUnordered::new();
+    while !shutdown.is_cancelled() {
+        let permit = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            Some(ended) = pulls.next() => {
+                let now = Instant::now();
+                match ended {
+                    Ended::Pull(puller, turn, taken) => {
+                        turns.ended(turn, taken, now);
+                        let index = puller.index;
+                        pullers[index] = Some(puller);
+                    }
+                    Ended::Failed(puller, pause) => {
+                        turns.failed(puller.index);
+                        pulls.push(puller.rest(pause).boxed());
+                    }
+                    Ended::Rest(puller) => {
+                        turns.rested(puller.index);
+                        let index = puller.index;
+                        pullers[index] = Some(puller);
+                    }
+                }
+                continue;
+            }
+            permit = slots.clone().acquire_owned(), if turns.wanted(Instant::now()) => permit,
+        };
+        let Ok(permit) = permit else { return };
+        if let Some(turn) = turns.next(1 + slots.available_permits(), Instant::now())
+            && let Some(puller) = pullers[turn.queue].take()
+        {
+            let mut permits = vec![permit];
+            while permits.len() < turn.count
+                && let Ok(permit) = slots.clone().try_acquire_owned()
+            {
+                permits.push(permit);
+            }
+            pulls.push(puller.serve(Turn { count: permits.len(), ..turn }, permits).boxed());
+        }
+    }
+    while pulls.next().await.is_some() {}
+}
+
+/// What a puller comes back from.
+enum Ended<R> {
+    /// With so many messages.
+    Pull(Puller<R>, Turn, usize),
+    Failed(Puller<R>, Duration),
+    Rest(Puller<R>),
+}
+
+/// Asks for the messages of one queue.
 struct Puller<R> {
+    index: usize,
     bus: Bus,
     consumer: PullConsumer,
-    slots: Arc<Semaphore>,
-    /// How long a pull for one message waits at an empty queue.
-    wait: Duration,
-    /// Messages asked for at a time, at most.
-    most: usize,
+    intake: Option<Intake>,
+    /// Pulls that failed since the last that did not.
+    failures: u32,
     heartbeat: Duration,
     receiver: Arc<R>,
     abandon: CancellationToken,
+    shutdown: CancellationToken,
 }
 
 /// How a pull ended.
 enum Pulled {
-    /// With as many messages as were asked for.
-    Full,
-    /// With so many, when its time was over.
-    Expired(usize),
-    /// The connection was made anew meanwhile: the broker may have forgotten the pull.
-    Lost,
-    Shutdown,
+    /// With so many messages.
+    Over(usize),
+    /// With so many, when the connection was made anew: the broker may have forgotten the pull.
+    Lost(usize),
 }
 
 impl<R: Receiver> Puller<R> {
-    async fn run(self, shutdown: CancellationToken) {
-        let mut failures = 0u32;
-        let mut intake = None;
-        // As many messages are asked for as came lately, so that a busy queue takes few pulls and an idle one few slots.
-        let mut appetite = 1;
-        loop {
-            let permit = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                permit = self.slots.clone().acquire_owned() => permit,
-            };
-            let Ok(permit) = permit else { return };
-            match self.pull(&mut intake, self.permits(permit, appetite), &shutdown).await {
-                Ok(Pulled::Shutdown) => return,
-                Ok(pulled) => {
-                    failures = 0;
-                    match pulled {
-                        Pulled::Full => appetite = (2 * appetite).min(self.most),
-                        Pulled::Expired(taken) => appetite = taken.max(1),
-                        Pulled::Lost | Pulled::Shutdown => intake = None,
+    async fn serve(mut self, turn: Turn, permits: Vec<OwnedSemaphorePermit>) -> Ended<R> {
+        let mut intake = self.intake.take();
+        match self.pull(&mut intake, turn.wait, permits).await {
+            Ok(pulled) => {
+                self.failures = 0;
+                let taken = match pulled {
+                    Pulled::Over(taken) => {
+                        self.intake = intake;
+                        taken
                     }
-                }
-                Err(error) => {
-                    intake = None;
-                    failures += 1;
-                    let pause = Duration::from_millis(100 << failures.min(6));
-                    tracing::warn!(%error, ?pause, "a pull failed and is tried again");
-                    tokio::select! {
-                        () = sleep(pause) => {}
-                        () = shutdown.cancelled() => return,
-                    }
-                }
+                    Pulled::Lost(taken) => taken,
+                };
+                Ended::Pull(self, turn, taken)
+            }
+            Err(error) => {
+                self.failures += 1;
+                let pause = Duration::from_millis(100 << self.failures.min(6));
+                tracing::warn!(%error, ?pause, "a pull failed and is tried again");
+                Ended::Failed(self, pause)
             }
         }
     }
 
-    /// One permit for each message to ask for: as many as are free, up to a number.
-    fn permits(&self, first: OwnedSemaphorePermit, most: usize) -> Vec<OwnedSemaphorePermit> {
-        let mut permits = vec![first];
-        while permits.len() < most
-            && let Ok(permit) = self.slots.clone().try_acquire_owned()
-        {
-            permits.push(permit);
+    async fn rest(self, pause: Duration) -> Ended<R> {
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = self.shutdown.cancelled() => {}
         }
-        permits
+        Ended::Rest(self)
     }
 
-    /// Asks for a message for each permit, and takes them as they come until all are there or the pull's time is over.
+    /// Asks for a message for each permit, and takes them as they come until all are there or the pull's time is over; without a
+    /// time to wait, those that are there.
     async fn pull(
         &self,
         intake: &mut Option<Intake>,
+        wait: Option<Duration>,
         mut permits: Vec<OwnedSemaphorePermit>,
-        shutdown: &CancellationToken,
     ) -> Result<Pulled, async_nats::Error> {
         let intake = match intake {
             Some(intake) => intake,
             None => intake.insert(Intake::open(&self.bus, &self.consumer).await?),
         };
         let asked = permits.len();
-        let wait = if asked == 1 { self.wait } else { EAGER_WAIT };
         intake.ask(asked, wait).await?;
-        let deadline = Instant::now() + wait + ANSWER;
+        let deadline = Instant::now() + wait.unwrap_or_default() + ANSWER;
         while !permits.is_empty() {
             let message = tokio::select! {
                 message = timeout(LOOK_EVERY, intake.messages.next()) => message,
                 // One for several is over soon, and what it brings until then would be lost for ack_wait.
-                () = shutdown.cancelled(), if asked == 1 => {
+                () = self.shutdown.cancelled(), if asked == 1 && wait.is_some() => {
                     self.hand_back(intake).await;
-                    return Ok(Pulled::Shutdown);
+                    return Ok(Pulled::Lost(0));
                 }
             };
             let message = match message {
                 Ok(message) => message.ok_or("the connection was closed")?,
-                Err(_) if intake.is_stale() => return Ok(Pulled::Lost),
+                Err(_) if intake.is_stale() => return Ok(Pulled::Lost(asked - permits.len())),
                 Err(_) if Instant::now() > deadline => return Err("the broker did not answer a pull in time".into()),
                 Err(_) => continue,
             };
             match message.status {
                 None => self.spawn(self.message(message), &mut permits),
-                Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => return Ok(Pulled::Expired(asked - permits.len())),
+                Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => {
+                    return Ok(Pulled::Over(asked - permits.len()));
+                }
                 Some(status) => {
                     let described = message.description.unwrap_or_default();
                     return Err(format!("the broker ended a pull with status {status} {described}").into());
                 }
             }
         }
-        Ok(Pulled::Full)
+        Ok(Pulled::Over(asked))
     }
 
     /// Ends the intake, and gives back what the broker had sent before it knew.

@@ -28,7 +28,12 @@ pub(crate) struct Opened {
     pub(crate) root: Option<PathBuf>,
 }
 
-pub(crate) fn open(url: &str, vars: impl IntoIterator<Item = (String, String)>) -> Result<Opened, Error> {
+/// Opens a store; a local one flushes its puts to the disk if `synced`.
+pub(crate) fn open(
+    url: &str,
+    vars: impl IntoIterator<Item = (String, String)>,
+    synced: bool,
+) -> Result<Opened, Error> {
     let problem = |problem: String| Error::Url { url: url.to_owned(), problem };
     let setup = |source| Error::Setup { url: url.to_owned(), source: Box::new(source) };
 
@@ -36,12 +41,12 @@ pub(crate) fn open(url: &str, vars: impl IntoIterator<Item = (String, String)>) 
         return match url {
             "" => Err(problem("expected a directory or a url, found nothing".into())),
             "memory:" => Ok(Opened { inner: Arc::new(InMemory::new()), root: None }),
-            path => local(path),
+            path => local(path, synced),
         };
     };
     if scheme == "file" {
         return match rest.starts_with('/') {
-            true => local(rest),
+            true => local(rest, synced),
             false => Err(problem("expected an absolute path: file:///path/to/directory".into())),
         };
     }
@@ -70,11 +75,11 @@ fn remote(store: impl ObjectStore, prefix: Path) -> Opened {
     Opened { inner, root: None }
 }
 
-/// A directory whose puts are fsynced before they return.
-fn local(path: &str) -> Result<Opened, Error> {
+/// A directory, whose puts are fsynced before they return if `synced`.
+fn local(path: &str, synced: bool) -> Result<Opened, Error> {
     let opened = create_durably(path::Path::new(path)).and_then(|root| {
         let store = LocalFileSystem::new_with_prefix(&root).map_err(io::Error::other)?;
-        Ok(Opened { inner: Arc::new(store.with_fsync(true)), root: Some(root) })
+        Ok(Opened { inner: Arc::new(store.with_fsync(synced)), root: Some(root) })
     });
     opened.map_err(|source| Error::Directory { path: path.into(), source })
 }
@@ -154,7 +159,7 @@ mod tests {
 
     fn refused(url: &str, vars: &[(&str, &str)]) -> String {
         let vars = vars.iter().map(|(name, value)| (name.to_string(), value.to_string()));
-        open(url, vars).err().expect("the store should be refused").to_string()
+        open(url, vars, true).err().expect("the store should be refused").to_string()
     }
 
     #[test]
@@ -180,7 +185,7 @@ mod tests {
             vec![endpoint("http://10.1.2.3:9000"), ("AWS_ALLOW_HTTP", "TRUE")],
         ] {
             let vars = vars.into_iter().map(|(name, value)| (name.to_string(), value.to_string()));
-            assert!(open("s3://b/p", vars).is_ok());
+            assert!(open("s3://b/p", vars, true).is_ok());
         }
     }
 }

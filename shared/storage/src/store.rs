@@ -143,14 +143,16 @@ pub(crate) struct Listed {
 ///
 /// When [`Store::put_new`] returns, `Created` or `Exists`, the object survives a crash of this process and a loss of
 /// power, as far as the store keeps its word: S3, GCS and Azure answer after the write is durable; in a local directory
-/// the file, its name and its directories are fsynced, provided that the disk honours a flush. `memory:` keeps nothing.
-/// Objects appear whole or not at all.
+/// the file, its name and its directories are fsynced, provided that the disk honours a flush, unless the store was opened
+/// with [`Store::open_unsynced`]. `memory:` keeps nothing. Objects appear whole or not at all.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     url: Arc<str>,
     /// The directory of a local store.
     root: Option<Arc<std::path::Path>>,
+    /// Whether puts into it are flushed to the disk.
+    synced: bool,
     touches: Arc<Touches>,
 }
 
@@ -163,9 +165,13 @@ impl fmt::Debug for Store {
 impl Store {
     /// Opens a store with the settings in the process's environment; see [`Store::open_with`].
     pub fn open(url: &str) -> Result<Self, Error> {
-        // Variables that are not UTF-8 can't be settings of ours, and `env::vars` would panic on them.
-        let vars = std::env::vars_os();
-        Self::open_with(url, vars.filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?))))
+        Self::open_with(url, environment())
+    }
+
+    /// As [`Store::open`], but a local store doesn't flush what is put: it survives a crash of any process, and may be lost
+    /// or damaged by a loss of power. For what can be computed again, a third of a put's time.
+    pub fn open_unsynced(url: &str) -> Result<Self, Error> {
+        Self::opened(url, environment(), false)
     }
 
     /// Opens a store with explicit settings, named like environment variables. Nothing is contacted yet.
@@ -180,8 +186,12 @@ impl Store {
     ///
     /// An S3 endpoint without TLS needs `AWS_ALLOW_HTTP=true`, unless it is on this machine.
     pub fn open_with(url: &str, vars: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
-        let backend::Opened { inner, root } = backend::open(url, vars)?;
-        Ok(Self { inner, url: url.into(), root: root.map(Into::into), touches: Arc::default() })
+        Self::opened(url, vars, true)
+    }
+
+    fn opened(url: &str, vars: impl IntoIterator<Item = (String, String)>, synced: bool) -> Result<Self, Error> {
+        let backend::Opened { inner, root } = backend::open(url, vars, synced)?;
+        Ok(Self { inner, url: url.into(), root: root.map(Into::into), synced, touches: Arc::default() })
     }
 
     /// Puts an object unless one of that path is there. Of many who try at once, exactly one creates it.
@@ -331,7 +341,7 @@ impl Store {
     /// Whoever created a local file may still be at its fsync, and crash before it ends: so whoever relies on the file
     /// syncs its name too. The file's bytes were synced before it had one.
     async fn sync_existing(&self, path: &ObjectPath) -> Result<(), Error> {
-        let (Some(root), Some(file)) = (self.root.clone(), self.file(path)) else { return Ok(()) };
+        let (Some(root), Some(file), true) = (self.root.clone(), self.file(path), self.synced) else { return Ok(()) };
         let synced = tokio::task::spawn_blocking(move || {
             let dirs = file.ancestors().skip(1).take_while(|dir| dir.starts_with(&root));
             dirs.into_iter().try_for_each(|dir| std::fs::File::open(dir)?.sync_all())
@@ -364,4 +374,9 @@ async fn set_modified(file: PathBuf, time: SystemTime) -> io::Result<bool> {
         Ok(true)
     });
     set.await.unwrap_or_else(|lost| Err(io::Error::other(lost)))
+}
+
+/// The process's environment. Variables that are not UTF-8 can't be settings of ours, and `env::vars` would panic on them.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
 }

@@ -52,6 +52,9 @@ pub struct Store {
     pub codec: Codec,
     /// Tokens in a KV chunk: a multiple of 16 from 16 to 4096.
     pub chunk_tokens: usize,
+    /// Whether a local store flushes a chunk to the disk before its job goes on: `always` or `never`.
+    #[serde(serialize_with = "always")]
+    pub sync: bool,
     /// Path of a file with the key that seals chunks; the same on every worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<String>,
@@ -315,6 +318,10 @@ impl Serialize for Model {
             Self::Sim(sim) => Table { source: "sim", sim: Some(sim) }.serialize(serializer),
         }
     }
+}
+
+fn always<S: Serializer>(value: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(if *value { "always" } else { "never" })
 }
 
 fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -92,6 +92,7 @@ fn store(mut section: Section<'_>) -> Option<Store> {
     if !chunk_tokens.is_multiple_of(16) {
         section.note("chunk_tokens", format!("expected a multiple of 16, found {chunk_tokens}"));
     }
+    let sync = section.choice("sync", &[("never", false), ("always", true)]);
     let key_file = section.optional_text("key_file", "the path of a file", |text| !text.is_empty());
     let cache_memory = section.may_have("cache_memory").then(|| section.bytes("cache_memory"));
     let cache_path = section.optional_text("cache_path", "the path of a directory", |text| !text.is_empty());
@@ -110,6 +111,7 @@ fn store(mut section: Section<'_>) -> Option<Store> {
         url,
         codec: codec?,
         chunk_tokens,
+        sync: sync?,
         key_file,
         cache_memory,
         cache_path,

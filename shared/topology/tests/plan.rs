@@ -42,6 +42,7 @@ fn a_plan_states_everything() {
     url = "embedded"
     codec = "lossless"
     chunk_tokens = 256
+    sync = "never"
     max_age = "7days"
     gc_interval = "1h"
 

@@ -23,7 +23,9 @@ pub(super) struct Intake {
 struct Pull {
     batch: usize,
     /// In nanoseconds.
-    expires: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<u64>,
+    no_wait: bool,
 }
 
 impl Intake {
@@ -37,8 +39,10 @@ impl Intake {
         Ok(Self { client, service, inbox, messages, connects })
     }
 
-    pub(super) async fn ask(&self, batch: usize, wait: Duration) -> Result<(), async_nats::Error> {
-        let pull = serde_json::to_vec(&Pull { batch, expires: wait.as_nanos() as u64 })?;
+    /// Asks for messages, to come within some time or, without one, for those that are there.
+    pub(super) async fn ask(&self, batch: usize, wait: Option<Duration>) -> Result<(), async_nats::Error> {
+        let expires = wait.map(|wait| wait.as_nanos() as u64);
+        let pull = serde_json::to_vec(&Pull { batch, expires, no_wait: wait.is_none() })?;
         self.client.publish_with_reply(self.service.clone(), self.inbox.clone(), pull.into()).await?;
         Ok(())
     }
