@@ -21,6 +21,9 @@ use crate::{
 /// Jobs that wait whose prompt's KV is fetched before there are pages for it, so that they can join at once.
 const AHEAD: usize = 4;
 
+/// Logits of a step from which on threads share the draws.
+const PARALLEL_LOGITS: usize = 1 << 16;
+
 pub(crate) struct Batch {
     model: Box<dyn Model>,
     schedule: Schedule,
@@ -215,11 +218,19 @@ impl Batch {
         };
         self.schedule.stepped();
         self.rests = COMPUTED.min(self.rests + 1);
-        // On all of the engine's threads: a draw from tens of thousands of tokens takes as long as part of a step.
+        let logits_in_all: usize = logits.iter().map(Vec::len).sum();
         let running = self.answers.iter_mut().filter(|(_, answer)| answer.next_step().is_some());
         let sampled: Vec<_> = running.zip(logits).collect();
-        let ended = sampled.into_par_iter().filter_map(|((id, answer), logits)| answer.sample(&logits).then_some(*id));
-        for id in ended.collect::<Vec<AnswerId>>() {
+        let sample =
+            |((id, answer), logits): ((&AnswerId, &mut Answer), Vec<f32>)| answer.sample(&logits).then_some(*id);
+        // On all of the engine's threads: a draw from tens of thousands of tokens takes as long as part of a step. Of few
+        // tokens it takes less than waking a thread.
+        let ended: Vec<AnswerId> = if logits_in_all < PARALLEL_LOGITS {
+            sampled.into_iter().filter_map(sample).collect()
+        } else {
+            sampled.into_par_iter().filter_map(sample).collect()
+        };
+        for id in ended {
             self.remove(id);
         }
     }

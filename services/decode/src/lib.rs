@@ -115,11 +115,11 @@ impl Handler<DecodeTask> for Decode {
         };
         let prefills = first.is_empty();
         let (generator, begins) = (pool.generator.clone(), job.clone());
-        // A grammar takes some time to compile.
         let earlier = checkpoint.as_ref().map(|checkpoint| checkpoint.timings.clone());
-        let beginning =
-            spawn_blocking(move || beginning::begin(&generator, &begins, &first, checkpoint.as_deref())).await;
-        let beginning = beginning.map_err(StageError::passing)?;
+        // A grammar takes some time to compile, and tokens to be accepted again.
+        let takes_time = job.sampling.constraint.is_some() || checkpoint.is_some();
+        let begin = move || beginning::begin(&generator, &begins, &first, checkpoint.as_deref());
+        let beginning = if takes_time { spawn_blocking(begin).await.map_err(StageError::passing)? } else { begin() };
         let resumed = beginning.as_ref().map_or(0, |beginning| beginning.resumed);
         let timings = Timings {
             decode_attempt: claim.attempt as u32,
