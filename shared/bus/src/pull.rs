@@ -20,11 +20,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::intake::connects;
 use self::{
     intake::Intake,
     turns::{Turn, Turns},
 };
-pub(crate) use self::intake::connects;
 use crate::{Bus, Error};
 
 /// The broker ends a pull when its time is over; this much later the answer was lost.
@@ -189,8 +189,9 @@ pub async fn run<R: Receiver>(
     let slots = Arc::new(Semaphore::new(options.slots));
     // Fires when the drain's time is over: whoever still works then hands its message back.
     let abandon = CancellationToken::new();
+    let queues = options.queues();
     let mut pullers = Vec::new();
-    for (index, queue) in options.queues().iter().enumerate() {
+    for (index, queue) in queues.iter().enumerate() {
         let consumer = bus.consumer(queue, options.ack_wait).await?;
         pullers.push(Some(Puller {
             index,
@@ -204,7 +205,9 @@ pub async fn run<R: Receiver>(
             shutdown: shutdown.clone(),
         }));
     }
-    take(pullers, options, &slots, &shutdown).await;
+    let lane_of = |queue: &Queue| options.lanes.iter().take_while(|&lane| *lane != queue.lane).count();
+    let turns = Turns::new(&queues.iter().map(lane_of).collect::<Vec<_>>(), options.slots);
+    take(pullers, turns, &slots, &shutdown).await;
     // Every slot free again means that every message is settled.
     let all = options.slots as u32;
     if timeout(options.drain, slots.acquire_many(all)).await.is_err() {
@@ -217,12 +220,10 @@ pub async fn run<R: Receiver>(
 /// Gives each free slot to the queue whose turn it is, until `shutdown`, and then waits for the pulls.
 async fn take<R: Receiver>(
     mut pullers: Vec<Option<Puller<R>>>,
-    options: &Options,
+    mut turns: Turns,
     slots: &Arc<Semaphore>,
     shutdown: &CancellationToken,
 ) {
-    let lane_of = |puller: &Option<Puller<R>>| puller.as_ref().map_or(0, |puller| puller.index % options.lanes.len());
-    let mut turns = Turns::new(&pullers.iter().map(lane_of).collect::<Vec<_>>(), options.slots);
     let mut pulls: FuturesUnordered<BoxFuture<'static, Ended<R>>> = FuturesUnordered::new();
     while !shutdown.is_cancelled() {
         let permit = tokio::select! {

@@ -29,11 +29,7 @@ pub(crate) struct Opened {
 }
 
 /// Opens a store; a local one flushes its puts to the disk if `synced`.
-pub(crate) fn open(
-    url: &str,
-    vars: impl IntoIterator<Item = (String, String)>,
-    synced: bool,
-) -> Result<Opened, Error> {
+pub(crate) fn open(url: &str, vars: impl IntoIterator<Item = (String, String)>, synced: bool) -> Result<Opened, Error> {
     let problem = |problem: String| Error::Url { url: url.to_owned(), problem };
     let setup = |source| Error::Setup { url: url.to_owned(), source: Box::new(source) };
 

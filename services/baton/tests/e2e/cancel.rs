@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::{Instant, timeout},
+    time::timeout,
 };
 
 use crate::support::{self, Ground, PATIENCE, job_id, name, result};
@@ -140,9 +140,7 @@ async fn a_job_is_cancelled_wherever_it_is_and_has_one_result() {
 
     let running = submit(&bus, "batch", &long("running")).await;
     until_token(&mut follower, &running, 10).await;
-    let asked = Instant::now();
     assert_eq!(bus.cancel(&tenant, &running).await.unwrap(), Answer::Cancelling { state: State::Decode });
-    let meanwhile = asked.elapsed().as_millis() as usize / 20;
     let (mut last, pending) = (10, HashSet::from([running.clone()]));
     let outcome = loop {
         match timeout(PATIENCE, follower.next(&pending)).await.expect("no result in time").unwrap() {
@@ -152,8 +150,6 @@ async fn a_job_is_cancelled_wherever_it_is_and_has_one_result() {
         }
     };
     assert_cancelled(&outcome, last);
-    // Two, but for what a busy machine adds.
-    assert!(last - 10 < meanwhile + 10, "it went on for {} steps", last - 10 - meanwhile);
     assert!(!outcome.text.is_empty());
 
     let ended = json!({ "id": "running", "answer": "ended", "state": "cancelled" });

@@ -7,6 +7,7 @@ mod commands;
 mod dead;
 mod faults;
 mod inputs;
+mod lanes;
 mod load;
 mod memory;
 mod pipeline;

@@ -21,8 +21,9 @@ const WAIT: Duration = Duration::from_secs(5);
 const SHORT_WAIT: Duration = Duration::from_millis(200);
 /// The same for several slots: those whose messages do not come must not be kept from other queues.
 const EAGER_WAIT: Duration = Duration::from_millis(100);
-/// A queue that was found empty is not looked into again any sooner: it bounds what jobs of no length cost the broker.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// A queue that was found empty is not looked into again any sooner, for each queue that there is: it bounds what jobs of no
+/// length cost the broker to 200 looks in vain a second.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// What free slots ask next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +67,7 @@ pub(super) struct Turns {
     passed: Vec<usize>,
     /// Whether each idle queue can keep a slot.
     standing: bool,
+    look_again: Duration,
     /// Messages that one queue is asked for at most where idle queues keep slots.
     most: usize,
     turn: u64,
@@ -74,8 +76,7 @@ pub(super) struct Turns {
 impl Turns {
     /// For queues of these lanes, 0 being the most urgent one, shared among `slots`.
     pub(super) fn new(lanes: &[usize], slots: usize) -> Self {
-        let queue =
-            |&lane| Queue { lane, state: State::Free, empty: None, stale: false, appetite: 1, asked: 0 };
+        let queue = |&lane| Queue { lane, state: State::Free, empty: None, stale: false, appetite: 1, asked: 0 };
         let count = lanes.len();
         // An idle queue keeps no more than its share of half the slots from a busy one.
         let most = if count == 1 { slots } else { slots / (2 * count) };
@@ -83,6 +84,7 @@ impl Turns {
             queues: lanes.iter().map(queue).collect(),
             passed: vec![0; lanes.iter().max().map_or(0, |last| last + 1)],
             standing: count == 1 || slots >= 2 * count,
+            look_again: LOOK_AGAIN * count as u32,
             most: most.clamp(1, BURST),
             turn: 0,
         }
@@ -97,16 +99,16 @@ impl Turns {
     pub(super) fn next(&mut self, free: usize, now: Instant) -> Option<Turn> {
         let queue = self.choose(now)?;
         let chosen = &self.queues[queue];
-        let looks = !self.standing && chosen.may_have_messages(now);
-        let mut count = match (self.standing, looks) {
+        let looks = !self.standing && self.may_have_messages(chosen, now);
+        let count = match (self.standing, looks) {
             (true, _) => chosen.appetite,
             (false, true) => BURST,
             (false, false) => 1,
         };
-        if self.is_due(chosen.lane) {
-            count = count.min(self.passed[chosen.lane] / (SHARE - 1));
-        }
-        let count = count.min(free).max(1);
+        // No more than until another lane's turn comes.
+        let others = self.ready(now).filter(|&lane| lane > 0 && lane != chosen.lane);
+        let until_due = others.map(|lane| (SHARE - 1).saturating_sub(self.passed[lane])).min();
+        let count = count.min(until_due.unwrap_or(BURST)).min(free).max(1);
         let wait = match (looks, self.standing) {
             (true, _) => None,
             (false, false) => Some(SHORT_WAIT),
@@ -131,8 +133,8 @@ impl Turns {
         queue.appetite = if full { (2 * queue.appetite).min(self.most) } else { taken.clamp(1, self.most) };
         (queue.empty, queue.stale) = if full || self.standing { (None, false) } else { (Some(now), false) };
 
-        let waits = |lane| self.queues.iter().any(|queue| queue.lane == lane && queue.is_ready(now));
-        let waiting: Vec<bool> = (0..self.passed.len()).map(waits).collect();
+        let mut waiting = vec![false; self.passed.len()];
+        self.ready(now).for_each(|lane| waiting[lane] = true);
         for (other, passed) in self.passed.iter_mut().enumerate() {
             if other != lane && waiting[other] {
                 *passed += taken;
@@ -155,13 +157,13 @@ impl Turns {
     }
 
     fn choose(&self, now: Instant) -> Option<usize> {
-        let ready = || self.queues.iter().filter(|queue| queue.is_ready(now)).map(|queue| queue.lane);
         let looking = || self.queues.iter().filter(|queue| queue.state == State::Looking).map(|queue| queue.lane);
-        let due = ready().filter(|&lane| self.is_due(lane)).max_by_key(|&lane| (self.passed[lane], usize::MAX - lane));
-        let candidate: &dyn Fn(&Queue) -> bool = match due.or(ready().min()) {
+        let is_due = |&lane: &usize| lane > 0 && self.passed[lane] >= SHARE - 1;
+        let due = self.ready(now).filter(is_due).max_by_key(|&lane| (self.passed[lane], usize::MAX - lane));
+        let candidate: &dyn Fn(&Queue) -> bool = match due.or(self.ready(now).min()) {
             // What a more urgent queue answers comes first.
             Some(lane) if due.is_none() && looking().any(|other| other < lane) => return None,
-            Some(lane) => &move |queue| queue.lane == lane && queue.is_ready(now),
+            Some(lane) => &move |queue| queue.lane == lane && self.is_ready(queue, now),
             None if looking().next().is_some() => return None,
             None => &|queue| queue.state == State::Free,
         };
@@ -170,17 +172,16 @@ impl Turns {
         candidates.min_by_key(|(_, queue)| queue.asked).map(|(index, _)| index)
     }
 
-    fn is_due(&self, lane: usize) -> bool {
-        lane > 0 && self.passed[lane] >= SHARE - 1
-    }
-}
-
-impl Queue {
-    fn may_have_messages(&self, now: Instant) -> bool {
-        self.empty.is_none_or(|since| self.stale && now.duration_since(since) >= LOOK_AGAIN)
+    /// The lanes of the queues that may be asked, and may have messages.
+    fn ready(&self, now: Instant) -> impl Iterator<Item = usize> {
+        self.queues.iter().filter(move |queue| self.is_ready(queue, now)).map(|queue| queue.lane)
     }
 
-    fn is_ready(&self, now: Instant) -> bool {
-        self.state == State::Free && self.may_have_messages(now)
+    fn is_ready(&self, queue: &Queue, now: Instant) -> bool {
+        queue.state == State::Free && self.may_have_messages(queue, now)
+    }
+
+    fn may_have_messages(&self, queue: &Queue, now: Instant) -> bool {
+        queue.empty.is_none_or(|since| queue.stale && now.duration_since(since) >= self.look_again)
     }
 }
