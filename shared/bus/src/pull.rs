@@ -1,14 +1,12 @@
 //! Taking messages from the work queues: a permit first, then as many messages as there are permits, never more.
 
+mod delivery;
 mod intake;
 mod turns;
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::{
-    HeaderMap, StatusCode,
-    jetstream::{AckKind, consumer::PullConsumer},
-};
+use async_nats::{StatusCode, jetstream::consumer::PullConsumer};
 use baton_contract::{
     Name,
     subject::{Layout, Stage},
@@ -20,6 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::delivery::{Delivery, Settle};
 pub(crate) use self::intake::connects;
 use self::{
     intake::Intake,
@@ -92,83 +91,6 @@ impl Options {
     }
 }
 
-/// One delivery of a message.
-pub struct Delivery {
-    client: async_nats::Client,
-    message: async_nats::jetstream::Message,
-    /// The message's sequence in its stream.
-    pub sequence: u64,
-    /// How often the broker has delivered the message, this time included.
-    pub attempt: u64,
-    /// When the broker stored the message, in milliseconds since 1970.
-    pub published_ms: u64,
-    /// When this worker got it.
-    pub(crate) received: Instant,
-}
-
-/// What becomes of a delivered message.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Settle {
-    /// Done, and its successor is durable: remove it, and wait until the broker has.
-    Ack,
-    /// Deliver it again, after a pause if one is given.
-    Nak(Option<Duration>),
-    /// Never deliver it again.
-    Term,
-    /// Another delivery of the same message is at work: touch nothing.
-    Leave,
-}
-
-impl Delivery {
-    fn new(message: async_nats::jetstream::Message, client: &async_nats::Client) -> Result<Self, Error> {
-        let info = message
-            .info()
-            .map_err(|error| Error::Read { what: "a message's delivery data".into(), message: error.to_string() })?;
-        let sequence = info.stream_sequence;
-        let attempt = info.delivered.max(1) as u64;
-        let published_ms = (info.published.unix_timestamp_nanos() / 1_000_000) as u64;
-        Ok(Self { client: client.clone(), received: Instant::now(), sequence, attempt, published_ms, message })
-    }
-
-    pub fn subject(&self) -> &str {
-        self.message.subject.as_str()
-    }
-
-    pub fn payload(&self) -> &[u8] {
-        &self.message.payload
-    }
-
-    pub fn headers(&self) -> Option<&HeaderMap> {
-        self.message.headers.as_ref()
-    }
-
-    async fn heartbeat(&self) {
-        if let Err(error) = self.message.ack_with(AckKind::Progress).await {
-            tracing::warn!(%error, "a heartbeat was not sent; the broker may deliver the message again");
-        }
-    }
-
-    /// Acknowledges, and waits until the broker has noted it; unlike the client's own way without a subscription for each.
-    async fn double_ack(&self) -> Result<(), async_nats::Error> {
-        let reply = self.message.reply.clone().ok_or("a message without a subject to answer to")?;
-        self.client.request(reply, AckKind::Ack.into()).await?;
-        Ok(())
-    }
-
-    async fn settle(&self, settle: Settle) {
-        let done = match settle {
-            Settle::Ack => self.double_ack().await,
-            Settle::Nak(pause) => self.message.ack_with(AckKind::Nak(pause)).await,
-            Settle::Term => self.message.ack_with(AckKind::Term).await,
-            Settle::Leave => Ok(()),
-        };
-        if let Err(error) = done {
-            // The broker delivers the message again, and the claim shows then that its work is done.
-            tracing::warn!(%error, subject = self.subject(), "a message was not settled");
-        }
-    }
-}
-
 /// What a stage does with a delivery.
 pub trait Receiver: Send + Sync + 'static {
     fn receive(&self, delivery: &Delivery) -> impl Future<Output = Settle> + Send;
@@ -230,23 +152,23 @@ async fn take<R: Receiver>(
             biased;
             () = shutdown.cancelled() => break,
             Some(ended) = pulls.next() => {
-                let now = Instant::now();
-                match ended {
+                let puller = match ended {
                     Ended::Pull(puller, turn, taken) => {
-                        turns.ended(turn, taken, now);
-                        let index = puller.index;
-                        pullers[index] = Some(puller);
+                        turns.ended(turn, taken, Instant::now());
+                        puller
                     }
                     Ended::Failed(puller, pause) => {
                         turns.failed(puller.index);
                         pulls.push(puller.rest(pause).boxed());
+                        continue;
                     }
                     Ended::Rest(puller) => {
                         turns.rested(puller.index);
-                        let index = puller.index;
-                        pullers[index] = Some(puller);
+                        puller
                     }
-                }
+                };
+                let index = puller.index;
+                pullers[index] = Some(puller);
                 continue;
             }
             permit = slots.clone().acquire_owned(), if turns.wanted(Instant::now()) => permit,

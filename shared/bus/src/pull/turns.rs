@@ -97,13 +97,13 @@ impl Turns {
 
     /// What `free` slots do next, at least one.
     pub(super) fn next(&mut self, free: usize, now: Instant) -> Option<Turn> {
-        let queue = self.choose(now)?;
+        let (queue, due) = self.choose(now)?;
         let chosen = &self.queues[queue];
         let looks = !self.standing && self.may_have_messages(chosen, now);
-        let count = match (self.standing, looks) {
-            (true, _) => chosen.appetite,
+        let count = match (due, looks) {
             (false, true) => BURST,
-            (false, false) => 1,
+            (false, false) if self.standing => chosen.appetite,
+            _ => 1,
         };
         // No more than until another lane's turn comes.
         let others = self.ready(now).filter(|&lane| lane > 0 && lane != chosen.lane);
@@ -142,7 +142,7 @@ impl Turns {
         }
         self.passed[lane] = self.passed[lane].saturating_sub((SHARE - 1) * taken);
         // Who has no message is owed nothing.
-        if !full && !(waiting[lane] && !self.standing) {
+        if !full && (self.standing || !waiting[lane]) {
             self.passed[lane] = 0;
         }
     }
@@ -156,7 +156,8 @@ impl Turns {
         self.queues[queue].state = State::Free;
     }
 
-    fn choose(&self, now: Instant) -> Option<usize> {
+    /// A queue that may be asked, and whether it is passed over too long.
+    fn choose(&self, now: Instant) -> Option<(usize, bool)> {
         let looking = || self.queues.iter().filter(|queue| queue.state == State::Looking).map(|queue| queue.lane);
         let is_due = |&lane: &usize| lane > 0 && self.passed[lane] >= SHARE - 1;
         let due = self.ready(now).filter(is_due).max_by_key(|&lane| (self.passed[lane], usize::MAX - lane));
@@ -169,7 +170,7 @@ impl Turns {
         };
         // Queues of one lane take turns, and so do empty ones.
         let candidates = self.queues.iter().enumerate().filter(|(_, queue)| candidate(queue));
-        candidates.min_by_key(|(_, queue)| queue.asked).map(|(index, _)| index)
+        candidates.min_by_key(|(_, queue)| queue.asked).map(|(index, _)| (index, due.is_some()))
     }
 
     /// The lanes of the queues that may be asked, and may have messages.
