@@ -90,7 +90,18 @@ async fn ask(ground: &Ground, subject: &str, body: &str) -> Value {
 async fn results(ground: &Ground, kind: &str) -> BTreeMap<String, u64> {
     let filter = json!({ "subjects_filter": format!("baton.{kind}.>") }).to_string();
     let answer = ask(ground, "$JS.API.STREAM.INFO.baton_res", &filter).await;
-    serde_json::from_value(answer["state"]["subjects"].clone()).unwrap_or_else(|error| panic!("{error}: {answer}"))
+    let subjects: Option<_> =
+        serde_json::from_value(answer["state"]["subjects"].clone()).unwrap_or_else(|error| panic!("{error}: {answer}"));
+    subjects.unwrap_or_default()
+}
+
+async fn until_refused(ground: &Ground) {
+    let refused = async {
+        while results(ground, "rej").await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, refused).await.expect("nothing was refused");
 }
 
 async fn assert_one_result_each(ground: &Ground, jobs: usize) {
@@ -115,8 +126,10 @@ async fn a_job_is_cancelled_wherever_it_is_and_has_one_result() {
     let told = json!({ "id": "in-ingest", "answer": "cancelling", "state": "accepted" });
     assert_eq!(cancel(&ground, "in-ingest").await, (true, told.clone()));
     assert_eq!(cancel(&ground, "in-ingest").await, (true, told));
+    // The worker's end must not come before it has refused the second request.
+    let both = async { tokio::join!(result(&mut follower, &in_ingest), until_refused(&ground)).0 };
     let outcome = tokio::select! {
-        outcome = result(&mut follower, &in_ingest) => outcome,
+        outcome = both => outcome,
         _ = ground.baton(&["worker", "ingest", "--set", "lanes=later"]) => panic!("the worker ended"),
     };
     assert_cancelled(&outcome, 0);
