@@ -26,8 +26,12 @@ async fn a_job_is_one_trace_across_all_stages() {
     let of_job = |span: &crate::receiver::Span, job: &str| span.attributes.get("job").is_some_and(|value| value == job);
     let spans = receiver
         .wait_for(|spans| {
-            let decoded = |job: &str| spans.iter().any(|span| span.name == "decode" && of_job(span, job));
-            decoded("traced") && decoded("other")
+            // Each process sends its spans when it likes.
+            let sent = |name: &str, job: &str| spans.iter().any(|span| span.name == name && of_job(span, job));
+            let children = ["kv.put", "kv.get"].iter().all(|name| spans.iter().any(|span| span.name == *name));
+            ["submit", "ingest", "prefill", "decode"].iter().all(|name| sent(name, "traced"))
+                && children
+                && sent("ingest", "other")
         })
         .await;
     let named = |name: &str, job: &str| {
