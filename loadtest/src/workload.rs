@@ -72,7 +72,8 @@ impl Workload {
     }
 }
 
-fn stream(seed: u64, number: u64) -> ChaCha8Rng {
+/// The `number`-th sequence of random numbers of a seed.
+pub(crate) fn stream(seed: u64, number: u64) -> ChaCha8Rng {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(number);
     random

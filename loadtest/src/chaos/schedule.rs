@@ -3,9 +3,10 @@
 use std::{fmt, time::Duration};
 
 use baton_contract::subject::Stage;
-use rand::{Rng, RngExt, SeedableRng, seq::SliceRandom};
-use rand_chacha::ChaCha8Rng;
+use rand::{Rng, RngExt, seq::SliceRandom};
 use rand_distr::{Distribution, Exp1};
+
+use crate::workload::stream;
 
 const FAULTS: u64 = 100;
 /// The pause between two faults is at most this many times the mean, so that a short run has its share.
@@ -135,8 +136,7 @@ pub fn draw(
     ack_wait: Duration,
     directory: bool,
 ) -> Vec<Planned> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    random.set_stream(FAULTS);
+    let mut random = stream(seed, FAULTS);
     let (mut planned, mut deck, mut at) = (Vec::new(), Vec::new(), Duration::ZERO);
     loop {
         let pause: f64 = Exp1.sample(&mut random);

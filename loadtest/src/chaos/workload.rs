@@ -6,8 +6,10 @@ use baton_contract::{
     JobId,
     request::{Prompt, Request},
 };
-use rand::{RngExt, SeedableRng, seq::IndexedRandom};
+use rand::{RngExt, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
+
+use crate::workload::stream;
 
 const REQUESTS: u64 = 0;
 const JOBS: u64 = 1;
@@ -118,12 +120,6 @@ impl Workload {
 pub enum Event {
     Submit { job: usize, again: bool },
     Cancel { job: usize },
-}
-
-fn stream(seed: u64, number: u64) -> ChaCha8Rng {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    random.set_stream(number);
-    random
 }
 
 #[cfg(test)]

@@ -309,11 +309,6 @@ impl Bus {
         self.client.publish(subject.clone(), payload.into()).await.map_err(|error| failed(error.to_string()))
     }
 
-    /// How often the connection was made. Where that changes, what was published without durability may be lost.
-    pub fn connects(&self) -> u64 {
-        pull::connects(&self.client)
-    }
-
     /// Sends what is still buffered, if the broker can be reached within some seconds.
     pub async fn flush(&self) -> Result<(), Error> {
         let failed = |message: String| Error::Publish { subject: "(all)".into(), message };

@@ -19,7 +19,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::delivery::{Delivery, Settle};
-pub(crate) use self::intake::connects;
 use self::{
     intake::Intake,
     turns::{Turn, Turns},

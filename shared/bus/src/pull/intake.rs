@@ -54,6 +54,7 @@ impl Intake {
     }
 }
 
-pub(crate) fn connects(client: &async_nats::Client) -> u64 {
+/// How often the connection was made.
+fn connects(client: &async_nats::Client) -> u64 {
     client.statistics().connects.load(Ordering::Relaxed)
 }
