@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::{Report, Summary};
+use crate::{Report, Summary, record::Stages, report::Steady};
 
 /// Counts and throughputs, then the latencies.
 pub fn plain(report: &Report) -> String {
@@ -11,10 +11,22 @@ pub fn plain(report: &Report) -> String {
         ("requests", format!("{submitted} submitted: {completed} completed, {failed} failed, {lost} lost")),
         ("duration", format!("{:.2} s", report.duration_s)),
         ("tokens", format!("{} input, {} output", report.total_input_tokens, report.total_output_tokens)),
-        ("request_throughput", format!("{:.2} req/s of {} offered", report.request_throughput, report.options.rate)),
+        ("load", report.options.describe()),
+        ("request_throughput", format!("{:.2} req/s", report.request_throughput)),
+        ("input_throughput", format!("{:.1} tok/s", report.input_throughput)),
         ("output_throughput", format!("{:.1} tok/s", report.output_throughput)),
         ("total_token_throughput", format!("{:.1} tok/s", report.total_token_throughput)),
     ];
+    if let Some(steady) = &report.steady {
+        let Steady { from_s, to_s, request_throughput, output_throughput, concurrency } = steady;
+        let figures =
+            format!("{request_throughput:.2} req/s, {output_throughput:.1} tok/s, {concurrency:.1} under way");
+        lines.push(("steady", format!("{figures} (from {from_s:.1} to {to_s:.1} s)")));
+    }
+    if let Some(stages) = &report.stages_ms {
+        let shares = shares(stages).map(|(name, share)| format!("{name} {:.0} %", share * 100.0));
+        lines.push(("time of a job", shares.join(", ")));
+    }
     if let Some(goodput) = &report.goodput {
         lines.push(("goodput", format!("{:.1} % of requests, {:.2} req/s", goodput.share * 100.0, goodput.rate)));
     }
@@ -26,7 +38,8 @@ pub fn plain(report: &Report) -> String {
     for (kind, failures) in &report.failures {
         let _ = writeln!(text, "failed: {} x {kind}: {}", failures.count, failures.example);
     }
-    let _ = writeln!(text, "\n{:<14}{:>10}{:>10}{:>10}{:>10}{:>10}", "ms", "mean", "p50", "p90", "p99", "max");
+    let columns = ["mean", "std", "p50", "p90", "p95", "p99", "max"];
+    let _ = writeln!(text, "\n{:<14}{}", "ms", columns.map(|column| format!("{column:>10}")).concat());
     for (name, summary) in [
         ("ttft", report.ttft_ms),
         ("tpot", report.tpot_ms),
@@ -36,8 +49,9 @@ pub fn plain(report: &Report) -> String {
     ] {
         let _ = write!(text, "{name:<14}");
         match summary {
-            Some(Summary { mean, p50, p90, p99, max, .. }) => {
-                let _ = writeln!(text, "{mean:>10.1}{p50:>10.1}{p90:>10.1}{p99:>10.1}{max:>10.1}");
+            Some(Summary { mean, std, p50, p90, p95, p99, max, .. }) => {
+                let figures = [mean, std, p50, p90, p95, p99, max].map(|figure| format!("{figure:>10.1}"));
+                let _ = writeln!(text, "{}", figures.concat());
             }
             None => text.push_str("         -\n"),
         }
@@ -45,11 +59,25 @@ pub fn plain(report: &Report) -> String {
     text
 }
 
+/// The parts of a job's time by the whole, 0 to 1, with their names.
+pub fn shares(stages: &Stages) -> [(&'static str, f64); 5] {
+    let Stages { queue_ms, prefill_ms, hand_over_ms, decode_ms, total_ms } = *stages;
+    let rest = (total_ms - queue_ms - prefill_ms - hand_over_ms - decode_ms).max(0.0);
+    let share = |ms: f64| if total_ms > 0.0 { ms / total_ms } else { 0.0 };
+    [
+        ("queue", share(queue_ms)),
+        ("prefill", share(prefill_ms)),
+        ("hand-over", share(hand_over_ms)),
+        ("decode", share(decode_ms)),
+        ("rest", share(rest)),
+    ]
+}
+
 /// The heading of the Markdown table that [`markdown_row`] gives the rows of.
 pub const MARKDOWN_HEAD: &str = "\
-| Offered req/s | Prompt, output tokens | Completed | Failed, lost | req/s | Output tok/s | Total tok/s | TTFT ms p50, p90, p99 \
+| Load | Completed | Failed, lost | req/s | Output tok/s | Total tok/s | TTFT ms p50, p90, p99 \
 | TPOT ms p50, p90, p99 | ITL ms p50, p90, p99 | E2EL ms p50, p90, p99 | Goodput |
-|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|
+|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|
 ";
 
 /// One run as one row, so that runs can be put beneath each other.
@@ -60,14 +88,11 @@ pub fn markdown_row(report: &Report) -> String {
         None => "-".into(),
     };
     let goodput = report.goodput.map_or("-".into(), |goodput| {
-        let bound = |name, slo: Option<f64>| slo.map(|slo| format!("{name} {slo} ms"));
-        let bounds = [bound("TTFT", options.slo_ttft_ms), bound("E2EL", options.slo_e2el_ms)];
-        let bounds = bounds.into_iter().flatten().collect::<Vec<_>>().join(", ");
+        let bounds = options.goodput.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         format!("{:.1} % ({bounds})", goodput.share * 100.0)
     });
     let cells = [
-        options.rate.to_string(),
-        format!("{}, {}", options.prompt_tokens, options.output_tokens),
+        options.describe(),
         format!("{} of {}", report.completed, report.submitted),
         format!("{}, {}", report.failed, report.lost),
         format!("{:.2}", report.request_throughput),

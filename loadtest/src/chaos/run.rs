@@ -263,6 +263,7 @@ impl<'a> Run<'a> {
                 // Only counted: what the messages say does not matter.
                 evidence.waiting.insert(stage.to_string(), bus.waiting::<DecodeTask>(stage).await?.count);
             }
+            evidence.waiting.insert("waiting".into(), bus.waiting_for_turns().await?);
             if evidence.waiting.values().all(|count| *count == 0) || Instant::now() > deadline {
                 break;
             }

@@ -6,7 +6,7 @@ use baton_contract::subject::Stage;
 use rand::{Rng, RngExt, seq::SliceRandom};
 use rand_distr::{Distribution, Exp1};
 
-use crate::workload::stream;
+use baton_workload::stream;
 
 const FAULTS: u64 = 100;
 /// The pause between two faults is at most this many times the mean, so that a short run has its share.

@@ -9,7 +9,7 @@ use baton_contract::{
 use rand::{RngExt, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::workload::stream;
+use baton_workload::stream;
 
 const REQUESTS: u64 = 0;
 const JOBS: u64 = 1;

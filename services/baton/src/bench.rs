@@ -7,6 +7,8 @@ mod machine;
 mod processes;
 mod runs;
 
+pub use self::runs::Runs;
+
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(subcommand)]

@@ -15,40 +15,82 @@ use baton_topology::{BrokerUrl, Device, Model, Plan, StoreUrl};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    hub,
+    contexts, hub,
     setup::{self, Setup},
 };
+
+const HEADING: &str = "Which pipeline";
 
 /// Options of every command that talks to a pipeline.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct PipelineArguments {
     /// Pipeline file; without it one worker a stage on this machine
-    #[arg(long, short, value_name = "FILE", env = "BATON_PIPELINE")]
+    #[arg(long, short, value_name = "FILE", env = "BATON_PIPELINE", help_heading = HEADING)]
     pub pipeline: Option<PathBuf>,
+    /// A context of `baton context`; without it the selected one, and none if it is empty
+    #[arg(long, value_name = "NAME", env = CONTEXT_VARIABLE, help_heading = HEADING)]
+    pub context: Option<String>,
     /// NATS URLs of the broker, separated by commas (short for --set broker.url=...)
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", help_heading = HEADING)]
     pub nats: Option<String>,
     /// URL of the object store (short for --set store.url=...)
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", help_heading = HEADING)]
     pub store: Option<String>,
     /// Set any key of the pipeline, for example stages.decode.slots=8; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long, value_name = "KEY=VALUE", help_heading = HEADING)]
     pub set: Vec<String>,
 }
 
+/// Names the context of commands that are given no other.
+pub const CONTEXT_VARIABLE: &str = "BATON_CONTEXT";
+
+/// Option of commands that are about one tenant's jobs.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct TenantArguments {
+    /// Tenant of the jobs; without it the context's, or `default`
+    #[arg(long, value_name = "NAME", env = "BATON_TENANT")]
+    tenant: Option<Name>,
+}
+
+impl TenantArguments {
+    /// The tenant that flag, environment or context name.
+    pub fn named(&self, pipeline: &PipelineArguments) -> anyhow::Result<Option<Name>> {
+        if self.tenant.is_some() {
+            return Ok(self.tenant.clone());
+        }
+        Ok(pipeline.chosen()?.and_then(|context| context.tenant))
+    }
+
+    /// The same, or the tenant of those who name none.
+    pub fn of(&self, pipeline: &PipelineArguments) -> anyhow::Result<Name> {
+        Ok(self.named(pipeline)?.unwrap_or_else(Name::default_tenant))
+    }
+}
+
 impl PipelineArguments {
-    /// The validated plan of file, environment and flags.
+    /// The context that the command is given, or the selected one. That one is not meant where a pipeline file is named.
+    fn chosen(&self) -> anyhow::Result<Option<contexts::Context>> {
+        match self.context.as_deref() {
+            Some("") => Ok(None),
+            Some(name) => contexts::Context::named(name).map(Some),
+            None if self.pipeline.is_some() => Ok(None),
+            None => contexts::Context::selected(),
+        }
+    }
+
+    /// The validated plan of file, context, environment and flags.
     pub fn plan(&self) -> anyhow::Result<Plan> {
-        let text = match &self.pipeline {
+        let context = self.chosen()?.unwrap_or_default();
+        let text = match self.pipeline.as_ref().or(context.pipeline.as_ref()) {
             None => None,
             Some(path) => {
                 Some(fs::read_to_string(path).with_context(|| format!("cannot read the pipeline {}", path.display()))?)
             }
         };
-        self.plan_of(text.as_deref())
+        self.plan_of(text.as_deref(), &context)
     }
 
-    fn plan_of(&self, text: Option<&str>) -> anyhow::Result<Plan> {
+    fn plan_of(&self, text: Option<&str>, context: &contexts::Context) -> anyhow::Result<Plan> {
         let mut overrides = self.set.clone();
         overrides.extend(self.nats.iter().map(|url| format!("broker.url={url}")));
         overrides.extend(self.store.iter().map(|url| format!("store.url={url}")));
@@ -56,7 +98,8 @@ impl PipelineArguments {
         let environment = std::env::vars_os();
         let environment =
             environment.filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-        Ok(Plan::load(text, environment, &overrides)?)
+        // The later of two variables counts.
+        Ok(Plan::load(text, context.variables().into_iter().chain(environment), &overrides)?)
     }
 
     /// The plan with the URLs of the running pipeline in place of `embedded`. Without a pipeline file it is the running
@@ -66,9 +109,10 @@ impl PipelineArguments {
         let home = PipelineHome::new(&plan.root);
         if plan.broker.url == BrokerUrl::Embedded {
             let running = home.running()?;
-            if self.pipeline.is_none() {
-                plan =
-                    self.plan_of(Some(&fs::read_to_string(home.plan_file()).context("cannot read the running plan")?))?;
+            let context = self.chosen()?.unwrap_or_default();
+            if self.pipeline.is_none() && context.pipeline.is_none() {
+                let text = fs::read_to_string(home.plan_file()).context("cannot read the running plan")?;
+                plan = self.plan_of(Some(&text), &context)?;
             }
             plan.broker.url = BrokerUrl::Servers(running.nats_url);
         }
@@ -80,6 +124,7 @@ impl PipelineArguments {
 }
 
 /// Where the embedded parts of the pipeline under one root live, inside Baton's own folder.
+#[derive(Clone)]
 pub struct PipelineHome {
     pub directory: PathBuf,
 }
@@ -88,6 +133,9 @@ pub struct PipelineHome {
 #[derive(Serialize, Deserialize)]
 pub struct Running {
     pub nats_url: String,
+    /// Where its gateway is found, once that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway_url: Option<String>,
 }
 
 impl PipelineHome {
@@ -123,7 +171,10 @@ impl PipelineHome {
     }
 
     pub fn announce(&self, running: &Running) -> anyhow::Result<()> {
-        fs::write(self.running_file(), serde_json::to_vec(running)?).context("cannot write running.json")
+        // At once: others may be reading it.
+        let written = self.directory.join("running.json.new");
+        fs::write(&written, serde_json::to_vec(running)?).context("cannot write running.json")?;
+        fs::rename(&written, self.running_file()).context("cannot write running.json")
     }
 
     pub fn withdraw(&self) {
@@ -159,6 +210,7 @@ pub fn retention(plan: &Plan) -> Retention {
     let backlog = Backlog {
         messages: plan.limits.backlog_messages as u64,
         bytes: plan.limits.backlog_bytes.map(|bytes| bytes.0),
+        of_tenant: plan.limits.tenant_backlog.map(|messages| messages as u64),
     };
     Retention { replicas: plan.broker.replicas, results: plan.results.keep, backlog }
 }

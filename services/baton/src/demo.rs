@@ -1,8 +1,11 @@
 //! `baton demo`: everything once, on a handful of prompts, with a table of where the time went.
 
+mod ratios;
+
 use std::{
     collections::{HashMap, HashSet},
     io::{self, Write},
+    path::PathBuf,
 };
 
 use anyhow::{Context, bail, ensure};
@@ -17,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::{
     context::{self, PipelineHome},
-    setup,
+    exit, setup,
     supervisor::{Logs, Pipeline},
     table,
 };
@@ -28,17 +31,35 @@ const DOCUMENT_BYTES: usize = 6_000;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
+Examples:
+  baton demo
+  baton demo --json | jq .timings
+  baton demo --ratios --plot ratios.svg
+
 Brings what is missing (see `baton setup`), starts a broker, a local object store, one prefill and one decode process, \
-submits five prompts, streams the answers and shows where each job's time went. Nothing is left running.")]
+submits five prompts, streams the answers and shows where each job's time went. Nothing is left running.
+
+With --ratios six workers of the sim engine, which computes nothing and keeps the time of a large model, serve three loads \
+(long generations, a mix, long prompts) with 2, 3 and 4 of them as prefill workers, through a real broker and store. That takes \
+about 75 seconds.")]
 pub struct Arguments {
     /// Print the results as JSON instead of the table, one a line
     #[arg(long)]
     json: bool,
+    /// Show what the split of six workers into prefill and decode does to three kinds of load
+    #[arg(long)]
+    ratios: bool,
+    /// Where the plot of --ratios goes, an SVG file
+    #[arg(long, value_name = "FILE", default_value = "ratios.svg", requires = "ratios")]
+    plot: PathBuf,
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    if arguments.ratios {
+        return ratios::run(arguments.json, &arguments.plot).await;
+    }
     let started = Instant::now();
-    let plan = Plan::load(None, [], &[])?;
+    let plan = Plan::load(None, [], &["gateway.replicas=0".to_owned()])?;
     let telemetry = context::telemetry(&plan, "baton-demo", "demo", "warn")?;
     let directory = setup::home().join("demo").join(std::process::id().to_string());
     let home = PipelineHome { directory: directory.clone() };
@@ -50,7 +71,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut pipeline = Pipeline::start(plan, home, Logs::File(log.clone())).await?;
     let outcome = tokio::select! {
         outcome = show(&mut pipeline, arguments.json, started) => outcome,
-        stopped = context::asked_to_stop() => stopped.and(Err(anyhow::anyhow!("stopped"))),
+        stopped = context::asked_to_stop() => stopped.and(Err(exit::Interrupted.into())),
     };
     pipeline.stop().await?;
     telemetry.shutdown().await;

@@ -24,7 +24,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    context::{self, PipelineArguments},
+    context::{self, PipelineArguments, TenantArguments},
     table,
 };
 
@@ -79,9 +79,8 @@ struct ShowArguments {
     id: Named,
     #[command(flatten)]
     pipeline: PipelineArguments,
-    /// Tenant of the job, if only its id is given
-    #[arg(long, default_value = "default")]
-    tenant: Name,
+    #[command(flatten)]
+    tenant: TenantArguments,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -95,7 +94,7 @@ Examples:
   baton dlq drop prefill.acme.report-7
 
 A job that failed has its one result and keeps it, so a letter that is retried becomes a new job; follow it with `baton \
-result NEW --tenant TENANT --wait`. A letter without a job is put back into its queue. Exit status: 0 if all went well, 1 \
+result NEW --tenant TENANT --wait`. A letter without a job is put back into its queue. Exit code: 0 if all went well, 1 \
 otherwise; letters that could not be retried stay.")]
 struct ChoiceArguments {
     /// A letter as `baton dlq ls` names it, or the id of a job
@@ -106,9 +105,8 @@ struct ChoiceArguments {
     all: bool,
     #[command(flatten)]
     pipeline: PipelineArguments,
-    /// Tenant of the job, if only its id is given
-    #[arg(long, default_value = "default")]
-    tenant: Name,
+    #[command(flatten)]
+    tenant: TenantArguments,
     /// Print one JSON object per letter
     #[arg(long)]
     json: bool,
@@ -283,7 +281,7 @@ impl Content {
 
 async fn show(arguments: ShowArguments) -> anyhow::Result<()> {
     let bus = connect(&arguments.pipeline).await?;
-    let opened = find(&bus, &arguments.id, &arguments.tenant).await?;
+    let opened = find(&bus, &arguments.id, &arguments.tenant.of(&arguments.pipeline)?).await?;
     let shown = Shown { row: Row::of(&opened.letter), request: Content::of(&opened) };
     let mut out = io::stdout().lock();
     if arguments.json {
@@ -319,7 +317,7 @@ enum Deed {
 async fn each(arguments: ChoiceArguments, deed: Deed) -> anyhow::Result<()> {
     let bus = connect(&arguments.pipeline).await?;
     let letters = match &arguments.id {
-        Some(named) => vec![find(&bus, named, &arguments.tenant).await?.letter],
+        Some(named) => vec![find(&bus, named, &arguments.tenant.of(&arguments.pipeline)?).await?.letter],
         None => bus.dead_letters().await?,
     };
     let mut failed = 0;

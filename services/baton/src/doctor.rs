@@ -20,7 +20,7 @@ Examples:
   baton doctor
   baton doctor --nats nats://10.0.0.1:4222 --store s3://kv/baton
 
-Exit status: 0 if every check passed, 1 otherwise.")]
+Exit code: 0 if every check passed, 1 otherwise.")]
 pub struct Arguments {
     #[command(flatten)]
     pipeline: PipelineArguments,

@@ -1,23 +1,37 @@
-//! `baton job` and `baton result`: what became of a job.
+//! `baton job`, `baton result` and `baton jobs`: what became of jobs.
 
-use std::process::ExitCode;
+mod list;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use anyhow::bail;
-use baton_contract::{JobId, Name, outcome::Status};
+use baton_contract::{JobId, outcome::Status, record::State};
 
+pub use self::list::{ListArguments, list};
 use crate::{
-    context::{self, PipelineArguments},
+    context::{self, PipelineArguments, TenantArguments},
+    exit::Exit,
     submit::print_outcome,
 };
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton job report-7
+  baton job report-7 --tenant acme --json | jq -r .state
+
+With --json the record as it is stored: state (accepted, prefill, decode, completed, failed, cancelled or expired), \
+request_digest, accepted_at_ms, tries, cancelled, claim.")]
 pub struct JobArguments {
     id: JobId,
     #[command(flatten)]
     pipeline: PipelineArguments,
-    /// Tenant that submitted it
-    #[arg(long, default_value = "default")]
-    tenant: Name,
+    #[command(flatten)]
+    tenant: TenantArguments,
     /// Print the record as JSON
     #[arg(long)]
     json: bool,
@@ -29,14 +43,13 @@ Examples:
   baton result report-7
   baton result report-7 --wait --json
 
-Exit status: 0 if the job completed, 1 otherwise.")]
+Exit code: 0 if the job completed, 3 if it ended otherwise, 1 if it has no result yet.")]
 pub struct ResultArguments {
     id: JobId,
     #[command(flatten)]
     pipeline: PipelineArguments,
-    /// Tenant that submitted it
-    #[arg(long, default_value = "default")]
-    tenant: Name,
+    #[command(flatten)]
+    tenant: TenantArguments,
     /// Wait until the job has ended
     #[arg(long, short)]
     wait: bool,
@@ -45,34 +58,37 @@ pub struct ResultArguments {
     json: bool,
 }
 
+/// Shows a job's record.
 pub async fn job(arguments: JobArguments) -> anyhow::Result<()> {
     let plan = arguments.pipeline.running_plan()?;
+    let tenant = arguments.tenant.of(&arguments.pipeline)?;
     let bus = context::connect(&plan, "baton-job").await?;
     let id = &arguments.id;
-    let Some(stored) = bus.jobs().await?.get(&arguments.tenant, id).await? else {
-        bail!("nothing is known about job {id} of tenant {}; has ingest seen it yet?", arguments.tenant);
+    let Some(stored) = bus.jobs().await?.get(&tenant, id).await? else {
+        bail!("nothing is known about job {id} of tenant {tenant}; has ingest seen it yet?");
     };
     let record = stored.record;
+    let mut out = io::stdout().lock();
     if arguments.json {
-        println!("{}", serde_json::to_string(&record)?);
+        writeln!(out, "{}", serde_json::to_string(&record)?)?;
         return Ok(());
     }
-    let state = format!("{:?}", record.state).to_lowercase();
-    let accepted = std::time::UNIX_EPOCH + std::time::Duration::from_millis(record.accepted_at_ms);
-    println!("job       {id}");
+    writeln!(out, "job       {id}")?;
     let note = if record.cancelled && !record.state.is_final() { ", being cancelled" } else { "" };
-    println!("state     {state}{note}");
-    println!("accepted  {}", humantime::format_rfc3339_millis(accepted));
+    writeln!(out, "state     {}{note}", word(record.state))?;
+    writeln!(out, "accepted  {}", time(record.accepted_at_ms))?;
     if let Some(claim) = record.claim {
-        println!("worker    {} (stage {}, attempt {})", claim.worker, claim.stage, claim.attempt);
+        writeln!(out, "worker    {} (stage {}, attempt {})", claim.worker, claim.stage, claim.attempt)?;
     }
     Ok(())
 }
 
+/// Prints a job's result.
 pub async fn result(arguments: ResultArguments) -> anyhow::Result<ExitCode> {
     let plan = arguments.pipeline.running_plan()?;
+    let tenant = &arguments.tenant.of(&arguments.pipeline)?;
     let bus = context::connect(&plan, "baton-result").await?;
-    let (id, tenant) = (&arguments.id, &arguments.tenant);
+    let id = &arguments.id;
     let outcome = if arguments.wait {
         bus.follow(tenant).await?.result(id).await?
     } else {
@@ -82,5 +98,23 @@ pub async fn result(arguments: ResultArguments) -> anyhow::Result<ExitCode> {
         }
     };
     print_outcome(&outcome, arguments.json, None, false)?;
-    Ok(if outcome.status == Status::Completed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(Exit::of_jobs(outcome.status == Status::Completed))
+}
+
+/// A state as records and results write it.
+pub fn word(state: State) -> &'static str {
+    match state {
+        State::Accepted => "accepted",
+        State::Prefill => "prefill",
+        State::Decode => "decode",
+        State::Completed => "completed",
+        State::Failed => "failed",
+        State::Cancelled => "cancelled",
+        State::Expired => "expired",
+    }
+}
+
+/// A time as in RFC 3339.
+fn time(unix_ms: u64) -> String {
+    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(unix_ms)).to_string()
 }

@@ -75,7 +75,7 @@ Examples:
   baton kv gc --pipeline pipeline.toml --nats nats://10.0.0.1:4222 --store s3://kv/baton    from cron
 
 Workers do the same every store.gc_interval; running it beside them does no harm. Chunks that a waiting job names always \
-stay, and so does what is used meanwhile. Exit status: 0 if all that had to go is gone, 1 otherwise.")]
+stay, and so does what is used meanwhile. Exit code: 0 if all that had to go is gone, 1 otherwise.")]
 struct CollectArguments {
     #[command(flatten)]
     pipeline: PipelineArguments,

@@ -25,7 +25,12 @@ use baton_engine::{
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
-use crate::{context, prompts::PromptArguments, submit::print_outcome};
+use crate::{
+    context,
+    exit::{Exit, Usage},
+    prompts::PromptArguments,
+    submit::print_outcome,
+};
 
 /// Tokens of a prompt that are computed at a time.
 const PASS: usize = 256;
@@ -80,7 +85,7 @@ Examples:
   baton run 'Is water wet?' --regex 'yes|no' --logprobs 5 --json
   baton run --jsonl requests.jsonl --json > results.jsonl
 
-The same requests give the same tokens as a pipeline with this model.")]
+The same requests give the same tokens as a pipeline with this model. Exit code: 3 if a request was not answered.")]
 pub struct RunArguments {
     #[command(flatten)]
     prompt: PromptArguments,
@@ -105,7 +110,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let name = Name::new("local")?;
     let models =
         baton_ingest::Models { generators: BTreeMap::from([(name.clone(), generator.clone())]), default: name.clone() };
-    let mut code = ExitCode::SUCCESS;
+    let mut completed = true;
     for request in requests {
         let arrival = baton_ingest::Arrival {
             id: request.id,
@@ -117,7 +122,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         let job = match baton_ingest::read(&models, &arrival, &request.body).await {
             Ok(job) => job,
             Err(failure) => {
-                code = ExitCode::FAILURE;
+                completed = false;
                 print_outcome(&arrival.refused(failure), arguments.json, None, false)?;
                 continue;
             }
@@ -132,12 +137,12 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         let (kept, outcome) = answered?;
         model = kept;
         if outcome.error.is_some() {
-            code = ExitCode::FAILURE;
+            completed = false;
         }
         let shown = (!json).then_some(&outcome.text);
         print_outcome(&outcome, json, shown, false)?;
     }
-    Ok(code)
+    Ok(Exit::of_jobs(completed))
 }
 
 /// Answers one job, token by token; prints the text of the first answer as it comes if asked.
@@ -260,7 +265,7 @@ struct TextVerified {
 
 pub async fn verify(arguments: VerifyArguments) -> anyhow::Result<()> {
     if arguments.compute == Compute::Exact && !arguments.text.is_empty() {
-        bail!("--text compares fast with exact: add --compute fast");
+        bail!(Usage("--text compares fast with exact: add --compute fast".into()));
     }
     let path = &arguments.reference;
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;

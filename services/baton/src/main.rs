@@ -1,35 +1,69 @@
 //! `baton`: the command line and the supervisor. What the commands do lies in the crates they call.
 #![forbid(unsafe_code)]
 
+mod batch;
 mod bench;
+mod calibrate;
 mod cancel;
 mod collector;
+mod completions;
 mod context;
+mod contexts;
 mod demo;
 mod dlq;
 mod doctor;
+mod exit;
+mod gateway;
 mod guard;
 mod hub;
 mod jobs;
 mod kv;
 mod local;
 mod memory;
+mod plan;
+mod planner;
 mod prompts;
 mod reconcile;
+mod role;
 mod setup;
 mod submit;
 mod supervisor;
 mod table;
+mod top;
 mod worker;
 
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::exit::report;
 
 /// Language-model inference as a dataflow over NATS JetStream: publish a request, get every answer, whatever crashed.
 #[derive(Parser)]
-#[command(name = "baton", version, propagate_version = true)]
+#[command(
+    name = "baton",
+    version,
+    propagate_version = true,
+    after_help = "\
+Examples:
+  baton demo                                          everything once, then gone
+  baton up                                            a whole pipeline on this machine, until Ctrl-C
+  baton submit 'Why is the sea salty?' --stream
+  baton batch run requests.jsonl answers.jsonl        OpenAI's batch lines; may be killed and run again
+  baton jobs --status failed --since 1h
+  baton top
+
+Each command tells more with --help. What scripts may read is on standard output, one JSON object a line with --json; \
+messages and progress are on standard error. Colours appear on terminals only, and nowhere if NO_COLOR is set.
+
+Exit codes:
+  0    done
+  1    an error, or a check that did not pass
+  2    the command line makes no sense
+  3    the command did its part, and jobs or lines of a batch failed
+  130  stopped by Ctrl-C before the end"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -45,13 +79,23 @@ enum Command {
     Up(supervisor::Arguments),
     /// Run one worker of a stage against any broker and any store
     Worker(worker::Arguments),
+    /// Have a worker change from prefill to decode or back
+    Role(role::Arguments),
+    /// Decide how many workers prefill and how many decode need, and have them change their role
+    Planner(planner::Arguments),
+    /// Serve the pipeline over HTTP, with OpenAI's interface; make API keys
+    Gateway(gateway::Arguments),
     /// Submit one or many requests; wait for the answers or collect them later
     Submit(submit::Arguments),
     /// Show what is known about a job
     Job(jobs::JobArguments),
     /// Fetch the result of a job
     Result(jobs::ResultArguments),
-    /// End a job that nobody wants any more; what there is of its answer is kept
+    /// Run files of requests, many thousands of lines long
+    Batch(batch::Arguments),
+    /// List jobs, those that changed last first
+    Jobs(jobs::ListArguments),
+    /// End jobs that nobody wants any more; what there is of their answers is kept
     Cancel(cancel::Arguments),
     /// Look at what no worker could finish; try it again or drop it
     Dlq(dlq::Arguments),
@@ -59,6 +103,10 @@ enum Command {
     Reconcile(reconcile::Arguments),
     /// Look at the stored KV chunks, and remove those that nobody needs
     Kv(kv::Arguments),
+    /// Watch the pipeline: queues, workers, tokens a second
+    Top(top::Arguments),
+    /// Give names to pipelines, and choose one
+    Context(contexts::Arguments),
     /// Check that broker, store and model work
     Doctor(doctor::Arguments),
     /// Answer in this one process, without broker or store: the reference for the pipeline
@@ -67,6 +115,12 @@ enum Command {
     Verify(local::VerifyArguments),
     /// Measure the parts on this machine
     Bench(bench::Arguments),
+    /// Measure what a model costs on this machine, for `baton plan`
+    Calibrate(calibrate::Arguments),
+    /// Predict what each split of the workers would do with a workload, and recommend one
+    Plan(plan::Arguments),
+    /// Write the script that lets a shell complete commands and options
+    Completions(completions::Arguments),
     /// Run a command that ends when the caller does
     #[command(hide = true)]
     Guard(guard::Arguments),
@@ -74,6 +128,10 @@ enum Command {
 
 #[derive(clap::Args)]
 #[command(after_help = "\
+Examples:
+  baton setup
+  baton setup --model gemma3-270m --json | jq -r .model
+
 Everything goes into Baton's own folder: $BATON_HOME, or the user's data directory. A nats-server on the PATH is used as \
 it is. `demo` and `up` do the same when something is missing.")]
 struct SetupArguments {
@@ -94,8 +152,13 @@ fn main() -> ExitCode {
     if let Command::Guard(arguments) = arguments.command {
         return report(guard::run(&arguments));
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = match runtime.context("cannot start the async runtime") {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if matches!(arguments.command, Command::Worker(_)) {
+        // Its engine and whatever else computes have threads of their own; passing what is left from one thread to another
+        // would take longer than doing it.
+        runtime.worker_threads(1);
+    }
+    let runtime = match runtime.enable_all().build().context("cannot start the async runtime") {
         Ok(runtime) => runtime,
         Err(error) => return report(Err(error)),
     };
@@ -105,7 +168,15 @@ fn main() -> ExitCode {
             Command::Demo(arguments) => report(demo::run(arguments).await),
             Command::Up(arguments) => report(supervisor::run(arguments).await),
             Command::Worker(arguments) => report(worker::run(arguments).await),
+            Command::Role(arguments) => report(role::run(arguments).await),
+            Command::Planner(arguments) => report(planner::run(arguments).await),
+            Command::Gateway(arguments) => report(gateway::run(arguments).await),
             Command::Submit(arguments) => submit::run(arguments).await.unwrap_or_else(|error| report(Err(error))),
+            Command::Batch(arguments) => batch::run(arguments).await.unwrap_or_else(|error| report(Err(error))),
+            Command::Jobs(arguments) => report(jobs::list(arguments).await),
+            Command::Top(arguments) => report(top::run(arguments).await),
+            Command::Context(arguments) => report(contexts::run(arguments)),
+            Command::Completions(arguments) => report(completions::run(&arguments, Arguments::command())),
             Command::Job(arguments) => report(jobs::job(arguments).await),
             Command::Result(arguments) => jobs::result(arguments).await.unwrap_or_else(|error| report(Err(error))),
             Command::Cancel(arguments) => cancel::run(arguments).await.unwrap_or_else(|error| report(Err(error))),
@@ -116,22 +187,14 @@ fn main() -> ExitCode {
             Command::Run(arguments) => local::run(arguments).await.unwrap_or_else(|error| report(Err(error))),
             Command::Verify(arguments) => report(local::verify(arguments).await),
             Command::Bench(arguments) => report(bench::run(arguments).await),
+            Command::Calibrate(arguments) => report(calibrate::run(arguments).await),
+            Command::Plan(arguments) => report(plan::run(arguments).await),
             Command::Guard(_) => unreachable!("handled before the runtime starts"),
         }
     });
     // A thread that still waits for standard input must not keep the process.
     runtime.shutdown_background();
     code
-}
-
-fn report(result: anyhow::Result<()>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
 }
 
 async fn bring(arguments: SetupArguments) -> anyhow::Result<()> {
@@ -147,4 +210,34 @@ async fn bring(arguments: SetupArguments) -> anyhow::Result<()> {
         println!("model          {}", model.display());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// They serve until they are told to stop, or what they print has a form of its own.
+    const WITHOUT_JSON: [&str; 5] = ["up", "worker", "planner", "gateway", "completions"];
+
+    fn each(command: &clap::Command, name: &str, visit: &mut impl FnMut(&str, &clap::Command)) {
+        for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+            let name = format!("{name} {}", command.get_name());
+            if command.has_subcommands() { each(command, &name, visit) } else { visit(&name, command) }
+        }
+    }
+
+    #[test]
+    fn every_command_has_examples_and_what_prints_can_print_json() {
+        let all = Arguments::command();
+        all.clone().debug_assert();
+        let mut seen = 0;
+        each(&all, "baton", &mut |name, command| {
+            seen += 1;
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:") && help.contains(name), "{name} --help has no examples");
+            let json = command.get_arguments().any(|argument| argument.get_id() == "json");
+            assert!(json || WITHOUT_JSON.contains(&command.get_name()), "{name} has no --json");
+        });
+        assert!(seen > 20, "only {seen} commands were looked at");
+    }
 }

@@ -18,7 +18,7 @@ For after a disaster: a stream was purged, or the broker came back from an old c
 and is in no queue begins again from the message that ingest admitted it with, under its own id, and still ends once. \
 Workers may run meanwhile. With --json one object: dry_run, open, waiting, begun, noted, lost.
 
-Exit status: 0; 1 if there are jobs whose request is lost, too. These may be submitted again under their ids.")]
+Exit code: 0; 1 if there are jobs whose request is lost, too. These may be submitted again under their ids.")]
 pub struct Arguments {
     #[command(flatten)]
     pipeline: PipelineArguments,

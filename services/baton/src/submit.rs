@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use baton_bus::{
     client::{Event, Follower},
     pressure,
@@ -20,7 +20,8 @@ use serde_json::json;
 use tracing::{Instrument, info_span};
 
 use crate::{
-    context::{self, PipelineArguments},
+    context::{self, PipelineArguments, TenantArguments},
+    exit::{Exit, Usage},
     prompts::PromptArguments,
 };
 
@@ -42,7 +43,7 @@ Where a request names its id, submitting it again is submitting it once: it gets
 under the same id is refused; with --json that is an object without `status`, whose `error` has the code `conflict`. When the \
 pipeline's queue is full, submitting waits for room.
 
-Exit status: 0 if every awaited job completed, 1 otherwise.")]
+Exit code: 0; with --wait or --stream 3 if a job did not complete.")]
 pub struct Arguments {
     #[command(flatten)]
     prompt: PromptArguments,
@@ -51,9 +52,8 @@ pub struct Arguments {
     /// A model of the pipeline; without it the pipeline's default
     #[arg(long, short)]
     model: Option<String>,
-    /// Tenant to submit as
-    #[arg(long, default_value = "default")]
-    tenant: Name,
+    #[command(flatten)]
+    tenant: TenantArguments,
     /// Lane to submit on; without it the pipeline's first
     #[arg(long)]
     lane: Option<Name>,
@@ -70,13 +70,15 @@ pub struct Arguments {
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let plan = arguments.pipeline.running_plan()?;
+    let tenant = &arguments.tenant.of(&arguments.pipeline)?;
     let requests = arguments.prompt.requests(arguments.model.as_deref())?;
-    ensure!(!arguments.stream || requests.len() == 1, "--stream takes one request; use --wait for many");
+    if arguments.stream && requests.len() != 1 {
+        bail!(Usage("--stream takes one request; use --wait for many".into()));
+    }
     let lane = arguments.lane.clone().unwrap_or_else(|| plan.lanes[0].clone());
     ensure!(plan.lanes.contains(&lane), "the pipeline has no lane {lane}; it has {}", join(&plan.lanes));
     let telemetry = context::telemetry(&plan, "baton-submit", "submit", "warn")?;
     let bus = context::connect(&plan, "baton-submit").await?;
-    let tenant = &arguments.tenant;
     let follow = arguments.wait || arguments.stream;
     // Before submitting, so that no token is missed.
     let mut follower = if follow { Some(bus.follow(tenant).await?) } else { None };
@@ -108,7 +110,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         None => true,
     };
     telemetry.shutdown().await;
-    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(Exit::of_jobs(complete))
 }
 
 fn join(names: &[Name]) -> String {

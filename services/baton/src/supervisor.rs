@@ -4,7 +4,8 @@ use std::{
     ffi::OsString,
     fs::File,
     io::Write,
-    path::PathBuf,
+    iter,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex},
     time::Duration,
@@ -13,18 +14,18 @@ use std::{
 use anyhow::Context;
 use baton_bus::server::{self, Server};
 use baton_contract::subject::Stage;
-use baton_topology::{BrokerUrl, Plan, StoreUrl};
+use baton_topology::{BrokerUrl, Plan, Roles, StoreUrl};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::{JoinSet, spawn_blocking},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    context::{self, PipelineArguments, PipelineHome, Running},
+    context::{self, CONTEXT_VARIABLE, PipelineArguments, PipelineHome, Running},
     guard,
     setup::Setup,
     worker,
@@ -63,11 +64,27 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         store = pipeline.store_url(),
         "the pipeline runs; Ctrl-C drains and stops it"
     );
-    context::asked_to_stop().await?;
+    let serves = async {
+        match pipeline.gateway_url().await {
+            Some(url) => invite(&url),
+            None => std::future::pending().await,
+        }
+        std::future::pending::<anyhow::Result<()>>().await
+    };
+    tokio::select! {
+        stopped = context::asked_to_stop() => stopped?,
+        never = serves => never?,
+    }
     tracing::info!("draining");
     pipeline.stop().await?;
     telemetry.shutdown().await;
     Ok(())
+}
+
+/// Shows what to do with a gateway.
+fn invite(url: &str) {
+    let request = r#"{"messages": [{"role": "user", "content": "Why is the sea salty?"}], "stream": true}"#;
+    eprintln!("OpenAI's API: {url}/v1, for example\n  curl -N {url}/v1/chat/completions -d '{request}'");
 }
 
 /// Where the workers' log lines go.
@@ -84,6 +101,8 @@ pub struct Pipeline {
     keepers: JoinSet<()>,
     stopping: CancellationToken,
     ready: mpsc::Receiver<anyhow::Result<()>>,
+    /// The gateway's URL.
+    gateway: watch::Receiver<Option<String>>,
     _lock: File,
 }
 
@@ -115,32 +134,45 @@ impl Pipeline {
         }
         let resolved = home.plan_file();
         std::fs::write(&resolved, plan.to_toml()).with_context(|| format!("cannot write {}", resolved.display()))?;
-        if let Some(server) = &server {
-            home.announce(&Running { nats_url: server.url().to_owned() })?;
+        let announcement = Announcement { home: home.clone(), nats_url: plan.broker.url.as_str().to_owned() };
+        if server.is_some() {
+            announcement.make(None)?;
         }
 
         let stopping = CancellationToken::new();
         let (told, ready) = mpsc::channel(64);
         let sink = Arc::new(Sink::open(logs)?);
+        let (found, gateway) = watch::channel(None);
         let mut keepers = JoinSet::new();
-        for (stage, replicas) in [
-            (Stage::Ingest, plan.stages.ingest.replicas),
-            (Stage::Prefill, plan.stages.prefill.compute.stage.replicas),
-            (Stage::Decode, plan.stages.decode.compute.stage.replicas),
-        ] {
-            for number in 1..=replicas {
-                let name = format!("{stage}-{number}");
-                let keeper = Keeper {
-                    command: worker_command(stage, &resolved, &name)?,
-                    name,
-                    sink: sink.clone(),
-                    told: told.clone(),
-                    stopping: stopping.clone(),
-                };
-                keepers.spawn(keeper.run());
-            }
+        for number in 1..=plan.gateway.replicas {
+            let (name, command) = own_command(&["gateway"], &resolved, &format!("gateway-{number}"))?;
+            let keeper = Keeper {
+                command,
+                name,
+                sink: sink.clone(),
+                told: told.clone(),
+                found: Some((found.clone(), announcement.clone())),
+                stopping: stopping.clone(),
+            };
+            keepers.spawn(keeper.run());
         }
-        Ok(Self { plan, home, server, keepers, stopping, ready, _lock: lock })
+        let mut others: Vec<_> = workers(&plan).into_iter().map(|worker| worker.command(&resolved)).collect();
+        if plan.planner.enabled {
+            others.push(own_command(&["planner"], &resolved, "planner-1"));
+        }
+        for command in others {
+            let (name, command) = command?;
+            let keeper = Keeper {
+                command,
+                name,
+                sink: sink.clone(),
+                told: told.clone(),
+                found: None,
+                stopping: stopping.clone(),
+            };
+            keepers.spawn(keeper.run());
+        }
+        Ok(Self { plan, home, server, keepers, stopping, ready, gateway, _lock: lock })
     }
 
     /// The plan with every URL known.
@@ -154,6 +186,16 @@ impl Pipeline {
 
     pub fn store_url(&self) -> &str {
         self.plan.store.url.as_str()
+    }
+
+    /// Where the gateway is found, once it takes requests; none if the pipeline has none.
+    pub async fn gateway_url(&self) -> Option<String> {
+        if self.plan.gateway.replicas == 0 {
+            return None;
+        }
+        let mut gateway = self.gateway.clone();
+        let url = gateway.wait_for(Option::is_some).await.ok()?;
+        url.clone()
     }
 
     /// Waits until every worker has said that it takes jobs; fails as soon as one ends instead.
@@ -176,20 +218,76 @@ impl Pipeline {
     }
 }
 
-fn worker_command(stage: Stage, plan: &std::path::Path, name: &str) -> anyhow::Result<Vec<OsString>> {
-    let mut words = guard::launcher()?;
-    let own = words[0].clone();
-    words.extend([own, "worker".into(), stage.as_str().into(), "--pipeline".into(), plan.into()]);
-    words.extend(["--name".into(), name.into()]);
-    Ok(words)
+/// A worker that the pipeline starts.
+#[derive(Debug, PartialEq, Eq)]
+struct Start {
+    stage: Stage,
+    /// Whether it may change between prefill and decode.
+    flexible: bool,
+    name: String,
 }
 
-/// Keeps one worker running.
+/// The workers of a plan.
+fn workers(plan: &Plan) -> Vec<Start> {
+    let stages = &plan.stages;
+    let fixed = |stage: Stage, replicas: usize| {
+        (1..=replicas).map(move |number| Start { stage, flexible: false, name: format!("{stage}-{number}") })
+    };
+    let ingest = fixed(Stage::Ingest, stages.ingest.replicas);
+    let (prefill, decode) = (stages.prefill.compute.stage.replicas, stages.decode.compute.stage.replicas);
+    match plan.planner.roles {
+        Roles::Fixed => ingest.chain(fixed(Stage::Prefill, prefill)).chain(fixed(Stage::Decode, decode)).collect(),
+        // Named for what they are all their life.
+        Roles::Flexible => {
+            let stages = iter::repeat_n(Stage::Prefill, prefill).chain(iter::repeat_n(Stage::Decode, decode));
+            let start = |(number, stage)| Start { stage, flexible: true, name: format!("worker-{number}") };
+            ingest.chain((1..).zip(stages).map(start)).collect()
+        }
+    }
+}
+
+impl Start {
+    /// Its name, and how it is started.
+    fn command(&self, plan: &Path) -> anyhow::Result<(String, Vec<OsString>)> {
+        let stage = self.stage.as_str();
+        match self.flexible {
+            true => own_command(&["worker", "--roles", "prefill,decode", "--role", stage], plan, &self.name),
+            false => own_command(&["worker", stage], plan, &self.name),
+        }
+    }
+}
+
+/// How this program is started with one of its commands, and the name that it gets.
+fn own_command(command: &[&str], plan: &Path, name: &str) -> anyhow::Result<(String, Vec<OsString>)> {
+    let mut words = guard::launcher()?;
+    let own = words[0].clone();
+    words.push(own);
+    words.extend(command.iter().map(Into::into));
+    words.extend(["--pipeline".into(), plan.into(), "--name".into(), name.into()]);
+    Ok((name.to_owned(), words))
+}
+
+/// How other processes on this machine hear of the pipeline.
+#[derive(Clone)]
+struct Announcement {
+    home: PipelineHome,
+    nats_url: String,
+}
+
+impl Announcement {
+    fn make(&self, gateway_url: Option<&str>) -> anyhow::Result<()> {
+        self.home.announce(&Running { nats_url: self.nats_url.clone(), gateway_url: gateway_url.map(str::to_owned) })
+    }
+}
+
+/// Keeps one worker, or the gateway, running.
 struct Keeper {
     command: Vec<OsString>,
     name: String,
     sink: Arc<Sink>,
     told: mpsc::Sender<anyhow::Result<()>>,
+    /// Whom a gateway's URL is told, and how others hear of it.
+    found: Option<(watch::Sender<Option<String>>, Announcement)>,
     stopping: CancellationToken,
 }
 
@@ -220,21 +318,28 @@ impl Keeper {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // The plan file says everything; the variables have gone into it.
         for (key, _) in std::env::vars_os() {
-            if key.to_str().is_some_and(|key| key.starts_with(baton_topology::ENVIRONMENT_PREFIX)) {
+            let said = |key: &str| key.starts_with(baton_topology::ENVIRONMENT_PREFIX) || key == CONTEXT_VARIABLE;
+            if key.to_str().is_some_and(said) {
                 command.env_remove(key);
             }
         }
         let mut child = command.spawn().context("cannot start the worker")?;
         let lines = tokio::spawn(self.sink.clone().copy(self.name.clone(), child.stderr.take()));
-        let (told, stdout) = (self.told.clone(), child.stdout.take());
+        let (told, stdout, found) = (self.told.clone(), child.stdout.take(), self.found.clone());
         tokio::spawn(async move {
             let Some(stdout) = stdout else { return };
             let mut words = BufReader::new(stdout).lines();
             while let Ok(Some(word)) = words.next_line().await {
-                if word == "ready" {
-                    // Nobody may be waiting any more.
-                    let _ = told.try_send(Ok(()));
+                let Some(url) = word.strip_prefix("ready") else { continue };
+                if let Some((found, announcement)) = &found {
+                    let url = url.trim();
+                    if let Err(error) = announcement.make(Some(url)) {
+                        tracing::warn!("{error:#}; other commands don't find the gateway");
+                    }
+                    found.send_replace(Some(url.to_owned()));
                 }
+                // Nobody may be waiting any more.
+                let _ = told.try_send(Ok(()));
             }
         });
         let status = tokio::select! {

@@ -1,29 +1,24 @@
-//! `baton worker`: one worker of one stage.
+//! `baton worker`: one worker, of one stage at a time.
+
+mod models;
+mod roles;
 
 use std::{collections::BTreeMap, io::Write, time::Duration};
 
-use anyhow::Context;
-use baton_bus::pull;
-use baton_contract::{Name, kv, subject::Stage};
-use baton_engine::{
-    generation::Generator,
-    model::{self, Model},
-};
-use baton_storage::{
-    cache::{self, Cache},
-    codec::Codec,
-    kv::KvStore,
-    seal::SealKey,
-};
-use baton_topology::{Compute, Mode, Plan};
+use anyhow::{Context, ensure};
+use baton_bus::{Bus, pull, stats, waiting};
+use baton_contract::{Name, subject::Stage};
+use baton_engine::generation::Generator;
+use baton_topology::Plan;
 use clap::ValueEnum;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
+use self::roles::Flexible;
+pub use self::roles::Role;
 use crate::{
     collector,
     context::{self, PipelineArguments},
-    memory,
 };
 
 /// What a worker gets from SIGTERM until it hands back what it holds.
@@ -34,14 +29,27 @@ pub const DRAIN: Duration = Duration::from_secs(20);
 Examples:
   baton worker decode --nats nats://10.0.0.1:4222 --store s3://kv/baton
   baton worker prefill --pipeline pipelines/balanced.toml --name prefill-7
+  baton worker --roles prefill,decode --role decode --name worker-1
 
 Any number of workers of a stage share its queue; add and remove them at any time. Once a worker takes jobs, it prints a \
-line `ready` to its standard output. SIGTERM and Ctrl-C drain it.")]
+line `ready` to its standard output. SIGTERM and Ctrl-C drain it.
+
+With --roles it is prefill or decode, one at a time, and changes when `baton role` or a planner asks it to: it drains as for its \
+end (decode hands its jobs over at once, prefill finishes what it holds), then takes jobs of the other stage. Its models stay in \
+memory.")]
 pub struct Arguments {
-    stage: StageName,
+    /// The stage that it serves for as long as it lives
+    #[arg(required_unless_present = "roles", conflicts_with = "roles")]
+    stage: Option<StageName>,
+    /// What it may be instead, one at a time
+    #[arg(long, value_name = "ROLES", value_delimiter = ',')]
+    roles: Vec<Role>,
+    /// Which of them it is first; without it the first of the list
+    #[arg(long, requires = "roles")]
+    role: Option<Role>,
     #[command(flatten)]
     pipeline: PipelineArguments,
-    /// Names the worker in claims, results and traces; without it the stage and the process id
+    /// Names the worker in claims, results and traces; without it the stage (or `worker`) and the process id
     #[arg(long)]
     name: Option<String>,
 }
@@ -53,21 +61,58 @@ enum StageName {
     Decode,
 }
 
-impl From<StageName> for Stage {
-    fn from(name: StageName) -> Self {
-        match name {
-            StageName::Ingest => Self::Ingest,
-            StageName::Prefill => Self::Prefill,
-            StageName::Decode => Self::Decode,
+/// What a worker is to do.
+enum Assignment {
+    Ingest,
+    /// One of `roles`, `first` to begin with.
+    Compute {
+        roles: Vec<Role>,
+        first: Role,
+    },
+}
+
+impl Arguments {
+    fn assignment(&self) -> anyhow::Result<Assignment> {
+        let only = |role| Ok(Assignment::Compute { roles: vec![role], first: role });
+        match self.stage {
+            Some(StageName::Ingest) => Ok(Assignment::Ingest),
+            Some(StageName::Prefill) => only(Role::Prefill),
+            Some(StageName::Decode) => only(Role::Decode),
+            None => {
+                let mut roles: Vec<Role> = Vec::new();
+                for role in &self.roles {
+                    if !roles.contains(role) {
+                        roles.push(*role);
+                    }
+                }
+                let first =
+                    self.role.or(roles.first().copied()).context("expected a role after --roles, found none")?;
+                ensure!(roles.contains(&first), "expected --role to be one of --roles, found {first:?}");
+                Ok(Assignment::Compute { roles, first })
+            }
+        }
+    }
+}
+
+impl Assignment {
+    /// What the worker is called in traces, and in its name if it has none of its own.
+    fn service(&self) -> &'static str {
+        match self {
+            Self::Ingest => "ingest",
+            Self::Compute { roles, first } => match roles[..] {
+                [_] => first.stage().as_str(),
+                _ => "worker",
+            },
         }
     }
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let stage = Stage::from(arguments.stage);
+    let assignment = arguments.assignment()?;
     let plan = arguments.pipeline.running_plan()?;
-    let worker = arguments.name.unwrap_or_else(|| format!("{stage}-{}", std::process::id()));
-    let telemetry = context::telemetry(&plan, &format!("baton-{stage}"), &worker, &plan.telemetry.log)?;
+    let service = assignment.service();
+    let worker = arguments.name.unwrap_or_else(|| format!("{service}-{}", std::process::id()));
+    let telemetry = context::telemetry(&plan, &format!("baton-{service}"), &worker, &plan.telemetry.log)?;
     let shutdown = CancellationToken::new();
     let asked = shutdown.clone();
     tokio::spawn(async move {
@@ -76,70 +121,42 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         asked.cancel();
     });
-    let served = serve(stage, &plan, &worker, shutdown).await;
+    let served = serve(assignment, &plan, &worker, shutdown).await;
     telemetry.shutdown().await;
     served
 }
 
-async fn serve(stage: Stage, plan: &Plan, worker: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
+async fn serve(assignment: Assignment, plan: &Plan, worker: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
     let bus = context::connect(plan, worker).await?;
     bus.provision(&context::retention(plan)).await?;
-    // The stages that use the store look after it, too.
-    if stage != Stage::Ingest {
-        tokio::spawn(collector::keep(plan.clone(), bus.clone(), shutdown.clone()));
-    }
-    match stage {
-        Stage::Ingest => {
-            let models = ingest_models(plan).await?;
-            let options = baton_ingest::Options {
-                pull: pull_options(plan, stage, &plan.stages.ingest, &[]),
-                decode_prefills: plan.stages.decode.prefill_tokens,
-            };
-            ready(worker)?;
-            baton_ingest::run(bus, options, models, shutdown).await?;
-        }
-        Stage::Prefill => {
-            let stages = &plan.stages.prefill;
-            let settings = &stages.compute;
-            baton_engine::use_threads(settings.threads)?;
-            let cache = open_cache(plan)?;
-            let mut served = Vec::new();
-            for name in &settings.models {
-                let model = load(plan, settings, name).await?;
-                let store = kv_store(plan, model.spec().kv, &cache)?;
-                let generator = Generator::new(context::vocabulary(&plan.models[name])?);
-                served.push(baton_prefill::Served { name: name.clone(), model, generator, store });
-            }
-            let options = baton_prefill::Options {
-                pull: pull_options(plan, stage, &settings.stage, &settings.models),
-                chunk_tokens: plan.store.chunk_tokens,
-                batch_tokens: stages.batch_tokens,
-                decode_prefills: plan.stages.decode.prefill_tokens,
-                worker: worker.to_owned(),
-            };
-            ready(worker)?;
-            baton_prefill::run(bus, options, served, shutdown).await?;
-        }
-        Stage::Decode => {
-            let settings = &plan.stages.decode.compute;
-            baton_engine::use_threads(settings.threads)?;
-            let cache = open_cache(plan)?;
-            let mut served = Vec::new();
-            for name in &settings.models {
-                let model = load(plan, settings, name).await?;
-                let store = kv_store(plan, model.spec().kv, &cache)?;
-                let generator = Generator::new(context::vocabulary(&plan.models[name])?);
-                served.push(baton_decode::Served { name: name.clone(), model, generator, store });
-            }
-            let pull = pull_options(plan, stage, &settings.stage, &settings.models);
-            ready(worker)?;
-            let checkpoint = Duration::from_millis(plan.stages.decode.checkpoint_ms as u64);
-            let options = baton_decode::Options { pull, worker: worker.to_owned(), checkpoint };
-            baton_decode::run(bus, options, served, shutdown).await?;
+    match assignment {
+        Assignment::Ingest => ingest(plan, &bus, worker, shutdown).await?,
+        Assignment::Compute { roles, first } => {
+            // The stages that use the store look after it, too.
+            tokio::spawn(collector::keep(plan.clone(), bus.clone(), shutdown.clone()));
+            Flexible { plan, worker, roles, shutdown }.serve(&bus, first).await?;
         }
     }
     tracing::info!("the worker has drained");
     Ok(())
+}
+
+async fn ingest(plan: &Plan, bus: &Bus, worker: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let models = ingest_models(plan).await?;
+    let options = baton_ingest::Options {
+        pull: pull_options(plan, Stage::Ingest, &plan.stages.ingest, &[]),
+        decode_prefills: plan.stages.decode.prefill_tokens,
+        waiting: waiting_options(plan),
+    };
+    ready(worker)?;
+    let identity = stats::Identity {
+        worker: worker.to_owned(),
+        stage: Stage::Ingest,
+        roles: vec![Stage::Ingest],
+        models: models.generators.keys().cloned().collect(),
+        slots: options.pull.slots,
+    };
+    Ok(bus.telling(identity, &shutdown, baton_ingest::run(bus.clone(), options, models, shutdown.clone())).await?)
 }
 
 fn pull_options(plan: &Plan, stage: Stage, settings: &baton_topology::Stage, models: &[Name]) -> pull::Options {
@@ -151,6 +168,19 @@ fn pull_options(plan: &Plan, stage: Stage, settings: &baton_topology::Stage, mod
         ack_wait: settings.ack_wait,
         max_deliver: settings.max_deliver as u64,
         drain: DRAIN,
+    }
+}
+
+/// How the plan's tenants share it.
+fn waiting_options(plan: &Plan) -> waiting::Options {
+    let share = |tenant: &baton_topology::Tenant| waiting::Share {
+        weight: tenant.weight as u64,
+        max_running: tenant.max_running.map(|jobs| jobs as u64),
+    };
+    waiting::Options {
+        lanes: plan.lanes.clone(),
+        tenants: plan.tenants.iter().map(|(name, tenant)| (name.clone(), share(tenant))).collect(),
+        tenant_backlog: plan.limits.tenant_backlog.map(|jobs| jobs as u64),
     }
 }
 
@@ -168,52 +198,4 @@ async fn ingest_models(plan: &Plan) -> anyhow::Result<baton_ingest::Models> {
         generators.insert(name.clone(), Generator::new(vocabulary.with_context(|| format!("model {name}"))?));
     }
     Ok(baton_ingest::Models { generators, default: plan.default_model.clone() })
-}
-
-async fn load(plan: &Plan, settings: &Compute, name: &Name) -> anyhow::Result<Box<dyn Model>> {
-    let model = plan.models[name].clone();
-    let options = model::Options {
-        device: context::device(settings.device).to_owned(),
-        compute: match plan.compute {
-            Mode::Fast => model::Compute::Fast,
-            Mode::Exact => model::Compute::Exact,
-        },
-        kv_bytes: kv_bytes(settings)?,
-    };
-    let load = move || Ok(baton_engine::source::load(&context::source(&model)?, &options)?);
-    let loaded: anyhow::Result<_> = spawn_blocking(load).await?;
-    loaded.with_context(|| format!("cannot load model {name}"))
-}
-
-/// What the KV caches of one of the worker's models may take: its models share evenly.
-fn kv_bytes(settings: &Compute) -> anyhow::Result<u64> {
-    let all = match settings.kv_memory {
-        Some(bytes) => bytes.0,
-        None => {
-            let machine = memory::of_this_process().context("say how much KV caches may take: kv_memory = \"2GiB\"")?;
-            (machine as f64 * settings.memory_fraction) as u64
-        }
-    };
-    let bytes = all / settings.models.len().max(1) as u64;
-    tracing::info!(mib = bytes >> 20, "memory for each model's KV caches");
-    Ok(bytes)
-}
-
-/// What a worker keeps of the store, for all its models together.
-fn open_cache(plan: &Plan) -> anyhow::Result<Cache> {
-    let settings = &plan.store;
-    let disk = settings.cache_path.as_ref().zip(settings.cache_disk).map(|(path, bytes)| (path.into(), bytes.0));
-    let memory = settings.cache_memory.map_or(0, |bytes| bytes.0);
-    Ok(Cache::open(cache::Options { memory, disk })?)
-}
-
-fn kv_store(plan: &Plan, shape: kv::Shape, cache: &Cache) -> anyhow::Result<KvStore> {
-    let codec = match plan.store.codec {
-        baton_topology::Codec::Lossless => Codec::Lossless,
-        baton_topology::Codec::Near => Codec::Near,
-        baton_topology::Codec::Balanced => Codec::Balanced,
-        baton_topology::Codec::Raw => Codec::Raw,
-    };
-    let key = plan.store.key_file.as_ref().map(|path| SealKey::read(path.as_ref())).transpose()?;
-    Ok(KvStore::new(context::open_store(plan)?, shape, codec).with_key(key).with_cache(cache.clone()))
 }

@@ -24,12 +24,13 @@ const OWNED: [(&str, &[&str]); 7] = [
 const TESTS_ONLY: [&str; 1] = ["opentelemetry-proto"];
 
 /// Crates that know no I/O, no clock and no environment, and all that they may use.
-const PURE: [(&str, &[&str]); 2] = [
+const PURE: [(&str, &[&str]); 3] = [
     (
         "baton-contract",
         &["bincode", "blake3", "humantime", "serde", "serde_json", "serde_path_to_error", "thiserror", "uuid"],
     ),
     ("baton-topology", &["baton-contract", "humantime", "serde", "strsim", "thiserror", "toml"]),
+    ("baton-workload", &["rand", "rand_chacha", "rand_distr", "serde", "serde_json", "thiserror"]),
 ];
 
 /// What no source of a pure crate names.

@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use crate::engine::Held;
 
 /// Tokens that are imported between two steps, whoever joins: the running answers wait for that.
-pub(crate) const IMPORTED: usize = 2048;
+pub const IMPORTED: usize = 2048;
 /// Computing a token takes about as long as importing so many.
-const COMPUTE_COST: usize = 8;
+pub const COMPUTE_COST: usize = 8;
 /// Tokens that are computed at a time.
 pub(crate) const COMPUTED: usize = IMPORTED / COMPUTE_COST;
 

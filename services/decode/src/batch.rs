@@ -5,12 +5,13 @@ use std::{
     sync::mpsc::{Receiver, TryRecvError},
 };
 
+use baton_bus::stats::Counters;
 use baton_engine::{
     generation::Generation,
     model::{self, KvMemory, Model, Step},
 };
 use rayon::prelude::*;
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
 use crate::{
     arrival::{self, Brought, COMPUTED, IMPORTED, Kv, Pieces, Stall},
@@ -19,7 +20,7 @@ use crate::{
 };
 
 /// Jobs that wait whose prompt's KV is fetched before there are pages for it, so that they can join at once.
-const AHEAD: usize = 4;
+pub const AHEAD: usize = 4;
 
 /// Logits of a step from which on threads share the draws.
 const PARALLEL_LOGITS: usize = 1 << 16;
@@ -34,6 +35,7 @@ pub(crate) struct Batch {
     fetches: u64,
     /// Tokens that a step may compute for answers that have joined, besides one for each answer.
     rests: usize,
+    counters: Counters,
 }
 
 struct Answer {
@@ -54,7 +56,13 @@ impl Batch {
     pub(crate) fn new(model: Box<dyn Model>) -> Self {
         let KvMemory { page_tokens, pages, .. } = model.memory();
         let schedule = Schedule::new(page_tokens, pages);
-        Self { model, schedule, answers: BTreeMap::new(), next: 0, fetches: 0, rests: COMPUTED }
+        let (answers, counters) = (BTreeMap::new(), Counters::default());
+        Self { model, schedule, answers, next: 0, fetches: 0, rests: COMPUTED, counters }
+    }
+
+    /// Counts its work there.
+    pub(crate) fn counted(self, counters: Counters) -> Self {
+        Self { counters, ..self }
     }
 
     /// Works until nobody can send commands any more.
@@ -68,6 +76,7 @@ impl Batch {
                 }
             }
             if !self.round() {
+                self.counters.idle();
                 let Ok(command) = commands.recv() else { return };
                 self.obey(command);
             }
@@ -212,7 +221,10 @@ impl Batch {
         if steps.is_empty() {
             return;
         }
-        let logits = match self.model.forward(&steps) {
+        let began = Instant::now();
+        let computed = self.model.forward(&steps);
+        self.counters.computed(began.elapsed(), steps.len());
+        let logits = match computed {
             Ok(logits) => logits,
             Err(error) => return self.failed(error),
         };

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use baton_bus::stats::Counters;
 use baton_contract::kv::Block;
 use baton_engine::{
     generation::{self, Emitted, Generation},
@@ -125,11 +126,11 @@ pub(crate) struct Ticket {
 
 impl Engine {
     /// Starts the thread; `ended` is cancelled when it ends, however that happens.
-    pub(crate) fn start(model: Box<dyn Model>, ended: CancellationToken) -> std::io::Result<Self> {
+    pub(crate) fn start(model: Box<dyn Model>, counters: Counters, ended: CancellationToken) -> std::io::Result<Self> {
         let (commands, waiting) = mpsc::channel();
         let thread = thread::Builder::new().name("decode-engine".into()).spawn(move || {
             let _ended = ended.drop_guard();
-            Batch::new(model).serve(&waiting);
+            Batch::new(model).counted(counters).serve(&waiting);
         })?;
         Ok(Self { commands, jobs: AtomicU64::new(0), _thread: thread })
     }

@@ -12,7 +12,7 @@ mod beginning;
 mod engine;
 mod journal;
 mod progress;
-mod schedule;
+pub mod schedule;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -21,6 +21,7 @@ use baton_bus::{
     checkpoints::Found,
     pull,
     stage::{self, Handler, Next, Retry, StageError, Work},
+    stats::Counters,
 };
 use baton_contract::{
     Name,
@@ -43,6 +44,11 @@ use crate::{
     engine::{Engine, Held, NewAnswer},
     journal::Journal,
     progress::Progress,
+};
+
+pub use crate::{
+    arrival::{COMPUTE_COST, IMPORTED},
+    batch::AHEAD,
 };
 
 /// Pieces of one job that are fetched at a time.
@@ -81,7 +87,7 @@ pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: Canc
     let mut models = BTreeMap::new();
     for Served { name, model, generator, store } in served {
         let engine =
-            Engine::start(model, ended.clone()).map_err(|source| Error::Thread { model: name.clone(), source })?;
+            Engine::start(model, bus.counters().clone(), ended.clone()).map_err(|source| Error::Thread { model: name.clone(), source })?;
         models.insert(name, Arc::new(Pool { engine, generator, store }));
     }
     let decode = Decode { bus: bus.clone(), models, checkpoint: options.checkpoint, shutdown: shutdown.clone() };
@@ -169,13 +175,21 @@ impl Handler<DecodeTask> for Decode {
 
 impl Pool {
     /// Gets the prompt's KV cache piece by piece, in order, several at a time. What is missing or damaged is left out.
-    fn fetch<'a>(&'a self, job: &'a Job, pieces: &'a [Piece]) -> BoxStream<'a, Result<Held, StageError>> {
+    fn fetch<'a>(
+        &'a self,
+        job: &'a Job,
+        pieces: &'a [Piece],
+        counters: &'a Counters,
+    ) -> BoxStream<'a, Result<Held, StageError>> {
         let span = info_span!("kv.get", pieces = pieces.len());
         let get = move |piece: Piece| {
             async move {
                 let tokens = piece.tokens as usize;
                 match self.store.get(&ChunkId(piece.id), tokens).await {
-                    Ok(Some(fetched)) => Ok(Held::Block(fetched.block)),
+                    Ok(Some(fetched)) => {
+                        counters.kv_got(fetched.stored_bytes);
+                        Ok(Held::Block(fetched.block))
+                    }
                     Ok(None) => {
                         tracing::warn!(piece = %ChunkId(piece.id), tokens, job = %job.id, "a KV piece was missing and is recomputed");
                         Ok(Held::Missing { tokens })

@@ -105,7 +105,7 @@ impl<'a> Progress<'a> {
                         fetching = Instant::now();
                     }
                     coming += pieces.len();
-                    fetches.push(pool.fetch(self.job, pieces).map(move |held| (fetch, held)).boxed());
+                    fetches.push(pool.fetch(self.job, pieces, self.bus.counters()).map(move |held| (fetch, held)).boxed());
                 }
                 Some(Event::Joining { waited }) => {
                     in_batch += 1;
@@ -178,6 +178,7 @@ impl<'a> Progress<'a> {
             let tokens = self.job.prompt.len() - stored;
             self.timings.prefill_ms = ms(since.elapsed());
             self.timings.decode_prefilled_tokens = tokens as u32;
+            self.bus.counters().prompt(tokens, 0);
             let prefill_ms = self.timings.prefill_ms;
             tracing::info!(tokens, stored_tokens = stored, prefill_ms, "decode prefilled the prompt itself");
         }
@@ -195,6 +196,7 @@ impl<'a> Progress<'a> {
         let subject = self.bus.layout().tokens(&self.job.tenant, &self.job.id);
         // On the connection that the next checkpoint is written on, so the broker has the token before that.
         self.bus.publish_delta(subject, &delta).await?;
+        self.bus.counters().completion_token();
         Ok(ends)
     }
 

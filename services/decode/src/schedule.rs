@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 /// Names one answer of an engine.
-pub(crate) type AnswerId = u64;
+pub type AnswerId = u64;
 
 /// Steps without a failure after which one more answer may take part in them.
 const CALM: u32 = 32;
 
-pub(crate) struct Schedule {
+pub struct Schedule {
     page_tokens: usize,
     pages: usize,
     answers: BTreeMap<AnswerId, Length>,
@@ -37,21 +37,21 @@ struct Length {
 
 /// An answer that the whole memory can't hold: tokens it needs, and tokens there is memory for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TooLong {
-    pub(crate) needed: usize,
-    pub(crate) capacity: usize,
+pub struct TooLong {
+    pub needed: usize,
+    pub capacity: usize,
 }
 
 /// Who left the batch so that the others can go on; the first of them joins again first.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Left {
-    pub(crate) preempted: Vec<AnswerId>,
+pub struct Left {
+    pub preempted: Vec<AnswerId>,
     /// It was alone and couldn't go on: it is not in the schedule any more.
-    pub(crate) failed: Option<AnswerId>,
+    pub failed: Option<AnswerId>,
 }
 
 impl Schedule {
-    pub(crate) fn new(page_tokens: usize, pages: usize) -> Self {
+    pub fn new(page_tokens: usize, pages: usize) -> Self {
         Self {
             page_tokens: page_tokens.max(1),
             pages,
@@ -65,12 +65,12 @@ impl Schedule {
     }
 
     /// Tokens that all pages hold.
-    pub(crate) fn capacity(&self) -> usize {
+    pub fn capacity(&self) -> usize {
         self.pages.saturating_mul(self.page_tokens)
     }
 
     /// Puts a new answer at the end of the queue: `now` tokens to bring before its first step, `most` at its last.
-    pub(crate) fn submit(&mut self, id: AnswerId, now: usize, most: usize) -> Result<(), TooLong> {
+    pub fn submit(&mut self, id: AnswerId, now: usize, most: usize) -> Result<(), TooLong> {
         if now + 1 > self.capacity() {
             return Err(TooLong { needed: now + 1, capacity: self.capacity() });
         }
@@ -80,23 +80,23 @@ impl Schedule {
     }
 
     /// Those that wait, next first.
-    pub(crate) fn waiting(&self) -> impl Iterator<Item = AnswerId> {
+    pub fn waiting(&self) -> impl Iterator<Item = AnswerId> {
         self.waiting.iter().copied()
     }
 
     /// Those that take part in every step.
-    pub(crate) fn running(&self) -> &[AnswerId] {
+    pub fn running(&self) -> &[AnswerId] {
         &self.running
     }
 
     /// The answer whose KV is to be brought now.
-    pub(crate) fn joining(&self) -> Option<AnswerId> {
+    pub fn joining(&self) -> Option<AnswerId> {
         self.joining.front().copied()
     }
 
     /// The next waiting answer, if it and all in the batch could then grow by a page each, or by as much as they ever may. An
     /// answer whose memory is free but for that would be sent away again soon.
-    pub(crate) fn candidate(&self) -> Option<AnswerId> {
+    pub fn candidate(&self) -> Option<AnswerId> {
         let id = *self.waiting.front()?;
         let held = self.joining.len() + self.running.len();
         if held >= self.limit {
@@ -111,7 +111,7 @@ impl Schedule {
     }
 
     /// Gives the candidate its pages, if it is `ready`.
-    pub(crate) fn admit(&mut self, ready: impl Fn(AnswerId) -> bool) -> Option<AnswerId> {
+    pub fn admit(&mut self, ready: impl Fn(AnswerId) -> bool) -> Option<AnswerId> {
         let id = self.candidate().filter(|id| ready(*id))?;
         self.waiting.pop_front();
         self.joining.push_back(id);
@@ -119,14 +119,14 @@ impl Schedule {
     }
 
     /// Notes that all KV of the answer that was joining is there.
-    pub(crate) fn joined(&mut self) {
+    pub fn joined(&mut self) {
         self.running.extend(self.joining.pop_front());
     }
 
     /// Frees pages until every running answer can grow by a token.
-    pub(crate) fn make_room(&mut self) -> Left {
+    pub fn make_room(&mut self) -> Left {
         let mut left = Left::default();
-        while self.pages_after_step() > self.pages {
+        while self.pages_after(1) > self.pages {
             if self.joining.is_empty() && self.running.len() <= 1 {
                 left.failed = self.running.pop();
                 left.failed.iter().for_each(|id| self.remove(*id));
@@ -139,22 +139,35 @@ impl Schedule {
     }
 
     /// Notes that every running answer has grown by a token.
-    pub(crate) fn stepped(&mut self) {
+    pub fn stepped(&mut self) {
+        self.advance(1);
+    }
+
+    /// Notes that every running answer has grown by so many tokens, a step each.
+    pub fn advance(&mut self, steps: usize) {
         for id in &self.running {
             if let Some(length) = self.answers.get_mut(id) {
-                length.now += 1;
+                length.now += steps;
             }
         }
-        self.calm += 1;
-        if self.calm >= CALM {
-            self.calm = 0;
-            self.limit = self.limit.saturating_add(1);
+        let calm = self.calm as usize + steps;
+        self.limit = self.limit.saturating_add(calm / CALM as usize);
+        self.calm = (calm % CALM as usize) as u32;
+    }
+
+    /// How many steps, at most `limit`, all running answers can take before anybody must leave.
+    pub fn steps_with_room(&self, limit: usize) -> usize {
+        let (mut holds, mut fails) = (0, limit + 1);
+        while fails - holds > 1 {
+            let steps = holds + (fails - holds) / 2;
+            if self.pages_after(steps) <= self.pages { holds = steps } else { fails = steps }
         }
+        holds
     }
 
     /// Notes that a step failed: half of the running answers stay, if their sequences are `intact`, and for some time no more
     /// may join than that. One that failed alone is to blame itself.
-    pub(crate) fn halve(&mut self, intact: bool) -> Left {
+    pub fn halve(&mut self, intact: bool) -> Left {
         let mut left = Left::default();
         self.calm = 0;
         if self.running.len() <= 1 {
@@ -173,7 +186,7 @@ impl Schedule {
     }
 
     /// Takes an answer out, wherever it stands.
-    pub(crate) fn remove(&mut self, id: AnswerId) {
+    pub fn remove(&mut self, id: AnswerId) {
         if self.answers.remove(&id).is_some() {
             self.waiting.retain(|other| *other != id);
             self.joining.retain(|other| *other != id);
@@ -187,10 +200,10 @@ impl Schedule {
         Some(id)
     }
 
-    /// Pages that all in the batch hold once every running one has grown by a token.
-    fn pages_after_step(&self) -> usize {
+    /// Pages that all in the batch hold once every running one has grown by so many tokens.
+    fn pages_after(&self, steps: usize) -> usize {
         let joining = self.joining.iter().map(|id| self.answers[id].now);
-        let running = self.running.iter().map(|id| self.answers[id].now + 1);
+        let running = self.running.iter().map(|id| self.answers[id].now + steps);
         joining.chain(running).map(|tokens| self.pages_for(tokens)).sum()
     }
 

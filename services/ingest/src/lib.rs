@@ -5,6 +5,8 @@
 //! It must never load weights, and never let one request's fault touch another.
 #![forbid(unsafe_code)]
 
+mod held;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use baton_bus::{
@@ -15,20 +17,24 @@ use baton_bus::{
     pressure,
     pull::{self, Delivery, Receiver, Settle},
     stage, trace, unix_ms,
+    waiting::{self, Gate},
 };
 use baton_contract::{
     JobId, Name,
     envelope::{self, DecodeTask, PrefillTask, Task},
     job::Job,
-    outcome::{Code, Failure, Outcome, Refusal, Timings, Usage, request_digest},
+    outcome::{Code, Failure, Outcome, Refusal, Status, Timings, Usage, request_digest},
     record::Record,
     request::{self, Input},
     subject::Stage,
 };
 use baton_engine::{chat, generation::Generator, source::Vocabulary, tokenizer};
+use bytes::Bytes;
 use tokio::{task::spawn_blocking, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
+
+use self::held::Held;
 
 /// Tokens that several answers to one prompt may have together: an id takes up to 7 bytes of the result, its text about
 /// as many, and the first answer stands in it twice.
@@ -51,6 +57,8 @@ pub struct Options {
     /// A job whose answers have at most so many prompt tokens together, the prompt counted once for each, goes straight to
     /// decode, which prefills it. 0 sends all to prefill.
     pub decode_prefills: usize,
+    /// How tenants share the pipeline; the same for all ingest workers.
+    pub waiting: waiting::Options,
 }
 
 /// Runs until `shutdown`, then drains.
@@ -60,15 +68,35 @@ pub async fn run(
     models: Models,
     shutdown: CancellationToken,
 ) -> Result<(), baton_bus::Error> {
-    let Options { pull, decode_prefills } = options;
-    let ingest =
-        Ingest { jobs: bus.jobs().await?, bus: bus.clone(), models, max_deliver: pull.max_deliver, decode_prefills };
-    bus.calls().await?.serve_until(pull::run(&bus, &pull, Arc::new(ingest), shutdown)).await
+    let Options { pull, decode_prefills, waiting } = options;
+    let gate = bus.gate(waiting);
+    let ingest = Ingest {
+        jobs: bus.jobs().await?,
+        bus: bus.clone(),
+        gate: gate.clone(),
+        held: Held::default(),
+        models,
+        max_deliver: pull.max_deliver,
+        decode_prefills,
+    };
+    let calls = bus.calls().await?;
+    let taking = calls.serve_until(pull::run(&bus, &pull, Arc::new(ingest), shutdown.clone()));
+    let releaser = gate.releaser().await?;
+    // Also when nothing is taken any more for another reason.
+    let stop = shutdown.child_token();
+    let taking = async {
+        let taken = taking.await;
+        stop.cancel();
+        taken
+    };
+    tokio::join!(taking, releaser.run(stop.clone())).0
 }
 
 struct Ingest {
     bus: Bus,
     jobs: Jobs,
+    gate: Gate,
+    held: Held,
     models: Models,
     max_deliver: u64,
     decode_prefills: usize,
@@ -131,10 +159,20 @@ impl Receiver for Ingest {
         };
         let span = info_span!("ingest", job = %id, %tenant, attempt = delivery.attempt);
         trace::continue_from(&span, delivery.headers());
-        let arrival = Arrival { id, tenant, lane, digest: request_digest(body), timings };
+        let hold = || Settle::Nak(Some(self.held.hold(&tenant, &lane, Instant::now())));
+        let behind = delivery.attempt == 1 && self.held.has(&tenant, &lane, Instant::now());
+        if behind || self.gate.is_full(&tenant, &lane) {
+            return hold();
+        }
+        let digest = request_digest(body);
+        let arrival = Arrival { id, tenant: tenant.clone(), lane: lane.clone(), digest, timings };
         async {
             match self.admit(arrival, delivery).await {
                 Ok(()) => Settle::Ack,
+                Err(error @ baton_bus::Error::TryLater { .. }) if self.gate.bounds_tenants() => {
+                    tracing::info!(%error, "the request waits until its tenant may have more jobs waiting");
+                    hold()
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the request was not admitted and is tried again");
                     Settle::Nak(Some(stage::pause(delivery.attempt)))
@@ -189,17 +227,16 @@ impl Ingest {
         match read(&self.models, &arrival, delivery.payload()).await {
             Ok(job) => {
                 arrival.timings.ingest_ms = started.elapsed().as_secs_f64() * 1e3;
-                let (layout, timings) = (self.bus.layout(), arrival.timings.clone());
+                let timings = arrival.timings.clone();
                 let (prompt_tokens, samples) = (job.prompt.len(), job.samples as usize);
                 let straight = prompt_tokens * samples <= self.decode_prefills;
                 tracing::info!(prompt_tokens, model = %job.model, straight, "the job was admitted");
+                self.bus.counters().prompt(prompt_tokens, 0);
                 if straight {
-                    let subject = layout.decode(&job.model, &job.lane);
                     let task = DecodeTask { job, timings, first: Vec::new(), pieces: Vec::new() };
-                    self.forward(arrival, subject, &task, stored).await
+                    self.forward(arrival, Stage::Decode, &task, stored).await
                 } else {
-                    let subject = layout.prefill(&job.model, &job.lane);
-                    self.forward(arrival, subject, &PrefillTask { job, timings }, stored).await
+                    self.forward(arrival, Stage::Prefill, &PrefillTask { job, timings }, stored).await
                 }
             }
             Err(failure) => {
@@ -227,17 +264,25 @@ impl Ingest {
     async fn forward<T: Task>(
         &self,
         arrival: Arrival,
-        subject: String,
+        stage: Stage,
         task: &T,
         stored: &Stored,
     ) -> Result<(), baton_bus::Error> {
         match envelope::encode(task) {
             Ok(payload) => {
+                let payload = Bytes::from(payload);
                 let mut headers = trace::headers_of(&tracing::Span::current());
                 stored.carry(&mut headers);
-                // Others wait for this one's slot as long as there is no room for it.
-                let begin = || self.bus.begin(subject.clone(), task.job(), headers.clone(), payload.clone());
-                pressure::patiently(begin, |error| tracing::info!(%error, "the job waits to be passed on")).await
+                let begin = || self.gate.begin(stage, task.job(), headers.clone(), payload.clone());
+                if self.gate.bounds_tenants() {
+                    // What there is no room for may be one tenant's, and must not take a slot from the others.
+                    begin().await?;
+                } else {
+                    // Others wait for this one's slot as long as there is no room for it.
+                    pressure::patiently(begin, |error| tracing::info!(%error, "the job waits to be passed on")).await?;
+                }
+                self.bus.counters().job(false);
+                Ok(())
             }
             Err(error) => self.refuse(arrival, Failure::new(Code::PromptTooLong, error.to_string())).await,
         }
@@ -247,6 +292,7 @@ impl Ingest {
         tracing::info!(code = ?failure.code, message = failure.message, "the request was refused");
         let outcome = arrival.refused(failure);
         self.jobs.finish(&outcome, trace::headers_of(&tracing::Span::current())).await?;
+        self.bus.counters().job(outcome.status == Status::Failed);
         Ok(())
     }
 }

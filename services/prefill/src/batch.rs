@@ -9,12 +9,13 @@ use std::{
     },
 };
 
+use baton_bus::stats::Counters;
 use baton_contract::kv::Block;
 use baton_engine::{
     generation::Generation,
     model::{self, KvMemory, Model, SequenceId, Step},
 };
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
 use crate::{
     engine::{Command, Computed, Failed, NewPrompt, Options},
@@ -22,12 +23,13 @@ use crate::{
 };
 
 /// Tokens that are imported between two passes at most: other prompts wait for that.
-const IMPORTED: usize = 2048;
+pub const IMPORTED: usize = 2048;
 
 pub(crate) struct Batch {
     model: Box<dyn Model>,
     schedule: Schedule,
     prompts: BTreeMap<PromptId, Prompt>,
+    counters: Counters,
 }
 
 struct Prompt {
@@ -54,7 +56,12 @@ impl Batch {
         let KvMemory { page_tokens, pages, .. } = model.memory();
         let Options { batch_tokens, ahead } = options;
         let schedule = Schedule::new(schedule::Options { page_tokens, pages, batch_tokens, ahead });
-        Self { model, schedule, prompts: BTreeMap::new() }
+        Self { model, schedule, prompts: BTreeMap::new(), counters: Counters::default() }
+    }
+
+    /// Counts its work there.
+    pub(crate) fn counted(self, counters: Counters) -> Self {
+        Self { counters, ..self }
     }
 
     /// Works until nobody can send commands any more.
@@ -68,6 +75,7 @@ impl Batch {
                 }
             }
             if !self.round() {
+                self.counters.idle();
                 let Ok(command) = commands.recv() else { return };
                 self.obey(command);
             }
@@ -123,6 +131,7 @@ impl Batch {
             Ok(()) => {
                 prompt.done += block.tokens;
                 prompt.reused += block.tokens;
+                self.counters.prompt(block.tokens, block.tokens);
                 self.schedule.computed(Share { id, tokens: block.tokens });
             }
             Err(error) => {
@@ -191,11 +200,15 @@ impl Batch {
             }
         }
         let steps: Vec<Step<'_>> = shares.iter().filter_map(|share| self.prompts.get(&share.id)?.step(share)).collect();
-        let logits = match self.model.forward(&steps) {
+        let began = Instant::now();
+        let computed = self.model.forward(&steps);
+        self.counters.computed(began.elapsed(), steps.len());
+        let logits = match computed {
             Ok(logits) => logits,
             Err(error) => return self.failed(shares, error),
         };
         self.schedule.passed();
+        self.counters.prompt(shares.iter().map(|share| share.tokens).sum(), 0);
         for (&share, logits) in shares.iter().zip(&logits) {
             self.schedule.computed(share);
             match self.hand_on(share, logits) {

@@ -2,7 +2,10 @@
 
 use std::{ops::Range, pin::pin, sync::Arc};
 
-use baton_bus::stage::{Retry, StageError};
+use baton_bus::{
+    stage::{Retry, StageError},
+    stats::Counters,
+};
 use baton_contract::{
     kv::Block,
     outcome::{Code, Timings},
@@ -43,6 +46,7 @@ pub(crate) struct Computing<'a> {
     puts: JoinSet<PutResult>,
     submitted: Instant,
     started: Option<Instant>,
+    counters: Counters,
 }
 
 /// The part of a prompt that the first `sources` pieces are: at most all but its last token, whose logits are wanted.
@@ -60,7 +64,13 @@ impl<'a> Computing<'a> {
         timings: &'a mut Timings,
         submitted: Instant,
     ) -> Self {
-        Self { store, pieces, prefix, ticket, timings, puts: JoinSet::new(), submitted, started: None }
+        let (puts, started, counters) = (JoinSet::new(), None, Counters::default());
+        Self { store, pieces, prefix, ticket, timings, puts, submitted, started, counters }
+    }
+
+    /// Counts what is put and got there.
+    pub(crate) fn counted(self, counters: &Counters) -> Self {
+        Self { counters: counters.clone(), ..self }
     }
 
     /// Works until every piece of the prompt's KV cache is stored; returns the first token of each of the job's answers.
@@ -84,7 +94,7 @@ impl<'a> Computing<'a> {
 
     /// Brings what is reused, and puts what is computed, until the first tokens are there.
     async fn compute(&mut self, sources: &[Source]) -> Result<Vec<Emitted>, StageError> {
-        let mut fetched = pin!(fetch(self.store, self.pieces, sources));
+        let mut fetched = pin!(fetch(self.store, self.pieces, sources, self.counters.clone()));
         // Pieces that were brought, and those of them that the engine has not taken yet.
         let (mut brought, mut waiting) = (0, 0);
         let mut fetching = None;
@@ -167,6 +177,7 @@ impl<'a> Computing<'a> {
         let (piece, stored) = put.map_err(StageError::passing)?.map_err(StageError::passing)?;
         self.timings.kv_raw_bytes += stored.raw_bytes;
         self.timings.kv_stored_bytes += stored.stored_bytes;
+        self.counters.kv_put(stored.raw_bytes, if stored.created { stored.stored_bytes } else { 0 });
         if let Some(piece) = self.pieces.get(piece) {
             self.prefix.stored(&piece.id);
             self.ticket.stored(piece.range.len());
@@ -196,15 +207,17 @@ fn fetch<'a>(
     store: &'a KvStore,
     pieces: &'a [Piece],
     sources: &'a [Source],
+    counters: Counters,
 ) -> impl Stream<Item = Option<Arc<Block>>> + 'a {
     let reused = reusable(pieces, sources.len());
     let fetches = pieces.iter().zip(sources).map(move |(piece, source)| {
         let Range { start, end } = piece.range;
         let wanted = end.min(reused) - start;
+        let counters = counters.clone();
         async move {
             let block = match source {
                 Source::Held(block, _) => block.clone(),
-                Source::Stored => stored(store, piece).await?,
+                Source::Stored => stored(store, piece, &counters).await?,
             };
             Some(if wanted < block.tokens { Arc::new(head(&block, wanted)) } else { block })
         }
@@ -213,10 +226,13 @@ fn fetch<'a>(
 }
 
 /// Gets a piece, if it can be had.
-async fn stored(store: &KvStore, piece: &Piece) -> Option<Arc<Block>> {
+async fn stored(store: &KvStore, piece: &Piece, counters: &Counters) -> Option<Arc<Block>> {
     let tokens = piece.range.len();
     match store.get(&piece.id, tokens).instrument(info_span!("kv.get", tokens)).await {
-        Ok(Some(fetched)) => Some(fetched.block),
+        Ok(Some(fetched)) => {
+            counters.kv_got(fetched.stored_bytes);
+            Some(fetched.block)
+        }
         Ok(None) => {
             tracing::info!(piece = %piece.id, "a stored prefix was gone; it is computed");
             None

@@ -10,6 +10,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use baton_bus::stats::Counters;
 use baton_contract::kv::Block;
 use baton_engine::{
     generation::{self, Emitted, Generation},
@@ -115,11 +116,16 @@ pub(crate) struct Ticket {
 
 impl Engine {
     /// Starts the thread; `ended` is cancelled when it ends, however that happens.
-    pub(crate) fn start(model: Box<dyn Model>, options: Options, ended: CancellationToken) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        model: Box<dyn Model>,
+        options: Options,
+        counters: Counters,
+        ended: CancellationToken,
+    ) -> std::io::Result<Self> {
         let (commands, waiting) = mpsc::channel();
         let thread = thread::Builder::new().name("prefill-engine".into()).spawn(move || {
             let _ended = ended.drop_guard();
-            Batch::new(model, options).serve(&waiting);
+            Batch::new(model, options).counted(counters).serve(&waiting);
         })?;
         Ok(Self { commands, prompts: AtomicU64::new(0), _thread: thread })
     }

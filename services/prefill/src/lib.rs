@@ -11,7 +11,7 @@ mod computing;
 mod engine;
 mod flights;
 mod reuse;
-mod schedule;
+pub mod schedule;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -40,9 +40,11 @@ use crate::{
     reuse::{Prefix, Reuse, Source},
 };
 
+pub use crate::batch::IMPORTED;
+
 /// A prompt's pieces are on their way to the store while so many passes' tokens more are computed: a slow store slows
 /// prefill down, and no more pieces than that are in memory.
-const PASSES_AHEAD: usize = 2;
+pub const PASSES_AHEAD: usize = 2;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -88,7 +90,7 @@ pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: Canc
     let mut models = BTreeMap::new();
     for Served { name, model, generator, store } in served {
         let fingerprint = model.spec().fingerprint;
-        let engine = Engine::start(model, computing, ended.clone())
+        let engine = Engine::start(model, computing, bus.counters().clone(), ended.clone())
             .map_err(|source| Error::Thread { model: name.clone(), source })?;
         let reuse = Reuse { store, flights: Flights::default(), prefixes: prefixes.clone() };
         models.insert(name, Arc::new(Pool { engine, generator, reuse, fingerprint }));
@@ -146,6 +148,7 @@ impl Prefill {
         timings.prefill_worker = claim.worker;
         if let Some(stored) = self.enough_for_decode(&pieces, &prefix, job.samples as usize) {
             let cached_tokens = reusable(&pieces, stored);
+            self.bus.counters().prompt(cached_tokens, cached_tokens);
             timings.cached_tokens = cached_tokens as u32;
             timings.prefix_get_ms = prefix.looking.as_secs_f64() * 1e3;
             timings.prefill_queue_ms += submitted.elapsed().saturating_sub(prefix.looking).as_secs_f64() * 1e3;
@@ -159,7 +162,8 @@ impl Prefill {
         let reused = reusable(&pieces, prefix.sources.len());
         let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
         let ticket = pool.engine.prefill(job.prompt.clone(), ranges, reused, generations);
-        let computing = Computing::new(&pool.reuse.store, &pieces, prefix, ticket, &mut timings, submitted);
+        let computing = Computing::new(&pool.reuse.store, &pieces, prefix, ticket, &mut timings, submitted)
+                .counted(self.bus.counters());
         let first = computing.finish().await?;
         tracing::info!(
             prompt_tokens = job.prompt.len(),
@@ -191,7 +195,7 @@ impl Prefill {
         pieces: &[key::Piece],
     ) -> Result<Next, StageError> {
         let pieces = pieces.iter().map(|piece| Piece { id: piece.id.0, tokens: piece.range.len() as u32 }).collect();
-        let subject = self.bus.layout().decode(&job.model, &job.lane);
+        let subject = self.bus.layout().decode(&job.model, &job.lane, &job.tenant);
         let task = DecodeTask { job, timings, first, pieces };
         let payload = envelope::encode(&task)
             .map_err(|error| StageError::new(Retry::Never, Code::Internal, error.to_string()))?;

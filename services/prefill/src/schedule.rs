@@ -8,12 +8,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 /// Names one prompt of an engine.
-pub(crate) type PromptId = u64;
+pub type PromptId = u64;
 
 /// Passes without a failure after which a pass may be twice as large again.
 const CALM: u32 = 32;
 
-pub(crate) struct Schedule {
+pub struct Schedule {
     options: Options,
     prompts: BTreeMap<PromptId, Prompt>,
     waiting: VecDeque<PromptId>,
@@ -27,13 +27,13 @@ pub(crate) struct Schedule {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Options {
-    pub(crate) page_tokens: usize,
-    pub(crate) pages: usize,
+pub struct Options {
+    pub page_tokens: usize,
+    pub pages: usize,
     /// Tokens of a pass.
-    pub(crate) batch_tokens: usize,
+    pub batch_tokens: usize,
     /// How many of a prompt's tokens may be computed and not yet stored.
-    pub(crate) ahead: usize,
+    pub ahead: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -48,20 +48,20 @@ struct Prompt {
 
 /// A prompt that the whole memory can't hold: tokens it has, and tokens there is memory for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TooLong {
-    pub(crate) needed: usize,
-    pub(crate) capacity: usize,
+pub struct TooLong {
+    pub needed: usize,
+    pub capacity: usize,
 }
 
 /// The next tokens of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Share {
-    pub(crate) id: PromptId,
-    pub(crate) tokens: usize,
+pub struct Share {
+    pub id: PromptId,
+    pub tokens: usize,
 }
 
 impl Schedule {
-    pub(crate) fn new(options: Options) -> Self {
+    pub fn new(options: Options) -> Self {
         let options = Options {
             page_tokens: options.page_tokens.max(1),
             batch_tokens: options.batch_tokens.max(1),
@@ -80,7 +80,7 @@ impl Schedule {
     }
 
     /// Puts a prompt at the end of the queue whose first `reused` tokens come from elsewhere.
-    pub(crate) fn submit(&mut self, id: PromptId, tokens: usize, reused: usize) -> Result<(), TooLong> {
+    pub fn submit(&mut self, id: PromptId, tokens: usize, reused: usize) -> Result<(), TooLong> {
         let capacity = self.options.pages.saturating_mul(self.options.page_tokens);
         if tokens > capacity {
             return Err(TooLong { needed: tokens, capacity });
@@ -91,7 +91,7 @@ impl Schedule {
     }
 
     /// Opens the next prompt, if there are pages for all of it.
-    pub(crate) fn admit(&mut self) -> Option<PromptId> {
+    pub fn admit(&mut self) -> Option<PromptId> {
         let id = *self.waiting.front()?;
         let pages = |id: &PromptId| self.prompts[id].tokens.div_ceil(self.options.page_tokens);
         if self.open.iter().chain([&id]).map(pages).sum::<usize>() > self.options.pages {
@@ -103,12 +103,12 @@ impl Schedule {
     }
 
     /// The prompts that have pages, oldest first.
-    pub(crate) fn open(&self) -> &[PromptId] {
+    pub fn open(&self) -> &[PromptId] {
         &self.open
     }
 
     /// What to compute now: each prompt once; nothing if all that are open wait for the store, or for what they reuse.
-    pub(crate) fn next(&self) -> Vec<Share> {
+    pub fn next(&self) -> Vec<Share> {
         let mut ready: Vec<(Share, usize)> = Vec::new();
         for &id in &self.open {
             let Prompt { tokens, reused, computed, stored } = self.prompts[&id];
@@ -140,40 +140,40 @@ impl Schedule {
     }
 
     /// Notes that a prompt's next tokens were computed, or came from elsewhere.
-    pub(crate) fn computed(&mut self, share: Share) {
+    pub fn computed(&mut self, share: Share) {
         if let Some(prompt) = self.prompts.get_mut(&share.id) {
             prompt.computed = prompt.tokens.min(prompt.computed + share.tokens);
         }
     }
 
     /// Whether a part of a prompt's beginning has yet to come from elsewhere.
-    pub(crate) fn lacks(&self, id: PromptId) -> bool {
+    pub fn lacks(&self, id: PromptId) -> bool {
         self.prompts.get(&id).is_some_and(|prompt| prompt.computed < prompt.reused)
     }
 
     /// Notes that no more than the first `reused` tokens of a prompt come from elsewhere.
-    pub(crate) fn reuse(&mut self, id: PromptId, reused: usize) {
+    pub fn reuse(&mut self, id: PromptId, reused: usize) {
         if let Some(prompt) = self.prompts.get_mut(&id) {
             prompt.reused = prompt.reused.min(reused);
         }
     }
 
     /// Notes that so many of a prompt's tokens are in the store.
-    pub(crate) fn stored(&mut self, id: PromptId, tokens: usize) {
+    pub fn stored(&mut self, id: PromptId, tokens: usize) {
         if let Some(prompt) = self.prompts.get_mut(&id) {
             prompt.stored = prompt.tokens.min(prompt.stored + tokens);
         }
     }
 
     /// Notes that nothing of a prompt is there any more, though it may be stored: all of it is computed.
-    pub(crate) fn restart(&mut self, id: PromptId) {
+    pub fn restart(&mut self, id: PromptId) {
         if let Some(prompt) = self.prompts.get_mut(&id) {
             (prompt.reused, prompt.computed) = (0, 0);
         }
     }
 
     /// Notes that a pass succeeded.
-    pub(crate) fn passed(&mut self) {
+    pub fn passed(&mut self) {
         self.calm += 1;
         if self.calm >= CALM {
             self.calm = 0;
@@ -184,7 +184,7 @@ impl Schedule {
 
     /// Notes that a pass failed: the next are of half as many prompts, and if it was one prompt, of half as many tokens. One
     /// token of one prompt is to blame itself: it leaves the schedule and is returned.
-    pub(crate) fn failed(&mut self, shares: &[Share]) -> Option<PromptId> {
+    pub fn failed(&mut self, shares: &[Share]) -> Option<PromptId> {
         self.calm = 0;
         match shares {
             [] => {}
@@ -201,7 +201,7 @@ impl Schedule {
     }
 
     /// Takes a prompt out, wherever it stands.
-    pub(crate) fn remove(&mut self, id: PromptId) {
+    pub fn remove(&mut self, id: PromptId) {
         if self.prompts.remove(&id).is_some() {
             self.waiting.retain(|other| *other != id);
             self.open.retain(|other| *other != id);

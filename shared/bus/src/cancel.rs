@@ -18,7 +18,8 @@ use async_nats::{
 };
 use baton_contract::{
     JobId, Name,
-    outcome::{Code, Failure, request_digest},
+    envelope::{self, DecodeTask, PrefillTask, Task},
+    outcome::{Code, Failure, Outcome, request_digest},
     record::{Record, State},
     subject::{Layout, Stage},
 };
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Bus, Error, jobs::Jobs, reconcile::JobKey};
+use crate::{Bus, Error, HeaderMap, jobs::Jobs, reconcile::JobKey, trace};
 
 /// A job that ingest has not seen is looked for among all requests that wait.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -236,11 +237,42 @@ impl Jobs {
                 if let Err(error) = bus.client.publish(subject, Default::default()).await {
                     tracing::warn!(%error, %job, %tenant, "the workers were not told of a cancelled job");
                 }
+                if state == State::Accepted
+                    && let Err(error) = self.end_unclaimed(&key).await
+                {
+                    tracing::warn!(%error, %job, %tenant, "a cancelled job did not end at once; it does at its turn");
+                }
                 return Ok(Answer::Cancelling { state });
             }
         }
         Err(Error::Contended { job: job.to_string() })
     }
+}
+
+impl Jobs {
+    /// Ends a cancelled job that no worker has claimed, so that it need not wait for its turn: whoever gets its message finds
+    /// that it has ended. If one claims it meanwhile and ends it too, one of the two results counts, and both say the same.
+    async fn end_unclaimed(&self, key: &JobKey) -> Result<(), Error> {
+        // Ingest has it in hand, and will see the mark or pass it on to who does.
+        let Some((subject, message)) = self.bus.admitted(key).await? else { return Ok(()) };
+        let layout = &self.bus.layout;
+        let cancelled = match layout.parse_queue(Stage::Decode, &subject) {
+            Some(_) => cancelled_task::<DecodeTask>(&message.payload),
+            None => cancelled_task::<PrefillTask>(&message.payload),
+        };
+        let outcome = cancelled.map_err(|error| Error::Read {
+            what: format!("the admitted message of job {key}"),
+            message: error.to_string(),
+        })?;
+        let mut headers = HeaderMap::new();
+        trace::copy(Some(&message.headers), &mut headers);
+        self.finish(&outcome, headers).await.map(drop)
+    }
+}
+
+fn cancelled_task<T: Task>(payload: &[u8]) -> Result<Outcome, envelope::Error> {
+    let task: T = envelope::decode(payload)?;
+    Ok(task.job().failed(cancelled(), Vec::new(), task.timings().clone()))
 }
 
 impl Calls {

@@ -12,6 +12,7 @@ use std::sync::{
 
 use async_nats::jetstream::kv;
 use baton_contract::{checkpoint::Checkpoint, job::Job, record::Claim, subject::Stage};
+use tokio_util::sync::CancellationToken;
 
 use crate::{Bus, Error};
 
@@ -35,6 +36,8 @@ pub struct Ledger {
     revision: Arc<AtomicU64>,
     /// Whether a write was tried.
     touched: Arc<AtomicBool>,
+    /// Called once the claim is stored.
+    claimed: CancellationToken,
 }
 
 /// What became of a wish to write.
@@ -69,8 +72,21 @@ impl Checkpoints {
     /// A job's checkpoint in the hands of the worker with this claim, who takes over what there is if the message was
     /// delivered before.
     pub fn ledger(&self, job: &Job, claim: Claim) -> Ledger {
-        let key = self.bus.layout.job_key(&job.tenant, &job.id);
-        Ledger { checkpoints: self.clone(), key, claim, revision: Arc::default(), touched: Arc::default() }
+        let ledger = self.ledger_to_be(job, claim);
+        ledger.claimed();
+        ledger
+    }
+
+    /// The same for a worker whose claim is on its way: nothing is written before [`Ledger::claimed`] is called.
+    pub(crate) fn ledger_to_be(&self, job: &Job, claim: Claim) -> Ledger {
+        Ledger {
+            checkpoints: self.clone(),
+            key: self.bus.layout.job_key(&job.tenant, &job.id),
+            claim,
+            revision: Arc::default(),
+            touched: Arc::default(),
+            claimed: CancellationToken::new(),
+        }
     }
 
     /// What is stored under a key, with its revision, which is 0 if there is nothing; what can't be read is told as nothing.
@@ -100,8 +116,14 @@ impl Checkpoints {
 }
 
 impl Ledger {
+    /// Notes that the claim is stored, which every write waits for.
+    pub(crate) fn claimed(&self) {
+        self.claimed.cancel();
+    }
+
     /// Takes over what earlier workers have left of the job's answers. From here on they can write no more.
     pub async fn take_over(&self, job: &Job) -> Result<Found, Error> {
+        self.claimed.cancelled().await;
         for _ in 0..RACES {
             let (found, revision) = self.checkpoints.read(&self.key).await?;
             if found.as_ref().is_some_and(|found| outranks(&found.claim, &self.claim)) {
@@ -122,6 +144,7 @@ impl Ledger {
 
     /// Writes the checkpoint anew. One write at a time.
     pub async fn write(&self, checkpoint: &Checkpoint) -> Result<Written, Error> {
+        self.claimed.cancelled().await;
         self.touched.store(true, Ordering::Relaxed);
         let mut revision = self.revision.load(Ordering::Relaxed);
         for _ in 0..RACES {

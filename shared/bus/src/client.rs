@@ -81,6 +81,11 @@ impl Bus {
         self.results_of(vec![self.layout.results(tenant)]).await
     }
 
+    /// The results of all tenants from now on.
+    pub async fn all_results(&self) -> Result<Results, Error> {
+        self.results_of(vec![self.layout.all_results()]).await
+    }
+
     async fn results_of(&self, subjects: Vec<String>) -> Result<Results, Error> {
         let failed = |message: String| Error::Read { what: subjects.join(" and "), message };
         let stream = self.jetstream.get_stream(self.layout.result_stream()).await;

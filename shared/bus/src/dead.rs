@@ -182,7 +182,7 @@ impl Bus {
 
     /// All dead letters, oldest first.
     pub async fn dead_letters(&self) -> Result<Vec<Letter>, Error> {
-        let messages = scan::messages(self, Scan { stream: self.layout.dead_stream(), headers_only: true }).await?;
+        let messages = scan::messages(self, Scan { headers_only: true, ..Scan::all(self.layout.dead_stream()) }).await?;
         let read = |message: StreamMessage| async move { Ok(self.letter(&message)) };
         messages.try_filter_map(read).try_collect().await
     }
@@ -215,7 +215,7 @@ impl Bus {
     pub async fn retry(&self, opened: Opened) -> Result<Retried, RetryError> {
         let Opened { letter, message } = opened;
         let place = self.layout.stage_subjects(letter.id.stage());
-        let place = place.strip_suffix("*.*").unwrap_or(&place);
+        let place = place.split('*').next().unwrap_or_default();
         if !letter.subject.starts_with(place) {
             return Err(RetryError::Foreign { id: letter.id, subject: letter.subject });
         }

@@ -6,6 +6,7 @@ use baton_contract::{
     outcome::{Outcome, Status},
     record::{Admission, Claim, Record, Verdict},
 };
+use serde::de::DeserializeOwned;
 
 use crate::{Bus, Error, HeaderMap};
 
@@ -53,6 +54,14 @@ impl Stored {
     pub fn carry(&self, headers: &mut HeaderMap) {
         if let Ok(record) = serde_json::to_string(&self.record) {
             headers.insert(RECORD_HEADER, format!("{} {record}", self.revision));
+        }
+    }
+
+    /// What a claim makes of this record, if it can have it as it is.
+    pub(crate) fn expect(&self, claim: &Claim) -> Option<Record> {
+        match self.record.claim(claim.clone()) {
+            Verdict::Take(record) if !record.cancelled => Some(record),
+            _ => None,
         }
     }
 
@@ -198,6 +207,15 @@ impl Jobs {
 
     /// The result of a job that has ended.
     pub async fn result(&self, tenant: &Name, job: &JobId) -> Result<Option<Outcome>, Error> {
+        self.of_result_stream(self.bus.layout.result(tenant, job), job).await
+    }
+
+    /// What the result stream holds under a subject.
+    pub(crate) async fn of_result_stream<T: DeserializeOwned>(
+        &self,
+        subject: String,
+        job: &JobId,
+    ) -> Result<Option<T>, Error> {
         let unreadable = |message| Error::Read { what: format!("the result of job {job}"), message };
         let stream = self
             .bus
@@ -205,7 +223,7 @@ impl Jobs {
             .get_stream_no_info(self.bus.layout.result_stream())
             .await
             .map_err(|error| unreadable(error.to_string()))?;
-        match stream.direct_get_last_for_subject(self.bus.layout.result(tenant, job)).await {
+        match stream.direct_get_last_for_subject(subject).await {
             Ok(message) => {
                 serde_json::from_slice(&message.payload).map(Some).map_err(|error| unreadable(error.to_string()))
             }

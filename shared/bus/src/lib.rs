@@ -2,34 +2,54 @@
 //!
 //! - [`Bus`] is a connection with the pipeline's streams; [`Bus::provision`] creates them.
 //! - [`pull`] takes messages, one permit each, and settles them; [`stage`] adds claims, successors and results.
-//! - [`jobs`] keeps the job records and the results; [`client`] submits jobs and follows them.
+//! - [`jobs`] keeps the job records and the results; [`client`] submits jobs and follows them; [`answers`] asks for single
+//!   ones, many at a time.
 //! - [`checkpoints`] keeps what running answers have come to; [`cancel`] ends jobs that nobody wants any more.
 //! - [`pressure`] says what happens when the broker takes no more; [`clock`] reads the broker's clock.
 //! - [`dead`] keeps what no worker could finish; [`reconcile`] finds jobs that have lost their message.
-//! - [`live`] tells what waits in a queue without taking it; [`turn`] says who does a chore that one is enough for.
+//! - [`live`] tells what waits in a queue without taking it; [`turn`] says who does a chore that one is enough for, and
+//!   [`lease`] who has a duty for as long as it lives.
+//! - [`roles`] has workers change their role, and tells what a planner thinks of them.
+//! - [`changes`] lists jobs by their last change, [`latest`] a tenant's last results; [`stats`] tells how the workers and the
+//!   queues are doing.
+//! - [`waiting`] is where admitted jobs of all tenants wait for their turns.
 //! - [`prefixes`] tells workers what others are computing, so that a prefix is computed once.
+//! - [`files`] and [`batches`] are users' files and batches of requests, each kept on a [`shelf`]; [`errands`] are what
+//!   gateways have to do for them; [`ends`] tells which jobs have ended.
 //! - [`server`] runs a `nats-server` as a child process; [`trace`] carries W3C trace context in message headers.
 //!
 //! What must never happen here: an acknowledgement before the successor is durable, a second result for a job, a message
 //! taken without a free slot.
 #![forbid(unsafe_code)]
 
+pub mod answers;
+pub mod batches;
 pub mod cancel;
+pub mod changes;
 pub mod checkpoints;
 pub mod client;
 pub mod clock;
 pub mod dead;
+pub mod ends;
+pub mod errands;
+pub mod files;
 pub mod jobs;
+pub mod latest;
+pub mod lease;
 pub mod live;
 pub mod prefixes;
 pub mod pressure;
 pub mod pull;
 pub mod reconcile;
+pub mod roles;
 mod scan;
 pub mod server;
+pub mod shelf;
 pub mod stage;
+pub mod stats;
 pub mod trace;
 pub mod turn;
+pub mod waiting;
 
 use std::{
     path::PathBuf,
@@ -98,6 +118,11 @@ pub enum Error {
     TryLater { subject: String, message: String },
     #[error("nobody answers {subject}: no ingest worker runs on this broker under this root; start one")]
     NotServed { subject: String },
+    #[error(
+        "no worker named {worker:?} can change its role: none runs, or it was started for one stage only; start it with \
+         --roles prefill,decode"
+    )]
+    NoFlexibleWorker { worker: String },
     #[error("cannot read {what}: {message}")]
     Read { what: String, message: String },
     #[error("cannot store the record of job {job}: {message}")]
@@ -114,6 +139,7 @@ pub struct Bus {
     client: async_nats::Client,
     jetstream: jetstream::Context,
     layout: Layout,
+    counters: stats::Counters,
 }
 
 impl Bus {
@@ -135,7 +161,7 @@ impl Bus {
         let client =
             connect.connect(urls).await.map_err(|source| Error::Connect { url: options.url.clone(), source })?;
         let jetstream = jetstream::new(client.clone());
-        Ok(Self { client, jetstream, layout: options.layout })
+        Ok(Self { client, jetstream, layout: options.layout, counters: stats::Counters::default() })
     }
 
     pub fn layout(&self) -> &Layout {
@@ -148,21 +174,58 @@ impl Bus {
         Ok(self.client.server_info().version)
     }
 
+    /// Whether the broker is connected now.
+    pub fn is_connected(&self) -> bool {
+        self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// Bytes that a request may have on this broker.
+    pub fn max_request_bytes(&self) -> usize {
+        self.client.server_info().max_payload.min(envelope::MAX_BYTES)
+    }
+
+    /// Checks that the broker answers and that the pipeline's streams are there.
+    pub async fn ready(&self) -> Result<(), Error> {
+        let missing = |message: String| Error::NotProvisioned { root: self.layout.root().clone(), message };
+        for stream in [self.layout.stage_stream(Stage::Ingest), self.layout.result_stream()] {
+            self.jetstream.get_stream(stream).await.map_err(|error| missing(error.to_string()))?;
+        }
+        Ok(())
+    }
+
     /// Creates the pipeline's streams and job bucket, or brings existing ones to this configuration.
     pub async fn provision(&self, retention: &Retention) -> Result<(), Error> {
         let layout = &self.layout;
+        let clamped = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let backlog = || Config {
+            discard: DiscardPolicy::New,
+            max_messages: clamped(retention.backlog.messages),
+            max_bytes: retention.backlog.bytes.map_or(-1, clamped),
+            ..self.stream_defaults(retention)
+        };
+        // Where a subject is a tenant's, and what lies there waits for its turn.
+        let of_tenants = || Config {
+            discard_new_per_subject: retention.backlog.of_tenant.is_some(),
+            max_messages_per_subject: retention.backlog.of_tenant.map_or(-1, clamped),
+            ..backlog()
+        };
         for stage in Stage::ALL {
             self.create_stream(Config {
                 name: layout.stage_stream(stage),
                 subjects: vec![layout.stage_subjects(stage)],
                 retention: RetentionPolicy::WorkQueue,
-                discard: DiscardPolicy::New,
-                max_messages: i64::try_from(retention.backlog.messages).unwrap_or(i64::MAX),
-                max_bytes: retention.backlog.bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
-                ..self.stream_defaults(retention)
+                ..if stage == Stage::Ingest { of_tenants() } else { backlog() }
             })
             .await?;
         }
+        // No queue that workers take from: whoever passes a job on removes it here.
+        self.create_stream(Config {
+            name: layout.waiting_stream(),
+            subjects: vec![layout.waiting_subjects()],
+            allow_direct: true,
+            ..of_tenants()
+        })
+        .await?;
         self.create_stream(Config {
             name: layout.result_stream(),
             subjects: layout.result_subjects(),
@@ -232,7 +295,11 @@ impl Bus {
                     // The stage loop counts attempts itself, so that a job that used them up still gets its result.
                     max_deliver: -1,
                     // Shared by all workers of the queue: a low value would silently cap scale-out.
-                    max_ack_pending: 100_000,
+                    max_ack_pending: match queue.stage {
+                        // Requests of tenants that may have no more jobs waiting come back later, and count meanwhile.
+                        Stage::Ingest => -1,
+                        Stage::Prefill | Stage::Decode => 100_000,
+                    },
                     ..Default::default()
                 },
                 stream.as_str(),

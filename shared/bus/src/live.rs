@@ -48,7 +48,15 @@ impl Bus {
         &self,
         stage: Stage,
     ) -> Result<Waiting<impl Stream<Item = Result<StreamMessage, Error>> + Unpin + use<>>, Error> {
-        let name = self.layout.stage_stream(stage);
+        self.messages_of(self.layout.stage_stream(stage), self.layout.stage_subjects(stage)).await
+    }
+
+    /// The same of a stream `name` that collects `subjects`.
+    pub(crate) async fn messages_of(
+        &self,
+        name: String,
+        subjects: String,
+    ) -> Result<Waiting<impl Stream<Item = Result<StreamMessage, Error>> + Unpin + use<>>, Error> {
         let stream = self.jetstream.get_stream(&name).await.map_err(|error| match error.kind() {
             GetStreamErrorKind::JetStream(_) => {
                 Error::NotProvisioned { root: self.layout.root().clone(), message: error.to_string() }
@@ -56,7 +64,6 @@ impl Bus {
             _ => Error::Read { what: format!("the state of stream {name}"), message: error.to_string() },
         })?;
         let state = &stream.cached_info().state;
-        let subjects = self.layout.stage_subjects(stage);
         let spans = spans(state.first_sequence..state.last_sequence + 1);
         let count = state.messages;
         let read = move |span| read(stream.clone(), subjects.clone(), span).boxed();

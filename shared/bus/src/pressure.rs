@@ -15,11 +15,14 @@ pub struct Backlog {
     pub messages: u64,
     /// Bytes of each stage, which the broker sets aside; without it its disk is the limit.
     pub bytes: Option<u64>,
+    /// Messages of each tenant, of each lane: requests, and of each model admitted jobs that wait. Without it the queue's own
+    /// limits count.
+    pub of_tenant: Option<u64>,
 }
 
 impl Default for Backlog {
     fn default() -> Self {
-        Self { messages: 1_000_000, bytes: None }
+        Self { messages: 1_000_000, bytes: None, of_tenant: None }
     }
 }
 

@@ -39,6 +39,11 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
+    /// A queue of a stage that has one for each model.
+    pub(crate) fn of(stage: Stage, model: &Name, lane: &Name) -> Self {
+        Self { stage, model: Some(model.clone()), lane: lane.clone() }
+    }
+
     /// The name of the durable consumer.
     pub(crate) fn durable(&self) -> String {
         match &self.model {
@@ -48,13 +53,12 @@ impl Queue {
     }
 
     pub(crate) fn subject(&self, layout: &Layout) -> String {
-        let any = "*";
-        let model = self.model.as_ref().map_or(any, Name::as_str);
-        let kind = match self.stage {
-            Stage::Ingest => "req",
-            Stage::Prefill | Stage::Decode => self.stage.as_str(),
-        };
-        format!("{}.{kind}.{model}.{}", layout.root(), self.lane)
+        let (root, lane) = (layout.root(), &self.lane);
+        let model = self.model.as_ref().map_or("*", Name::as_str);
+        match self.stage {
+            Stage::Ingest => format!("{root}.req.*.{lane}"),
+            Stage::Prefill | Stage::Decode => format!("{root}.{}.{model}.{lane}.*", self.stage),
+        }
     }
 }
 
@@ -316,9 +320,9 @@ impl<R: Receiver> Puller<R> {
         // Never empty: a pull asks for as many messages as there are permits.
         let permit = permits.pop();
         let (receiver, abandon, heartbeat) = (self.receiver.clone(), self.abandon.clone(), self.heartbeat);
-        let client = self.bus.client.clone();
+        let (client, held) = (self.bus.client.clone(), self.bus.counters.hold());
         tokio::spawn(async move {
-            let _permit = permit;
+            let _permit = (permit, held);
             let delivery = match Delivery::new(message, &client) {
                 Ok(delivery) => delivery,
                 Err(error) => return tracing::error!(%error, "a message without delivery data was dropped"),
@@ -332,7 +336,7 @@ impl<R: Receiver> Puller<R> {
     }
 }
 
-async fn with_heartbeat(delivery: &Delivery, every: Duration, work: impl Future<Output = Settle>) -> Settle {
+pub(crate) async fn with_heartbeat(delivery: &Delivery, every: Duration, work: impl Future<Output = Settle>) -> Settle {
     let mut beat = interval(every);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beat.tick().await;

@@ -20,6 +20,7 @@ use baton_contract::{
     record::Record,
     subject::Stage,
 };
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream, try_join};
 
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
     dead::SUBJECT,
     jobs::Jobs,
     scan::{self, Scan},
-    trace,
+    trace, waiting,
 };
 
 /// Lost jobs that are looked after at a time.
@@ -99,13 +100,31 @@ pub struct Report {
 
 impl Bus {
     /// Passes an admitted job to its first stage, and keeps a copy of the message. `headers` carry its trace.
-    pub async fn begin(&self, subject: String, job: &Job, headers: HeaderMap, payload: Vec<u8>) -> Result<(), Error> {
+    pub async fn begin(
+        &self,
+        subject: String,
+        job: &Job,
+        headers: HeaderMap,
+        payload: impl Into<Bytes>,
+    ) -> Result<(), Error> {
+        self.begin_at(subject.clone(), subject, job, headers, payload.into()).await
+    }
+
+    /// The same of a job that is to come to its first stage's `subject`, but is put in another `place` until then.
+    pub(crate) async fn begin_at(
+        &self,
+        place: String,
+        subject: String,
+        job: &Job,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Result<(), Error> {
         let mut kept = HeaderMap::new();
         trace::copy(Some(&headers), &mut kept);
         kept.insert(SUBJECT, subject.as_str());
         let copy = self.publish_durably(self.layout.admitted(&job.tenant, &job.id), None, kept, payload.clone());
         let id = format!("{}/{}/{}", job.tenant, job.id, Stage::Ingest);
-        try_join!(copy, self.publish_durably(subject, Some(&id), headers, payload)).map(drop)
+        try_join!(copy, self.publish_durably(place, Some(&id), headers, payload)).map(drop)
     }
 
     /// Finds jobs that were accepted, have not ended and have no message, and lets them begin again. Nothing is changed in a
@@ -140,7 +159,7 @@ impl Bus {
     async fn open_jobs(&self) -> Result<HashSet<JobKey>, Error> {
         let bucket = self.layout.job_bucket();
         let prefix = format!("$KV.{bucket}.");
-        let mut messages = scan::messages(self, Scan { stream: format!("KV_{bucket}"), headers_only: false }).await?;
+        let mut messages = scan::messages(self, Scan::all(format!("KV_{bucket}"))).await?;
         let mut open = HashSet::new();
         while let Some(message) = messages.try_next().await? {
             let Some(key) = message.subject.as_str().strip_prefix(&prefix).and_then(job_key) else { continue };
@@ -168,6 +187,12 @@ impl Bus {
         let mut requests = self.messages(Stage::Ingest).await?;
         while let Some(message) = requests.tasks.try_next().await? {
             if let Some(key) = self.requested(&message) {
+                open.remove(&key);
+            }
+        }
+        let mut admitted = self.messages_of(self.layout.waiting_stream(), self.layout.waiting_subjects()).await?.tasks;
+        while let Some(message) = admitted.try_next().await? {
+            if let Some(key) = waiting::key_of(&message) {
                 open.remove(&key);
             }
         }
@@ -229,7 +254,7 @@ impl Bus {
     }
 
     /// The message that a job was admitted with, and the subject it goes to.
-    async fn admitted(&self, key: &JobKey) -> Result<Option<(String, StreamMessage)>, Error> {
+    pub(crate) async fn admitted(&self, key: &JobKey) -> Result<Option<(String, StreamMessage)>, Error> {
         let unreadable = |message| Error::Read { what: format!("the admitted message of job {key}"), message };
         let stream = self.jetstream.get_stream_no_info(self.layout.admitted_stream()).await;
         let stream = stream.map_err(|error| unreadable(error.to_string()))?;
@@ -246,7 +271,7 @@ impl Bus {
 }
 
 /// The job of a record's key; nothing for a key that is no job's.
-fn job_key(key: &str) -> Option<JobKey> {
+pub(crate) fn job_key(key: &str) -> Option<JobKey> {
     let (tenant, job) = key.split_once('.')?;
     Some(JobKey { tenant: Name::new(tenant).ok()?, job: JobId::new(job).ok()? })
 }

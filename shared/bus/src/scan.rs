@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{
-    consumer::{AckPolicy, pull},
+    consumer::{AckPolicy, DeliverPolicy, pull},
     message::StreamMessage,
 };
 use futures::{Stream, StreamExt, TryStreamExt, stream};
@@ -23,6 +23,15 @@ pub(crate) struct Scan {
     pub(crate) stream: String,
     /// Leaves the bodies out.
     pub(crate) headers_only: bool,
+    /// The sequence to begin at; what is older is left out.
+    pub(crate) from: u64,
+}
+
+impl Scan {
+    /// All of a stream.
+    pub(crate) fn all(stream: String) -> Self {
+        Self { stream, headers_only: false, from: 0 }
+    }
 }
 
 /// The messages of a stream, oldest first, until there are no more. What a lost connection swallows is an error.
@@ -30,11 +39,26 @@ pub(crate) async fn messages(
     bus: &Bus,
     scan: Scan,
 ) -> Result<impl Stream<Item = Result<StreamMessage, Error>> + Unpin + use<>, Error> {
+    messages_of(bus, scan, String::new()).await
+}
+
+/// The same, of the subjects that match a filter.
+pub(crate) async fn messages_of(
+    bus: &Bus,
+    scan: Scan,
+    filter_subject: String,
+) -> Result<impl Stream<Item = Result<StreamMessage, Error>> + Unpin + use<>, Error> {
     let what = format!("stream {}", scan.stream);
     let unreadable = move |message: String| Error::Read { what: what.clone(), message };
+    let deliver_policy = match scan.from {
+        0 => DeliverPolicy::All,
+        start_sequence => DeliverPolicy::ByStartSequence { start_sequence },
+    };
     let config = pull::Config {
         ack_policy: AckPolicy::None,
+        deliver_policy,
         headers_only: scan.headers_only,
+        filter_subject,
         inactive_threshold: FORGOTTEN,
         memory_storage: true,
         num_replicas: 1,

@@ -1,11 +1,11 @@
 //! The loop of the stages that work on admitted jobs: claim, work, publish the successor or the result, acknowledge.
 
-use std::{future::pending, marker::PhantomData, sync::Arc, time::Duration};
+use std::{future::pending, marker::PhantomData, pin::pin, sync::Arc, time::Duration};
 
 use baton_contract::{
     envelope::{self, Task},
     job::Job,
-    outcome::{Code, Failure, Outcome},
+    outcome::{Code, Failure, Outcome, Status},
     record::{Claim, Record},
     subject::Stage,
 };
@@ -96,7 +96,8 @@ impl From<Error> for StageError {
     }
 }
 
-/// A stage's own work on one job. It may be dropped at any await: another worker then gets the job.
+/// A stage's own work on one job. It may be dropped at any await: another worker then gets the job. At a message's first
+/// delivery it may begin before the worker's claim is stored; what it comes to counts only with the claim.
 pub trait Handler<T: Task>: Send + Sync + 'static {
     fn handle(&self, work: Work<T>) -> impl Future<Output = Result<Next, StageError>> + Send;
 }
@@ -213,13 +214,22 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
         let fresh = Record::accepted(job.request_digest.clone(), timings.accepted_at_ms);
         // What a message tells of a job changes with its first claim.
         let known = if delivery.attempt == 1 { Stored::carried(delivery.headers()) } else { None };
-        let held = match self.jobs.claim(&job.tenant, &job.id, claim.clone(), fresh, known).await? {
-            Claimed::Take(held) => held,
-            Claimed::Settled => return Ok(Settle::Ack),
-            Claimed::Superseded => return Ok(Settle::Leave),
+        // At its first delivery a message tells what its claim will most likely come to; then the work begins while the claim
+        // is on its way. What others could see waits for it: checkpoints, the successor, the result.
+        let expected = known.as_ref().and_then(|known| known.expect(&claim));
+        let mut claiming = pin!(self.jobs.claim(&job.tenant, &job.id, claim.clone(), fresh, known));
+        let (record, mut held) = match expected {
+            Some(record) => (record, None),
+            None => match taken(claiming.as_mut().await?) {
+                Ok(held) => (held.record.clone(), Some(held)),
+                Err(settle) => return Ok(settle),
+            },
         };
-        let tries = u64::from(held.record.tries);
-        let ledger = self.checkpoints.ledger(&job, claim.clone());
+        let tries = u64::from(record.tries);
+        let ledger = self.checkpoints.ledger_to_be(&job, claim.clone());
+        if held.is_some() {
+            ledger.claimed();
+        }
         let end = |failure: Failure| Next::Finish(Box::new(job.failed(failure, Vec::new(), timings.clone())));
         // A worker that died after publishing the result left only the bookkeeping.
         if delivery.attempt > 1
@@ -235,7 +245,7 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
         };
         let deadline = left.and_then(|left| Instant::now().checked_add(left));
         let stop = Stop { cancelled: hold.cancelled.clone(), deadline };
-        let cancelled = held.record.cancelled;
+        let cancelled = record.cancelled;
         let mut next = if cancelled && (delivery.attempt == 1 || tries > self.options.max_deliver) {
             end(cancel::cancelled())
         } else if left.is_some_and(|left| left.is_zero()) {
@@ -252,10 +262,31 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
             }
             let queue_ms = unix_ms().saturating_sub(delivery.published_ms) as f64;
             let work = Work { task, claim: claim.clone(), queue_ms, ledger: ledger.clone(), stop: stop.clone() };
-            let handled = tokio::select! {
-                handled = self.handler.handle(work) => handled,
-                handled = self.look_for_mark(&job, &claim, &stop) => handled,
+            let (mut handling, mut looking) =
+                (pin!(self.handler.handle(work)), pin!(self.look_for_mark(&job, &claim, &stop)));
+            let handled = loop {
+                tokio::select! {
+                    handled = &mut handling => break handled,
+                    handled = &mut looking, if held.is_some() => break handled,
+                    claimed = &mut claiming, if held.is_none() => match taken(claimed?) {
+                        Ok(stored) => {
+                            // By who did not know that it was under way.
+                            if stored.record.cancelled {
+                                hold.cancelled.cancel();
+                            }
+                            ledger.claimed();
+                            held = Some(stored);
+                        }
+                        Err(settle) => return Ok(settle),
+                    },
+                }
             };
+            if held.is_none() {
+                held = match taken(claiming.as_mut().await?) {
+                    Ok(stored) => Some(stored),
+                    Err(settle) => return Ok(settle),
+                };
+            }
             match handled {
                 Ok(next) => next,
                 Err(error) if error.retry == Retry::Never => end(error.failure),
@@ -278,6 +309,13 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                     return Ok(Settle::Nak(None));
                 }
             }
+        };
+        let held = match held {
+            Some(held) => held,
+            None => match taken(claiming.await?) {
+                Ok(held) => held,
+                Err(settle) => return Ok(settle),
+            },
         };
         let mut pauses = Pauses::default();
         loop {
@@ -304,6 +342,8 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                 Ok(()) => break,
             }
         }
+        let failed = matches!(&next, Next::Finish(outcome) if outcome.status == Status::Failed);
+        self.bus.counters().job(failed);
         if matches!(next, Next::Finish(_)) {
             ledger.clear().await;
         }
@@ -363,6 +403,15 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                 Settle::Nak(Some(LONGEST_PAUSE))
             }
         }
+    }
+}
+
+/// The record of a job that is now the worker's, or what becomes of its message.
+fn taken(claimed: Claimed) -> Result<Stored, Settle> {
+    match claimed {
+        Claimed::Take(stored) => Ok(stored),
+        Claimed::Settled => Err(Settle::Ack),
+        Claimed::Superseded => Err(Settle::Leave),
     }
 }
 

@@ -14,6 +14,7 @@ pub mod outcome;
 pub mod record;
 pub mod request;
 pub mod sampling;
+pub mod stats;
 pub mod subject;
 
 pub use name::{JobId, Name};

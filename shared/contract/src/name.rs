@@ -40,6 +40,11 @@ impl Name {
         }
     }
 
+    /// The tenant of whoever names none.
+    pub fn default_tenant() -> Self {
+        Self("default".into())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

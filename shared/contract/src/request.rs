@@ -206,7 +206,8 @@ pub(crate) fn invalid(message: String) -> Failure {
 }
 
 impl Request {
-    fn check(self, lane: &Name, accepted_ms: u64) -> Result<Checked, Failure> {
+    /// Checks every field of a request that was published on `lane` and accepted by the broker at `accepted_ms` (since 1970).
+    pub fn check(self, lane: &Name, accepted_ms: u64) -> Result<Checked, Failure> {
         // Told after what comes before it in a request; taken first, because the rest takes the request apart.
         let sampling = self.sampling();
         let id = self.id.map(|id| JobId::new(&id).map_err(|error| invalid(format!("id: {error}")))).transpose()?;

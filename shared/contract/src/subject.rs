@@ -69,12 +69,40 @@ impl Layout {
         Some((Name::new(tenant).ok()?, Name::new(lane).ok()?))
     }
 
-    pub fn prefill(&self, model: &Name, lane: &Name) -> String {
-        format!("{}.prefill.{model}.{lane}", self.root)
+    /// Where a tenant's jobs lie for prefill.
+    pub fn prefill(&self, model: &Name, lane: &Name, tenant: &Name) -> String {
+        format!("{}.prefill.{model}.{lane}.{tenant}", self.root)
     }
 
-    pub fn decode(&self, model: &Name, lane: &Name) -> String {
-        format!("{}.decode.{model}.{lane}", self.root)
+    /// Where a tenant's jobs lie for decode.
+    pub fn decode(&self, model: &Name, lane: &Name, tenant: &Name) -> String {
+        format!("{}.decode.{model}.{lane}.{tenant}", self.root)
+    }
+
+    /// Where a tenant's admitted jobs wait for their turn.
+    pub fn waiting(&self, model: &Name, lane: &Name, tenant: &Name) -> String {
+        format!("{}.waiting.{model}.{lane}.{tenant}", self.root)
+    }
+
+    /// The model, the lane and the tenant that a subject ends with.
+    pub fn parse_place(subject: &str) -> Option<(Name, Name, Name)> {
+        let mut tokens = subject.rsplit('.').map(|token| Name::new(token).ok());
+        let (tenant, lane, model) = (tokens.next()??, tokens.next()??, tokens.next()??);
+        Some((model, lane, tenant))
+    }
+
+    pub fn waiting_stream(&self) -> String {
+        format!("{}_waiting", self.root)
+    }
+
+    /// The subjects that this stream collects.
+    pub fn waiting_subjects(&self) -> String {
+        format!("{}.waiting.*.*.*", self.root)
+    }
+
+    /// Where it is told, without durability, that a job began to wait.
+    pub fn wake(&self) -> String {
+        format!("{}.wake", self.root)
     }
 
     /// Where the tokens of a running job appear, one message each, without durability.
@@ -95,6 +123,11 @@ impl Layout {
     /// All results of a tenant.
     pub fn results(&self, tenant: &Name) -> String {
         format!("{}.res.{tenant}.*", self.root)
+    }
+
+    /// All results.
+    pub fn all_results(&self) -> String {
+        format!("{}.res.*.*", self.root)
     }
 
     /// Where it lies that a request was refused because its id belongs to another one.
@@ -139,6 +172,47 @@ impl Layout {
         Some((Name::new(tenant).ok()?, JobId::new(job).ok()?))
     }
 
+    /// Who is asked to have a worker change its role. The worker's name is free text: what a subject can't hold becomes `_`.
+    pub fn role(&self, worker: &str) -> String {
+        format!("{}.api.role.{}", self.root, token(worker))
+    }
+
+    /// Where a worker tells every second how it is doing, without durability; its name as in [`Layout::role`].
+    pub fn stats(&self, stage: Stage, worker: &str) -> String {
+        format!("{}.stats.{stage}.{}", self.root, token(worker))
+    }
+
+    /// Where the planner tells every second what it thinks.
+    pub fn planning(&self) -> String {
+        format!("{}.stats.planner", self.root)
+    }
+
+    /// The same of all workers.
+    pub fn all_stats(&self) -> String {
+        format!("{}.stats.*.*", self.root)
+    }
+
+    /// The model (none for ingest) and the lane of the queue that a stage's subject belongs to, whether it is a message's
+    /// or a consumer's; nothing if the subject is of another kind.
+    pub fn parse_queue(&self, stage: Stage, subject: &str) -> Option<(Option<Name>, Name)> {
+        let mut tokens = subject.strip_prefix(self.root.as_str())?.strip_prefix('.')?.split('.');
+        let kind = match stage {
+            Stage::Ingest => "req",
+            Stage::Prefill | Stage::Decode => stage.as_str(),
+        };
+        let (found, owner, lane) = (tokens.next()?, tokens.next()?, tokens.next()?);
+        // A job's subject says whose it is: a request's before the lane, the others' after it.
+        let tenant = if stage == Stage::Ingest { Some(owner) } else { tokens.next() };
+        if found != kind || tenant.is_none() || tokens.next().is_some() {
+            return None;
+        }
+        let model = match stage {
+            Stage::Ingest => None,
+            Stage::Prefill | Stage::Decode => Some(Name::new(owner).ok()?),
+        };
+        Some((model, Name::new(lane).ok()?))
+    }
+
     /// Where a dead letter lies. Its id is made of names and begins with the stage that gave up.
     pub fn dead_letter(&self, id: &str) -> String {
         format!("{}.dead.{id}", self.root)
@@ -161,7 +235,7 @@ impl Layout {
     pub fn stage_subjects(&self, stage: Stage) -> String {
         match stage {
             Stage::Ingest => format!("{}.req.*.*", self.root),
-            Stage::Prefill | Stage::Decode => format!("{}.{stage}.*.*", self.root),
+            Stage::Prefill | Stage::Decode => format!("{}.{stage}.*.*.*", self.root),
         }
     }
 
@@ -205,14 +279,62 @@ impl Layout {
         format!("{}_prefixes", self.root)
     }
 
+    /// The key-value bucket of what is known about users' files.
+    pub fn file_bucket(&self) -> String {
+        format!("{}_files", self.root)
+    }
+
+    /// The key-value bucket of users' batches of requests.
+    pub fn batch_bucket(&self) -> String {
+        format!("{}_batches", self.root)
+    }
+
+    /// Where a gateway puts what gateways have to do for a tenant: `batch` or `webhook`.
+    pub fn errand(&self, kind: &str, tenant: &Name) -> String {
+        format!("{}.{kind}.{tenant}", self.root)
+    }
+
+    /// All such subjects of a kind.
+    pub fn errands(&self, kind: &str) -> String {
+        format!("{}.{kind}.*", self.root)
+    }
+
     pub fn job_key(&self, tenant: &Name, job: &JobId) -> String {
         format!("{tenant}.{job}")
     }
 }
 
+/// A free text as one token of a subject.
+fn token(text: &str) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+    let token: String = text.chars().take(64).map(safe).collect();
+    if token.is_empty() { "_".to_owned() } else { token }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_worker_name_is_one_token_of_a_subject() {
+        let layout = Layout::new(Name::new("baton").unwrap());
+        for (name, token) in [("decode-1", "decode-1"), ("a.b c>*", "a_b_c__"), ("", "_"), ("gpu\u{e9}", "gpu_")] {
+            assert_eq!(layout.stats(Stage::Decode, name), format!("baton.stats.decode.{token}"));
+        }
+        assert_eq!(layout.stats(Stage::Ingest, &"x".repeat(999)).len(), "baton.stats.ingest.".len() + 64);
+    }
+
+    #[test]
+    fn a_queue_is_read_from_the_subjects_of_messages_and_consumers() {
+        let layout = Layout::new(Name::new("baton").unwrap());
+        let (model, lane) = (Name::new("sim").unwrap(), Name::new("batch").unwrap());
+        let decode = layout.decode(&model, &lane, &Name::new("acme").unwrap());
+        assert_eq!(layout.parse_queue(Stage::Decode, &decode), Some((Some(model), lane.clone())));
+        assert_eq!(layout.parse_queue(Stage::Ingest, "baton.req.*.batch"), Some((None, lane)));
+        assert_eq!(layout.parse_queue(Stage::Prefill, &decode), None);
+        assert_eq!(layout.parse_queue(Stage::Decode, "baton.decode.sim.batch"), None);
+        assert_eq!(layout.parse_queue(Stage::Decode, "baton.decode.sim.batch.acme.x"), None);
+    }
 
     #[test]
     fn request_subjects_are_read_back_and_others_are_not() {

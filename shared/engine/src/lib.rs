@@ -12,6 +12,7 @@ pub mod gguf;
 pub mod hugging_face;
 mod kernels;
 pub mod llama;
+pub mod loan;
 pub mod model;
 pub mod quants;
 pub mod sampling;

@@ -1,6 +1,8 @@
 //! Where the KV cache of a prompt rests between prefill and decode: names for runs of tokens, a packed format with
 //! codecs, and object stores that hold it.
 //!
+//! Users' files, such as batches of requests and their answers, lie in the same stores ([`files`]).
+//!
 //! This crate owns the KV chunk format, its codecs, the naming of chunks, and every access to an object store. It is the
 //! only user of `object_store` and `zstd`.
 //!
@@ -19,6 +21,7 @@ pub mod cache;
 pub mod chunk;
 pub mod codec;
 pub mod collect;
+pub mod files;
 pub mod key;
 pub mod kv;
 pub mod seal;

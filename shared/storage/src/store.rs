@@ -22,6 +22,8 @@ pub(crate) const CHUNKS: &str = "kv";
 pub(crate) const MARKS: &str = "used";
 /// The directory of probes.
 pub(crate) const PROBES: &str = "probe";
+/// The directory of users' files, which collection leaves alone.
+pub(crate) const FILES: &str = "files";
 
 /// Why a store could not be opened or used. Network faults and overloaded servers were retried before one is reported.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +110,12 @@ impl ObjectPath {
     /// The hash that it ends with, if it does.
     pub(crate) fn id(&self) -> Option<ChunkId> {
         self.0.filename()?.parse().ok()
+    }
+
+    /// A part of a file's bytes: `files/ab/abcdef.../7`.
+    pub(crate) fn part(blob: &blake3::Hash, number: u64) -> Self {
+        let hex = blob.to_hex();
+        Self(Path::from_iter([FILES, &hex[..2], &hex, &number.to_string()]))
     }
 
     fn probe(hash: blake3::Hash) -> Self {

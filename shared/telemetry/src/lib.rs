@@ -123,7 +123,8 @@ pub fn start(options: Options) -> Result<Guard, Error> {
         .with_threads(false)
         .with_tracked_inactivity(false)
         .with_filter(filter::spans());
-    let ansi = options.log_format == LogFormat::Text && std::io::stderr().is_terminal();
+    let coloured = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let ansi = coloured && options.log_format == LogFormat::Text && std::io::stderr().is_terminal();
     let lines = Lines::new(options.log_format, ansi, options.service, options.instance, std::io::stderr);
 
     tracing_subscriber::registry().with(spans).with(lines.with_filter(log)).try_init()?;

@@ -1,5 +1,6 @@
 //! What a pipeline is, once it holds.
 
+use core::net::SocketAddr;
 use std::{collections::BTreeMap, time::Duration};
 
 use baton_contract::Name;
@@ -23,7 +24,12 @@ pub struct Plan {
     /// At least one.
     pub models: BTreeMap<Name, Model>,
     pub stages: Stages,
+    pub gateway: Gateway,
+    pub planner: Planner,
     pub limits: Limits,
+    /// What is set for single tenants; the others have the defaults.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tenants: BTreeMap<Name, Tenant>,
     pub results: Results,
     pub telemetry: Telemetry,
 }
@@ -220,6 +226,67 @@ pub enum Device {
     Wgpu,
 }
 
+/// The HTTP interface.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Gateway {
+    /// Gateways that `baton up` starts: one or none. More are started elsewhere.
+    pub replicas: usize,
+    /// Address and port; port 0 takes any that is free.
+    pub listen: SocketAddr,
+    /// Path of the file of API keys. Without it everybody is the tenant `default`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys_file: Option<String>,
+    /// Whether others than this machine may come without keys.
+    pub open: bool,
+    /// Connections at a time.
+    pub max_connections: usize,
+    /// Batches that a gateway drives at a time; 0 leaves them to others.
+    pub batches: usize,
+    /// A batch or webhook whose gateway has not been heard of for this long goes to another.
+    #[serde(serialize_with = "duration")]
+    pub ack_wait: Duration,
+    /// Ranges of internal addresses, as in `10.0.0.0/8`, that webhooks may call all the same.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub webhook_allow: Vec<String>,
+}
+
+/// Who decides how many workers serve prefill and how many decode.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Planner {
+    /// Whether `baton up` starts a planner.
+    pub enabled: bool,
+    /// Whether the workers that `baton up` starts for prefill and decode may change to the other.
+    pub roles: Roles,
+    /// Between two decisions.
+    #[serde(serialize_with = "duration")]
+    pub interval: Duration,
+    /// About how long a worker that changes its role serves neither.
+    #[serde(serialize_with = "duration")]
+    pub drain: Duration,
+    /// Path of a profile that `baton calibrate` wrote. Without it the planner judges jobs by how busy their workers were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    pub prefill: Bounds,
+    pub decode: Bounds,
+}
+
+/// What prefill's and decode's workers may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Roles {
+    /// Each worker serves its stage for as long as it lives.
+    Fixed,
+    /// Each may serve either stage, one at a time.
+    Flexible,
+}
+
+/// Workers of a stage that the planner keeps to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Bounds {
+    pub floor: usize,
+    pub ceiling: usize,
+}
+
 /// How much may wait. Beyond it the broker takes nothing more, and whoever submits is told to try later.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Limits {
@@ -228,6 +295,19 @@ pub struct Limits {
     /// Bytes in the queue of each stage. The broker sets them aside; without it its disk is the limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backlog_bytes: Option<Bytes>,
+    /// Jobs of each tenant that may wait, of each lane (and, once admitted, model). Without it the queues' own limits count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant_backlog: Option<usize>,
+}
+
+/// How a tenant shares the pipeline with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Tenant {
+    /// Jobs that it has in a turn, of each model and lane: 1 to 100.
+    pub weight: usize,
+    /// Jobs that may be past the waiting queue at once, at least 1. Without it all may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_running: Option<usize>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -244,6 +324,27 @@ pub struct Telemetry {
     pub otlp_endpoint: Option<String>,
     /// Which log lines appear, as in `info,baton_bus=debug`.
     pub log: String,
+}
+
+impl Stages {
+    /// Checks that one worker can serve prefill and then decode with the same loaded models; returns what stands against it.
+    pub fn interchangeable(&self) -> Result<(), String> {
+        let (prefill, decode) = (&self.prefill.compute, &self.decode.compute);
+        let differs = |what: &str| {
+            Err(format!(
+                "a worker of both roles loads its models once, so stages.prefill and stages.decode need the same {what}"
+            ))
+        };
+        if prefill.models != decode.models {
+            differs("models")
+        } else if prefill.device != decode.device {
+            differs("device")
+        } else if prefill.threads != decode.threads {
+            differs("threads")
+        } else {
+            Ok(())
+        }
+    }
 }
 
 impl Default for Sim {

@@ -1,5 +1,6 @@
 //! Turns the merged layers into a plan: which keys there are, what they may hold, and what must hold between them.
 
+use core::net::SocketAddr;
 use std::{collections::BTreeMap, time::Duration};
 
 use baton_contract::Name;
@@ -9,8 +10,8 @@ use crate::{
     Errors,
     layers::Layers,
     plan::{
-        AnswerTokens, Broker, BrokerUrl, Codec, Compute, Decode, Device, Limits, Mode, Model, Plan, Prefill, Results,
-        Sim, Stage, Stages, Store, StoreUrl, Telemetry,
+        AnswerTokens, Bounds, Broker, BrokerUrl, Codec, Compute, Decode, Device, Gateway, Limits, Mode, Model, Plan,
+        Planner, Prefill, Results, Roles, Sim, Stage, Stages, Store, StoreUrl, Telemetry, Tenant,
     },
     section::{Reader, Section, suggestion},
 };
@@ -35,18 +36,41 @@ pub(crate) fn plan(mut layers: Layers) -> Result<Plan, Errors> {
     let models = models(root.table("models"));
     let default_model = default_model(&mut root, &models);
     let stages = stages(root.table("stages"), &models);
+    let gateway = gateway(root.table("gateway"));
+    let planner = planner(root.table("planner"), stages.as_ref());
     let limits = limits(root.table("limits"));
+    let tenants = tenants(root.table("tenants"));
     let results = results(root.table("results"));
     let telemetry = telemetry(root.table("telemetry"));
     root.finish();
 
     let problems = reader.problems.into_inner();
-    match (subject_root, compute, broker, store, default_model, stages) {
-        (Some(root), Some(compute), Some(broker), Some(store), Some(default_model), Some(stages))
-            if problems.is_empty() =>
-        {
-            Ok(Plan { root, default_model, lanes, compute, broker, store, models, stages, limits, results, telemetry })
-        }
+    match (subject_root, compute, broker, store, default_model, stages, gateway, planner) {
+        (
+            Some(root),
+            Some(compute),
+            Some(broker),
+            Some(store),
+            Some(default_model),
+            Some(stages),
+            Some(gateway),
+            Some(planner),
+        ) if problems.is_empty() => Ok(Plan {
+            root,
+            default_model,
+            lanes,
+            compute,
+            broker,
+            store,
+            models,
+            stages,
+            gateway,
+            planner,
+            limits,
+            tenants,
+            results,
+            telemetry,
+        }),
         _ => Err(Errors(problems)),
     }
 }
@@ -255,11 +279,76 @@ fn compute(section: &mut Section<'_>, models: &BTreeMap<Name, Model>) -> Option<
     Some(Compute { stage, models: served, device: device?, threads, memory_fraction, kv_memory })
 }
 
+fn gateway(mut section: Section<'_>) -> Option<Gateway> {
+    let replicas = section.integer("replicas", 0..=1);
+    let expected = "an address and a port such as \"127.0.0.1:8080\"";
+    let listen = section.text("listen", expected, |text| text.parse::<SocketAddr>().is_ok());
+    let keys_file = section.optional_text("keys_file", "the path of a file", |text| !text.is_empty());
+    let open = section.flag("open");
+    let max_connections = section.integer("max_connections", 1..=65_536);
+    let batches = section.integer("batches", 0..=1_024);
+    let ack_wait = section.duration("ack_wait", SECOND..=HOUR);
+    let webhook_allow = section.may_have("webhook_allow").then(|| section.ranges("webhook_allow"));
+    section.finish();
+    let listen = listen.parse().ok()?;
+    Some(Gateway {
+        replicas,
+        listen,
+        keys_file,
+        open: open?,
+        max_connections,
+        batches,
+        ack_wait,
+        webhook_allow: webhook_allow.unwrap_or_default(),
+    })
+}
+
+fn planner(mut section: Section<'_>, stages: Option<&Stages>) -> Option<Planner> {
+    let enabled = section.flag("enabled");
+    let roles = section.choice("roles", &[("fixed", Roles::Fixed), ("flexible", Roles::Flexible)]);
+    if roles == Some(Roles::Flexible)
+        && let Some(Err(problem)) = stages.map(Stages::interchangeable)
+    {
+        section.note("roles", problem);
+    }
+    let interval = section.duration("interval", SECOND..=60 * SECOND);
+    let drain = section.duration("drain", Duration::ZERO..=HOUR);
+    let profile = section.optional_text("profile", "the path of a profile", |text| !text.is_empty());
+    let (prefill, decode) = (bounds(section.table("prefill")), bounds(section.table("decode")));
+    section.finish();
+    Some(Planner { enabled: enabled?, roles: roles?, interval, drain, profile, prefill, decode })
+}
+
+fn bounds(mut section: Section<'_>) -> Bounds {
+    let (floor, ceiling) = (section.integer("floor", 0..=1024), section.integer("ceiling", 0..=1024));
+    if floor > ceiling {
+        section.note("floor", format!("expected at most ceiling, {ceiling}, found {floor}"));
+    }
+    section.finish();
+    Bounds { floor, ceiling }
+}
+
 fn limits(mut section: Section<'_>) -> Limits {
     let backlog_messages = section.integer("backlog_messages", 1..=1_000_000_000);
     let backlog_bytes = section.may_have("backlog_bytes").then(|| section.bytes("backlog_bytes"));
+    let tenant_backlog =
+        section.may_have("tenant_backlog").then(|| section.integer("tenant_backlog", 1..=1_000_000_000));
     section.finish();
-    Limits { backlog_messages, backlog_bytes }
+    Limits { backlog_messages, backlog_bytes, tenant_backlog }
+}
+
+fn tenants(mut section: Section<'_>) -> BTreeMap<Name, Tenant> {
+    let mut tenants = BTreeMap::new();
+    for key in section.keys() {
+        let name = Name::new(&key).map_err(|error| section.note(&key, format!("the tenant's name: {error}"))).ok();
+        let mut tenant = section.table(&key);
+        let weight = if tenant.may_have("weight") { tenant.integer("weight", 1..=100) } else { 1 };
+        let max_running = tenant.may_have("max_running").then(|| tenant.integer("max_running", 1..=1_000_000_000));
+        tenant.finish();
+        tenants.extend(name.map(|name| (name, Tenant { weight, max_running })));
+    }
+    section.finish();
+    tenants
 }
 
 fn results(mut section: Section<'_>) -> Results {

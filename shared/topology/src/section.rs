@@ -2,6 +2,7 @@
 //!
 //! What an accessor gives after noting a problem is never seen, for such a pipeline has no plan.
 
+use core::net::IpAddr;
 use std::{cell::RefCell, collections::BTreeMap, fmt::Display, ops::RangeInclusive, time::Duration};
 
 use baton_contract::Name;
@@ -135,6 +136,30 @@ impl<'r> Section<'r> {
             let found = value.as_str()?;
             choices.iter().find(|(name, _)| *name == found).map(|(_, choice)| *choice)
         })
+    }
+
+    pub(crate) fn flag(&mut self, key: &str) -> Option<bool> {
+        self.required(key, "true or false", |value, text| match value {
+            Value::Boolean(flag) => Some(*flag),
+            Value::String(flag) if text => flag.trim().parse().ok(),
+            _ => None,
+        })
+    }
+
+    /// A list of ranges of addresses, or a single one.
+    pub(crate) fn ranges(&mut self, key: &str) -> Vec<String> {
+        let is_range = |text: &String| {
+            let (address, bits) = text.split_once('/').unwrap_or((text, "0"));
+            let most = match address.parse::<IpAddr>() {
+                Ok(IpAddr::V4(_)) => 32,
+                Ok(IpAddr::V6(_)) => 128,
+                Err(_) => return false,
+            };
+            bits.parse::<u8>().is_ok_and(|bits| bits <= most)
+        };
+        let expected = "a list of ranges of addresses such as \"10.0.0.0/8\"";
+        self.required(key, expected, |value, text| strings(value, text).filter(|texts| texts.iter().all(is_range)))
+            .unwrap_or_default()
     }
 
     /// A text that `accept` takes.

@@ -1,10 +1,15 @@
 //! Pipelines in, plans or complete lists of mistakes out.
 
-use baton_topology::{BrokerUrl, Bytes, Hub, Model, Plan, StoreUrl};
+use baton_topology::{BrokerUrl, Bytes, Compute, Device, Hub, Model, Plan, Roles, StoreUrl};
 use proptest::prelude::*;
 
 const LOCAL: &str = include_str!("../../../pipelines/local.toml");
 const BALANCED: &str = include_str!("../../../pipelines/balanced.toml");
+const GENERATION_HEAVY: &str = include_str!("../../../pipelines/generation-heavy.toml");
+const PROMPT_HEAVY: &str = include_str!("../../../pipelines/prompt-heavy.toml");
+const MIXED_HARDWARE: &str = include_str!("../../../pipelines/mixed-hardware.toml");
+const ADAPTIVE: &str = include_str!("../../../pipelines/adaptive.toml");
+const TWO_MODELS: &str = include_str!("../../../pipelines/two-models.toml");
 
 fn load(file: &str) -> Plan {
     Plan::load(Some(file), [], &[]).unwrap()
@@ -19,11 +24,19 @@ fn problems(file: &str, environment: &[(&str, &str)], overrides: &[&str]) -> Str
 #[test]
 fn the_shipped_pipelines_hold_and_local_writes_out_the_defaults() {
     assert_eq!(load(LOCAL), Plan::load(None, [], &[]).unwrap());
-    let stages = load(BALANCED).stages;
-    assert_eq!(
-        (stages.ingest.replicas, stages.prefill.compute.stage.replicas, stages.decode.compute.stage.replicas),
-        (1, 3, 3)
-    );
+    for (file, prefill, decode) in [(GENERATION_HEAVY, 2, 4), (BALANCED, 3, 3), (PROMPT_HEAVY, 4, 2)] {
+        let stages = load(file).stages;
+        let replicas = |compute: &Compute| compute.stage.replicas;
+        assert_eq!((stages.ingest.replicas, replicas(&stages.prefill.compute)), (1, prefill));
+        assert_eq!(replicas(&stages.decode.compute), decode);
+    }
+    let stages = load(MIXED_HARDWARE).stages;
+    assert_eq!((stages.prefill.compute.device, stages.decode.compute.device), (Device::Cuda, Device::Flex));
+    let planner = load(ADAPTIVE).planner;
+    assert_eq!((planner.enabled, planner.roles), (true, Roles::Flexible));
+    let plan = load(TWO_MODELS);
+    assert_eq!((plan.models.len(), plan.default_model.as_str()), (2, "small"));
+    assert_eq!(plan.stages.decode.compute.models.len(), 2);
 }
 
 #[test]
@@ -78,6 +91,28 @@ fn a_plan_states_everything() {
     prefill_tokens = 0
     checkpoint_ms = 250
 
+    [gateway]
+    replicas = 1
+    listen = "127.0.0.1:8080"
+    open = false
+    max_connections = 4096
+    batches = 4
+    ack_wait = "30s"
+
+    [planner]
+    enabled = false
+    roles = "fixed"
+    interval = "1s"
+    drain = "2s"
+
+    [planner.prefill]
+    floor = 1
+    ceiling = 1024
+
+    [planner.decode]
+    floor = 1
+    ceiling = 1024
+
     [limits]
     backlog_messages = 1000000
 
@@ -113,6 +148,16 @@ fn flags_win_over_the_environment_which_wins_over_the_file() {
     // The pipeline names a model, so the default one is not there.
     assert_eq!((plan.default_model.as_str(), plan.models.len()), ("tiny", 1));
     assert!(matches!(plan.models.values().next(), Some(Model::Sim(sim)) if sim.decode_s_per_step == 0.5));
+}
+
+#[test]
+fn workers_of_both_roles_need_stages_that_are_alike_and_bounds_that_hold() {
+    let file = "[planner]\nroles = \"flexible\"\n[planner.decode]\nfloor = 3\nceiling = 2\n[stages.decode]\nthreads = 3";
+    insta::assert_snapshot!(problems(file, &[], &[]), @r#"
+    the pipeline has 2 problems:
+      planner.roles: a worker of both roles loads its models once, so stages.prefill and stages.decode need the same threads
+      planner.decode.floor: expected at most ceiling, 2, found 3
+    "#);
 }
 
 #[test]
@@ -266,4 +311,22 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_gateways_mistakes_are_told() {
+    let file = "[gateway]\nreplicas = 2\nlisten = \"localhost\"\nopen = \"yes\"\nwebhook_allow = [\"10.0.0.0/33\"]";
+    let problems = problems(file, &[], &[]);
+    for expected in [
+        "gateway.replicas: expected an integer from 0 to 1, found 2",
+        "gateway.listen: expected an address and a port such as \"127.0.0.1:8080\", found \"localhost\"",
+        "gateway.open: expected true or false, found \"yes\"",
+        "gateway.webhook_allow: expected a list of ranges of addresses",
+    ] {
+        assert!(problems.contains(expected), "{expected}\n{problems}");
+    }
+    let overrides = ["gateway.open=true", "gateway.listen=[::1]:0", "gateway.webhook_allow=10.0.0.0/8,::1"];
+    let plan = Plan::load(None, [], &overrides.map(str::to_owned)).unwrap();
+    assert!(plan.gateway.open && plan.gateway.listen.port() == 0);
+    assert_eq!(plan.gateway.webhook_allow, ["10.0.0.0/8", "::1"]);
 }

@@ -158,6 +158,7 @@ fn plan(arguments: &Arguments) -> anyhow::Result<Plan> {
         "models.sim.source=sim".to_owned(),
         "default_model=sim".to_owned(),
         format!("telemetry.log={log}"),
+        "gateway.replicas=0".into(),
     ];
     for stage in ["ingest", "prefill", "decode"] {
         settings.push(format!("stages.{stage}.replicas={workers}"));

@@ -67,6 +67,7 @@ async fn up_serves_submit_and_its_children_die_with_it() {
         command.args(words).args(["--set", &root]).kill_on_drop(true);
         if words == ["up"] {
             command.args(["--set", "models.sim.source=sim", "--set", "default_model=sim", "--set", "lanes=slow,fast"]);
+            command.args(["--set", "gateway.listen=127.0.0.1:0"]);
         }
         command
     };
@@ -81,8 +82,20 @@ async fn up_serves_submit_and_its_children_die_with_it() {
     let record: Value = serde_json::from_slice(&record.stdout).unwrap();
     assert_eq!(record["state"], "completed");
 
+    let found = timeout(PATIENCE, async {
+        loop {
+            let running: Value = serde_json::from_slice(&std::fs::read(home.join("running.json")).unwrap()).unwrap();
+            match running["gateway_url"].as_str() {
+                Some(url) => return url.to_owned(),
+                None => sleep(Duration::from_millis(50)).await,
+            }
+        }
+    });
+    let url = found.await.expect("the gateway was not announced");
+    assert_eq!(crate::http::get(&url, "/readyz").await.text(), "ready\n");
+
     // kill -9 leaves no time to clean up: the kernel tells the children.
-    assert!(processes_of(home.to_str().unwrap()).len() >= 4, "nats-server and three workers");
+    assert!(processes_of(home.to_str().unwrap()).len() >= 5, "nats-server, three workers and a gateway");
     up.kill().await.unwrap();
     none_left(home.to_str().unwrap()).await;
 

@@ -60,7 +60,7 @@ async fn begin(bus: &Bus, id: &str) {
     let task = PrefillTask { job: job(id), timings: Timings::default() };
     let mut headers = HeaderMap::new();
     headers.insert("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"));
-    let subject = bus.layout().prefill(&task.job.model, &task.job.lane);
+    let subject = bus.layout().prefill(&task.job.model, &task.job.lane, &task.job.tenant);
     bus.begin(subject, &task.job, headers, envelope::encode(&task).unwrap()).await.unwrap();
 }
 
@@ -218,7 +218,7 @@ async fn what_is_not_the_requests_fault_leaves_a_dead_letter() {
     assert!(letters(&ground).await.is_empty());
 
     // What nobody can read belongs to no job; it goes back to its queue, and comes again as another message.
-    let subject = bus.layout().prefill(&name("m"), &name("batch"));
+    let subject = bus.layout().prefill(&name("m"), &name("batch"), &name("acme"));
     let mut garbage = envelope::encode(&PrefillTask { job: job("x"), timings: Timings::default() }).unwrap();
     garbage.truncate(20);
     bus.forward(subject, &job("x"), (Stage::Ingest, 1), garbage).await.unwrap();

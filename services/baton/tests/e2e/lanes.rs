@@ -68,10 +68,10 @@ async fn a_lane_behind_a_full_one_has_its_share() {
     let bus = provisioned(&ground).await;
     let mut follower = bus.follow(&name("acme")).await.unwrap();
     submit(&bus, "batch", 10).await;
-    submit(&bus, "interactive", 70).await;
+    submit(&bus, "interactive", 60).await;
     let _ingest = ground.worker("ingest", "ingest-1").await;
     let _prefill = ground.worker("prefill", "prefill-1").await;
-    until_waiting::<DecodeTask>(&bus, Stage::Decode, 80).await;
+    until_waiting::<DecodeTask>(&bus, Stage::Decode, 70).await;
     let _decode = ground.worker("decode", "decode-1").await;
     let mut batch = Vec::new();
     for n in 0..64 {

@@ -1,4 +1,4 @@
-//! The load client against a real broker and a pipeline that this file plays itself.
+//! The load client against a real broker, with a pipeline that this file plays itself and with real workers.
 
 use std::{
     sync::{Arc, Mutex},
@@ -16,7 +16,10 @@ use baton_contract::{
     request::{self, Input},
     subject::Stage,
 };
-use baton_loadtest::Options;
+use baton_loadtest::{
+    Options, Report, Summary, Target,
+    target::{Api, Server},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::Ground;
@@ -100,9 +103,9 @@ async fn all_requests_go_out_before_any_answer_and_each_is_counted_once() {
         warmup: 1,
         prompt_tokens: "uniform:3:9".parse().unwrap(),
         output_tokens: "8".parse().unwrap(),
-        slo_e2el_ms: Some(60_000.0),
+        goodput: vec!["e2el:60000".parse().unwrap()],
         timeout_s: 5.0,
-        ..Options::new(200.0, JOBS - 1).unwrap()
+        ..Options::open_loop(200.0, JOBS - 1).unwrap()
     };
     let lane = options.lane.clone();
     let receiver = Arc::new(Hoarder { bus: bus.clone(), lane: lane.clone(), held: Mutex::default() });
@@ -122,7 +125,8 @@ async fn all_requests_go_out_before_any_answer_and_each_is_counted_once() {
     });
 
     let mut seen = Vec::new();
-    let report = baton_loadtest::run(&ground.bus().await, &options, |progress| seen.push(progress)).await.unwrap();
+    let target = Target::from(ground.bus().await);
+    let report = baton_loadtest::run(&target, &options, |progress| seen.push(progress)).await.unwrap().report;
     shutdown.cancel();
     pipeline.await.unwrap().unwrap();
 
@@ -136,16 +140,134 @@ async fn all_requests_go_out_before_any_answer_and_each_is_counted_once() {
     assert_eq!(report.goodput.unwrap().share, 9.0 / 11.0);
     assert!(report.ttft_ms.unwrap().max <= report.e2el_ms.unwrap().max);
     let last = seen.last().unwrap();
-    assert_eq!((last.sent, last.ended, last.total), (12, 12, 12));
+    assert_eq!((last.sent, last.ended, last.total), (12, 12, Some(12)));
     assert!(seen.windows(2).all(|pair| pair[0].sent <= pair[1].sent && pair[0].ended <= pair[1].ended));
 }
 
+/// All completed, and every latency was measured.
+fn assert_whole(report: &Report, submitted: usize) {
+    let counts = (report.submitted, report.completed, report.failed, report.lost);
+    assert_eq!(counts, (submitted, submitted, 0, 0), "{:?}", report.failures);
+    let summaries = [report.ttft_ms, report.tpot_ms, report.itl_ms, report.e2el_ms, report.send_delay_ms];
+    assert!(summaries.iter().all(Option::is_some), "{summaries:?}");
+    assert_eq!(report.ttft_ms.unwrap().count, submitted);
+    assert!(report.input_throughput > 0.0 && report.output_throughput > 0.0);
+    let stages = report.stages_ms.expect("the pipeline tells where the time went");
+    assert!(stages.total_ms > 0.0 && stages.decode_ms > 0.0, "{stages:?}");
+}
+
+/// A trace of the same form as the recorded ones: 40 requests in 2 s, of which every fourth goes on from an earlier one.
+fn trace() -> String {
+    let line = |number: u64| {
+        let begins = 100 * (number / 4);
+        let blocks: Vec<u64> = (0..=number % 4).map(|block| begins + block).collect();
+        let tokens = 512 * (number % 4) + 300;
+        let line = serde_json::json!({
+            "timestamp": number * 50, "input_length": tokens, "output_length": 8 + number % 5, "hash_ids": blocks,
+        });
+        format!("{line}\n")
+    };
+    (0..40).map(line).collect()
+}
+
 #[tokio::test]
-async fn a_sim_pipeline_completes_the_load() {
+async fn a_sim_pipeline_takes_every_kind_of_load() {
+    let ground = Ground::sim(&["models.sim.sim.decode_s_per_step=0.001", "store.chunk_tokens=64"]).await;
+    let _workers = ground.workers().await;
+    let target = Target::from(ground.bus().await);
+    let run = async |options: &Options| baton_loadtest::run(&target, options, |_| {}).await.unwrap();
+
+    // Open loop: bursts of Poisson's mean rate, with an SLO that all keep to and one that none can.
+    let options = Options {
+        output_tokens: "uniform:4:16".parse().unwrap(),
+        warmup: 5,
+        burstiness: "0.5".parse().unwrap(),
+        goodput: vec!["e2el:60000".parse().unwrap()],
+        ..Options::open_loop(50.0, 100).unwrap()
+    };
+    let measured = run(&options).await;
+    assert_whole(&measured.report, 100);
+    assert_eq!(measured.report.goodput.unwrap().share, 1.0);
+    let none = run(&Options { goodput: vec!["ttft:0".parse().unwrap()], seed: 1, ..options.clone() }).await;
+    assert_eq!(none.report.goodput.unwrap().share, 0.0);
+
+    // The names that other tools know.
+    let json = serde_json::to_value(&measured.report).unwrap();
+    for figure in ["request_throughput", "input_throughput", "output_throughput", "total_token_throughput"] {
+        assert!(json[figure].as_f64() > Some(0.0), "{figure}: {json}");
+    }
+    for latency in ["ttft_ms", "tpot_ms", "itl_ms", "e2el_ms"] {
+        for part in ["mean", "median", "std", "p50", "p90", "p95", "p99"] {
+            assert!(json[latency][part].is_f64(), "{latency}.{part}: {json}");
+        }
+    }
+    let lines: Vec<_> = measured.lines().map(|line| serde_json::to_value(line).unwrap()).collect();
+    assert_eq!(lines.len(), 100);
+    assert!(lines.iter().all(|line| line["end"] == "completed" && line["ttft_ms"].is_f64()), "{:?}", lines[0]);
+
+    // The page stands alone.
+    let page = measured.html();
+    assert!(
+        !page.contains("://") && !page.contains("<script") && !page.contains("<link"),
+        "the page asks for something"
+    );
+    assert!(page.matches("<svg").count() == 6, "{} pictures", page.matches("<svg").count());
+
+    // All at once.
+    let flood = Options { rate: Some("inf".parse().unwrap()), jobs: Some(30), warmup: 0, seed: 2, ..options.clone() };
+    let flood = run(&flood).await.report;
+    assert_whole(&flood, 30);
+    assert_eq!(flood.max_concurrency, 30);
+
+    // Closed loop: never more than asked for, and ends by time.
+    let closed = Options {
+        output_tokens: "8".parse().unwrap(),
+        seed: 3,
+        ..Options::closed_loop(6, Duration::from_millis(1_500)).unwrap()
+    };
+    let closed = run(&closed).await.report;
+    assert_whole(&closed, closed.submitted);
+    assert!(closed.submitted > 6 && closed.max_concurrency == 6, "{} {}", closed.submitted, closed.max_concurrency);
+    let Summary { max, .. } = closed.send_delay_ms.unwrap();
+    assert!(closed.steady.is_some_and(|steady| steady.concurrency <= 6.01), "{:?}, late by {max} ms", closed.steady);
+
+    // A trace: what it shares, the pipeline finds again.
+    let file = ground.directory.path().join("trace.jsonl");
+    std::fs::write(&file, trace()).unwrap();
+    let replay = Options {
+        trace: Some(file),
+        rate: None,
+        jobs: None,
+        time_scale: 0.5,
+        length_scale: 0.25,
+        seed: 4,
+        ..Options::open_loop(1.0, 1).unwrap()
+    };
+    let replayed = run(&replay).await.report;
+    assert_whole(&replayed, 40);
+    let tokens: u64 = (0..40).map(|number| 128 * (number % 4) + 75).sum();
+    assert_eq!(replayed.total_input_tokens, tokens);
+    assert!(replayed.total_cached_tokens > tokens / 5, "{} of {tokens}", replayed.total_cached_tokens);
+    assert!(replayed.duration_s >= 0.9, "{}", replayed.duration_s);
+}
+
+#[tokio::test]
+async fn the_gateway_takes_the_load_of_both_its_endpoints() {
     let ground = Ground::sim(&["models.sim.sim.decode_s_per_step=0.001"]).await;
     let _workers = ground.workers().await;
-    let options = Options { output_tokens: "uniform:4:16".parse().unwrap(), ..Options::new(50.0, 100).unwrap() };
-    let report = baton_loadtest::run(&ground.bus().await, &options, |_| {}).await.unwrap();
-    assert_eq!((report.completed, report.failed, report.lost), (100, 0, 0), "{:?}", report.failures);
-    assert_eq!(report.ttft_ms.unwrap().count, 100);
+    let (_gateway, url) = ground.gateway(&[]).await;
+    for (seed, api) in [(0, Api::Chat), (1, Api::Completions)] {
+        let target = Target::OpenAi(Server::new(url.clone(), api));
+        let output_tokens = "uniform:4:12".parse().unwrap();
+        let options = Options { output_tokens, seed, ..Options::open_loop(40.0, 40).unwrap() };
+        let report = baton_loadtest::run(&target, &options, |_| {}).await.unwrap().report;
+        let counts = (report.completed, report.failed, report.lost);
+        assert_eq!(counts, (40, 0, 0), "{api:?}: {:?}", report.failures);
+        assert_eq!((report.ttft_ms.unwrap().count, report.e2el_ms.unwrap().count), (40, 40));
+        assert!((4 * 40..=12 * 40).contains(&report.total_output_tokens), "{}", report.total_output_tokens);
+        // Words are letters to the sim engine; token ids are what they are.
+        let expected = if api == Api::Chat { 128 * 40 * 2..128 * 40 * 10 } else { 128 * 40..128 * 40 + 1 };
+        assert!(expected.contains(&report.total_input_tokens), "{api:?}: {}", report.total_input_tokens);
+        assert!(report.itl_ms.is_some_and(|itl| itl.count > 40), "{api:?}: {:?}", report.itl_ms);
+    }
 }

@@ -1,22 +1,34 @@
 //! The whole of Baton as its users meet it: real processes, a real nats-server, real stores.
 
+mod batch_run;
+mod batches;
 mod bench;
 mod bus;
 mod cancel;
+mod cli;
 mod commands;
 mod dead;
 mod faults;
+mod gateway;
+mod http;
 mod inputs;
 mod lanes;
 mod load;
 mod memory;
+mod page;
 mod pipeline;
+mod pipelines;
+mod planner;
+mod plan;
 mod prefix;
 mod python;
 mod resume;
 mod samples;
+mod sdks;
+mod stats;
 mod store;
 mod support;
+mod tenants;
 mod trace;
 
 #[path = "../../../../shared/telemetry/tests/support/receiver.rs"]

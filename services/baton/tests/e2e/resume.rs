@@ -30,10 +30,10 @@ use tokio::{
 
 use crate::support::{self, BATON, Ground, PATIENCE, job_id, name};
 
-const TENANT: &str = "acme";
+pub const TENANT: &str = "acme";
 
 /// Jobs as one follows them live.
-struct Live {
+pub struct Live {
     follower: Follower,
     pending: HashSet<JobId>,
     /// The tokens of each answer as far as they have come without a gap.
@@ -44,7 +44,7 @@ struct Live {
 }
 
 impl Live {
-    async fn submit(bus: &Bus, requests: &[Value]) -> Self {
+    pub async fn submit(bus: &Bus, requests: &[Value]) -> Self {
         let follower = bus.follow(&name(TENANT)).await.unwrap();
         for request in requests {
             bus.submit(&name(TENANT), &name("batch"), request.to_string().into_bytes()).await.unwrap();
@@ -78,7 +78,7 @@ impl Live {
     }
 
     /// Follows until each of so many answers has so many tokens.
-    async fn until(&mut self, answers: usize, tokens: usize) {
+    pub async fn until(&mut self, answers: usize, tokens: usize) {
         while self.answers.len() < answers || self.answers.values().any(|answer| answer.len() < tokens) {
             self.next().await;
             assert!(self.outcomes.is_empty(), "a job ended before it could be disturbed");
@@ -99,7 +99,7 @@ impl Live {
     }
 
     /// Follows until all have ended; each must have ended well, and as it was seen.
-    async fn end(&mut self) -> &BTreeMap<JobId, Outcome> {
+    pub async fn end(&mut self) -> &BTreeMap<JobId, Outcome> {
         while !self.pending.is_empty() {
             self.next().await;
         }
@@ -122,11 +122,11 @@ fn answers(outcome: &Outcome) -> Vec<Vec<u32>> {
 }
 
 /// An outcome without what time and place make of it.
-fn timeless(outcome: &Outcome, id: &str) -> Outcome {
+pub fn timeless(outcome: &Outcome, id: &str) -> Outcome {
     Outcome { id: job_id(id), timings: Timings::default(), request_digest: String::new(), ..outcome.clone() }
 }
 
-fn story(id: &str, number: usize, max_tokens: usize) -> Value {
+pub fn story(id: &str, number: usize, max_tokens: usize) -> Value {
     let mut request = json!({
         "id": id, "prompt": format!("Story {number}: "), "max_tokens": max_tokens, "temperature": 0.8, "seed": number,
     });

@@ -93,7 +93,7 @@ async fn what_a_waiting_job_names_stays_and_everything_else_goes() {
     assert_eq!(chunks(&ground), before);
     // A message that nobody can read may name anything.
     task.job.id = job_id("foreign");
-    let subject = bus.layout().decode(&task.job.model, &task.job.lane);
+    let subject = bus.layout().decode(&task.job.model, &task.job.lane, &task.job.tenant);
     let unreadable = [envelope::encode(&task).unwrap(), b"and more".to_vec()].concat();
     bus.forward(subject, &task.job, (Stage::Prefill, 1), unreadable).await.unwrap();
     let refused = ground.baton(&everything).await;

@@ -107,7 +107,8 @@ impl Ground {
         Bus::connect(options).await.unwrap()
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// A command with this ground's settings, to be started.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(BATON);
         command.args(arguments).envs(self.environment.iter().cloned()).kill_on_drop(true);
         for setting in &self.settings {
@@ -118,12 +119,35 @@ impl Ground {
 
     /// Starts a worker and waits until it takes jobs.
     pub async fn worker(&self, stage: &str, worker: &str) -> Worker {
-        let mut command = self.command(&["worker", stage, "--name", worker]);
+        self.process(&["worker", stage, "--name", worker]).await
+    }
+
+    /// Starts a worker that may be prefill or decode, `role` to begin with.
+    pub async fn flexible(&self, role: &str, worker: &str) -> Worker {
+        self.process(&["worker", "--roles", "prefill,decode", "--role", role, "--name", worker]).await
+    }
+
+    /// Starts a command that serves until it is told to stop, and waits until it says that it is ready.
+    pub async fn process(&self, arguments: &[&str]) -> Worker {
+        let mut command = self.command(arguments);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let line = timeout(PATIENCE, lines.next_line()).await.expect("the worker was not ready in time").unwrap();
-        assert_eq!(line.as_deref(), Some("ready"));
+        assert_eq!(line.as_deref(), Some("ready"), "{arguments:?}");
         Worker { child }
+    }
+
+    /// Starts a gateway with `settings` besides the ground's and waits until it takes requests; also returns its URL.
+    pub async fn gateway(&self, settings: &[&str]) -> (Worker, String) {
+        let mut command = self.command(&["gateway", "--listen", "127.0.0.1:0", "--name", "gateway-1"]);
+        for setting in settings {
+            command.arg("--set").arg(setting);
+        }
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = timeout(PATIENCE, lines.next_line()).await.expect("the gateway was not ready in time").unwrap();
+        let url = line.as_deref().and_then(|line| line.strip_prefix("ready ")).expect("the gateway ended").to_owned();
+        (Worker { child }, url)
     }
 
     /// One worker of each stage.

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::{
+    http::call,
     receiver::Receiver,
     support::{Ground, job_id, name, result},
 };
@@ -52,4 +53,29 @@ async fn a_job_is_one_trace_across_all_stages() {
         assert_eq!(span.resource.get("service.name").map(String::as_str), Some(service));
     }
     assert_ne!(named("ingest", "other").trace, chain[0].trace);
+}
+
+#[tokio::test]
+async fn a_trace_goes_on_through_http() {
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+    let receiver = Receiver::start().await;
+    let setting = format!("telemetry.otlp_endpoint={}", receiver.endpoint());
+    let ground = Ground::sim(&[&setting]).await;
+    let _workers = ground.workers().await;
+    let (_gateway, url) = ground.gateway(&[]).await;
+    let parent = format!("00-{TRACE}-b7ad6b7169203331-01");
+    let body = br#"{"prompt": "hello", "max_tokens": 3}"#;
+    let answer = call(&url, "POST", "/v1/completions", &[("traceparent", &parent)], body).await;
+    assert_eq!(answer.head.status, 200, "{}", answer.text());
+    let of_trace = |spans: &[crate::receiver::Span], name: &str| {
+        spans.iter().find(|span| span.name == name && span.trace == TRACE).cloned()
+    };
+    let names = ["gateway", "ingest", "prefill", "decode"];
+    let spans = receiver.wait_for(|spans| names.iter().all(|name| of_trace(spans, name).is_some())).await;
+    let chain = names.map(|name| of_trace(&spans, name).unwrap());
+    assert_eq!(chain[0].parent, "b7ad6b7169203331");
+    for pair in chain.windows(2) {
+        assert_eq!(pair[1].parent, pair[0].id, "{} is no child of {}", pair[1].name, pair[0].name);
+    }
+    assert_eq!(chain[0].attributes["job"], answer.head.headers["baton-job-id"]);
 }

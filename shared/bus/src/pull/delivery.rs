@@ -35,7 +35,7 @@ pub enum Settle {
 }
 
 impl Delivery {
-    pub(super) fn new(message: async_nats::jetstream::Message, client: &async_nats::Client) -> Result<Self, Error> {
+    pub(crate) fn new(message: async_nats::jetstream::Message, client: &async_nats::Client) -> Result<Self, Error> {
         let info = message
             .info()
             .map_err(|error| Error::Read { what: "a message's delivery data".into(), message: error.to_string() })?;
@@ -70,7 +70,7 @@ impl Delivery {
         Ok(())
     }
 
-    pub(super) async fn settle(&self, settle: Settle) {
+    pub(crate) async fn settle(&self, settle: Settle) {
         let done = match settle {
             Settle::Ack => self.double_ack().await,
             Settle::Nak(pause) => self.message.ack_with(AckKind::Nak(pause)).await,

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use object_store::{GetOptions, GetRange, ObjectStoreExt};
 
 use super::{Error, ObjectPath, Store};
@@ -59,6 +60,23 @@ impl Store {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(self.failed("read", path, source)),
         }
+    }
+
+    /// Some bytes of an object as they come; `None` if it is not there, or does not have them all.
+    pub(crate) async fn stream_range(
+        &self,
+        path: &ObjectPath,
+        range: Range<u64>,
+    ) -> Result<Option<BoxStream<'static, Result<Bytes, Error>>>, Error> {
+        let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
+        let result = match self.inner.get_opts(&path.0, options).await {
+            Ok(result) if result.range == range => result,
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(source) => return Err(self.failed("get", path, source)),
+        };
+        let (store, path) = (self.clone(), path.clone());
+        let bytes = result.into_stream().map_err(move |source| store.failed("read", &path, source));
+        Ok(Some(bytes.boxed()))
     }
 
     /// Some bytes of an object of a known version; `None` if it is gone, or another's bytes have its name now.

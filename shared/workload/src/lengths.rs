@@ -8,6 +8,8 @@ use serde::{Serialize, Serializer};
 
 /// The most tokens that are ever drawn; the fewest are 1.
 pub const LONGEST: u32 = 32_768;
+/// What of a refused text is shown.
+pub(crate) const QUOTED: usize = 80;
 /// A spread of the logarithm beyond this gives next to nothing but the two bounds.
 const WIDEST_SIGMA: f64 = 4.0;
 
@@ -50,6 +52,29 @@ impl Lengths {
     }
 }
 
+impl Lengths {
+    /// Tokens on average, before rounding and clamping.
+    pub fn mean(&self) -> f64 {
+        match *self {
+            Self::Fixed(tokens) => f64::from(tokens),
+            Self::Uniform { min, max } => (f64::from(min) + f64::from(max)) / 2.0,
+            Self::LogNormal { mean, .. } | Self::Exponential { mean } => mean,
+        }
+    }
+
+    /// The same distribution of lengths that are `factor` times as long, within 1 and [`LONGEST`].
+    pub fn scaled(self, factor: f64) -> Self {
+        let real = |tokens: f64| (tokens * factor).clamp(1.0, f64::from(LONGEST));
+        let whole = |tokens: u32| real(f64::from(tokens)).round() as u32;
+        match self {
+            Self::Fixed(tokens) => Self::Fixed(whole(tokens)),
+            Self::Uniform { min, max } => Self::Uniform { min: whole(min), max: whole(max) },
+            Self::LogNormal { mean, sigma } => Self::LogNormal { mean: real(mean), sigma },
+            Self::Exponential { mean } => Self::Exponential { mean: real(mean) },
+        }
+    }
+}
+
 impl FromStr for Lengths {
     type Err = Error;
 
@@ -70,7 +95,7 @@ impl FromStr for Lengths {
                 _ => return None,
             })
         };
-        read().ok_or_else(|| Error(text.chars().take(80).collect()))
+        read().ok_or_else(|| Error(text.chars().take(QUOTED).collect()))
     }
 }
 

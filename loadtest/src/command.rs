@@ -1,0 +1,4 @@
+//! The commands that make load.
+
+pub mod compare;
+pub mod run;

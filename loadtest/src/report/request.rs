@@ -1,0 +1,53 @@
+//! One request as a line of JSON.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::milliseconds;
+use crate::record::{End, Record, Stages};
+
+/// What was measured of one request. Times in milliseconds; `planned_ms` and `sent_ms` since the run's start.
+#[derive(Clone, Debug, Serialize)]
+pub struct RequestLine {
+    pub planned_ms: f64,
+    pub sent_ms: Option<f64>,
+    /// `completed`, `lost`, or why it failed.
+    pub end: String,
+    pub prompt_tokens: u32,
+    pub cached_tokens: u32,
+    pub output_tokens: u32,
+    pub ttft_ms: Option<f64>,
+    pub tpot_ms: Option<f64>,
+    pub e2el_ms: Option<f64>,
+    /// Between two live tokens each.
+    pub itl_ms: Vec<f64>,
+    pub stages: Option<Stages>,
+}
+
+impl RequestLine {
+    pub(crate) fn of(record: &Record) -> Self {
+        let ms = |duration: Option<Duration>| duration.map(milliseconds);
+        let (prompt_tokens, cached_tokens) = match record.end {
+            Some(End::Completed { prompt_tokens, cached_tokens, .. }) => (prompt_tokens, cached_tokens),
+            _ => (0, 0),
+        };
+        Self {
+            planned_ms: milliseconds(record.planned),
+            sent_ms: ms(record.sent),
+            end: match &record.end {
+                Some(End::Completed { .. }) => "completed".into(),
+                Some(End::Failed { kind, .. }) => kind.clone(),
+                Some(End::Lost) | None => "lost".into(),
+            },
+            prompt_tokens,
+            cached_tokens,
+            output_tokens: record.output_tokens(),
+            ttft_ms: ms(record.ttft()),
+            tpot_ms: ms(record.tpot()),
+            e2el_ms: ms(record.e2el()),
+            itl_ms: record.gaps.iter().copied().map(milliseconds).collect(),
+            stages: record.stages().copied(),
+        }
+    }
+}

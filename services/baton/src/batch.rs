@@ -1,0 +1,99 @@
+//! `baton batch`: files of requests, answered straight over the bus.
+
+mod figures;
+mod input;
+mod output;
+mod progress;
+mod run;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use baton_contract::Name;
+
+use crate::context::{PipelineArguments, TenantArguments};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton batch run requests.jsonl answers.jsonl")]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Run every line of a file that has no answer yet, and add the answers to another file
+    Run(RunArguments),
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton batch run requests.jsonl answers.jsonl
+  baton batch run requests.jsonl answers.jsonl --model smollm2-135m --lane batch --in-order
+  baton batch run requests.jsonl answers.jsonl --retry-failed
+  generate | baton batch run - - --quiet | jq -r .response.body.choices[0].message.content
+
+A line of IN is one of OpenAI's batches:
+  {\"custom_id\": \"q1\", \"method\": \"POST\", \"url\": \"/v1/chat/completions\", \"body\": {\"model\": \"smollm2-135m\", \
+\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}], \"max_tokens\": 20}}
+with the url /v1/chat/completions or /v1/completions; or a request as `baton submit --jsonl` takes it. No gateway is needed.
+
+A line of OUT is what OpenAI's output file has: id, custom_id, response (status_code, request_id, body) and error, which is \
+null where there is an answer and else has code, message and param; so OUT holds the lines that failed, too. The answer to a \
+request of Baton's own kind is its result as `baton submit --json` prints it.
+
+Every line becomes a job whose id follows from its custom_id and what it asks for. So the command may be stopped or killed at \
+any time and run again with the same files: what OUT has is not run again, what has ended meanwhile is only collected (results \
+are kept for results.keep, a week), jobs on their way are waited for, and the rest is sent. It keeps some 40 bytes of each \
+line in memory, and the open jobs. Where OUT has the answer to another line of the same custom_id, or IN has it twice, the \
+later line is told as an error without a custom_id. --salt makes new jobs of the same lines; take another OUT for them.
+
+Ctrl-C ends it at once; jobs that were sent go on, and the next run collects them. With --json it prints one object in the end \
+(on standard error if OUT is -): lines, answered_before, failed_before, completed, failed, collected, sent, prompt_tokens, \
+cached_tokens, completion_tokens, kv_saved_bytes, seconds.
+
+Exit code: 0 if every line of IN is answered, 3 if a line of OUT is an error, 130 after Ctrl-C, 1 after another error.")]
+struct RunArguments {
+    /// The requests, a line each; - is standard input
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// The answers, a line each, added to what is there; - is standard output
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    #[command(flatten)]
+    tenant: TenantArguments,
+    /// Lane of the lines that name none; without it the pipeline's last, the least urgent
+    #[arg(long, value_name = "NAME")]
+    lane: Option<Name>,
+    /// The model that answers, whatever the lines name
+    #[arg(long, short, value_name = "NAME")]
+    model: Option<Name>,
+    /// Write the answers in the order of the requests
+    #[arg(long)]
+    in_order: bool,
+    /// Take the errors out of OUT, and run their lines again; jobs that failed get new ids
+    #[arg(long)]
+    retry_failed: bool,
+    /// Jobs that may be open at a time
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    concurrency: u32,
+    /// Makes other jobs of the same lines, so that nothing is taken from an earlier run
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    salt: String,
+    /// No progress, only errors
+    #[arg(long, short)]
+    quiet: bool,
+    /// Print a summary as JSON in the end
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    match arguments.command {
+        Command::Run(arguments) => run::run(arguments).await,
+    }
+}

@@ -1,0 +1,318 @@
+//! The lines of a batch, read one by one: what each asks for, and under which id it is one and the same job on every run.
+
+use std::io::{BufRead, Read};
+
+use baton_contract::{JobId, Name, envelope, outcome::request_digest, request::Request};
+use baton_gateway::openai::{self, ApiError, Endpoint};
+use serde_json::Value;
+
+/// The longest line: what the broker takes as one message.
+const LONGEST: u64 = envelope::MAX_BYTES as u64;
+
+/// What is the same for all lines of a run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Makes other jobs of the same lines.
+    pub salt: String,
+    /// The model that answers, whatever the lines name.
+    pub model: Option<Name>,
+    /// Where a line names no lane.
+    pub lane: Name,
+    /// Those there are.
+    pub lanes: Vec<Name>,
+}
+
+/// What tells lines apart: of what a line is called, or of a whole line. 128 bits of BLAKE3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key([u64; 2]);
+
+impl Key {
+    /// The key of what has these parts.
+    pub fn of(parts: &[&[u8]]) -> Self {
+        let digest = digest(parts);
+        let half = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| digest[at + byte]));
+        Self([half(0), half(8)])
+    }
+
+    /// The key of a line that is called so; Baton's own lines are called by their ids.
+    pub fn of_name(custom_id: Option<&str>, id: &str) -> Self {
+        match custom_id {
+            Some(custom) => Self::of(&[b"custom_id", custom.as_bytes()]),
+            None => Self::of(&[b"id", id.as_bytes()]),
+        }
+    }
+}
+
+/// The id that a digest makes: `batch-` and 32 hexadecimal digits.
+fn made_id(digest: &[u8; 32]) -> JobId {
+    let hex: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    // These letters are good for an id.
+    JobId::new(&format!("batch-{hex}")).unwrap_or_else(|_| JobId::generate(0, [0; 10]))
+}
+
+fn digest(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("baton batch line");
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// One line that is not empty.
+#[derive(Debug)]
+pub struct Line {
+    /// Its place in the file, from 1.
+    pub number: u64,
+    pub tag: Tag,
+    /// The job that it asks for, or why it asks for none.
+    pub asked: Result<Asked, ApiError>,
+}
+
+/// What a line's answer is known by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tag {
+    /// The job's id; of a bad line one that is made in the same way.
+    pub id: JobId,
+    pub custom_id: Option<String>,
+    /// None if the line is a request of Baton's own kind.
+    pub endpoint: Option<Endpoint>,
+}
+
+impl Tag {
+    pub fn key(&self) -> Key {
+        Key::of_name(self.custom_id.as_deref(), self.id.as_str())
+    }
+
+    /// A tag for a line at this place that can't have its own.
+    pub fn spare(&self, number: u64) -> Self {
+        let digest = digest(&[b"spare", self.id.as_str().as_bytes(), &number.to_le_bytes()]);
+        Self { id: made_id(&digest), custom_id: None, endpoint: None }
+    }
+}
+
+/// A job to be.
+#[derive(Debug)]
+pub struct Asked {
+    pub lane: Name,
+    request: Request,
+    /// Whether the id is not the line's own word, so that it can be tried again under another.
+    pub repeatable: bool,
+}
+
+impl Asked {
+    /// The request as it is published under an id, and its digest.
+    pub fn body(&self, id: &JobId) -> serde_json::Result<(Vec<u8>, String)> {
+        let request = Request { id: Some(id.to_string()), ..self.request.clone() };
+        let body = serde_json::to_vec(&request)?;
+        let digest = request_digest(&body);
+        Ok((body, digest))
+    }
+}
+
+/// The id of a line's job when it is tried for the `attempt`th time, from 1.
+pub fn attempt_id(id: &JobId, attempt: u32) -> Option<JobId> {
+    if attempt <= 1 { Some(id.clone()) } else { JobId::new(&format!("{id}-{attempt}")).ok() }
+}
+
+/// Reads lines until there are no more. Blocks.
+pub struct Lines<R> {
+    input: R,
+    settings: Settings,
+    number: u64,
+    buffer: Vec<u8>,
+}
+
+impl<R: BufRead> Lines<R> {
+    pub fn new(input: R, settings: Settings) -> Self {
+        Self { input, settings, number: 0, buffer: Vec::new() }
+    }
+
+    /// The next line that is not empty. What is too long is not kept in memory.
+    pub fn next(&mut self) -> std::io::Result<Option<Line>> {
+        loop {
+            self.buffer.clear();
+            self.number += 1;
+            if self.input.by_ref().take(LONGEST).read_until(b'\n', &mut self.buffer)? == 0 {
+                return Ok(None);
+            }
+            if self.buffer.len() as u64 == LONGEST && !self.buffer.ends_with(b"\n") {
+                self.input.skip_until(b'\n')?;
+                let message = format!("the line is longer than {LONGEST} bytes");
+                return Ok(Some(self.bad(None, ApiError::invalid(message))));
+            }
+            if !self.buffer.trim_ascii().is_empty() {
+                return Ok(Some(self.line()));
+            }
+        }
+    }
+
+    /// A line that can't be followed: its id depends on its bytes, and where it has no name, on its place.
+    fn bad(&self, custom_id: Option<String>, error: ApiError) -> Line {
+        let name = custom_id.clone().unwrap_or_else(|| self.number.to_string());
+        let id = self.id(&name, self.buffer.trim_ascii());
+        Line { number: self.number, tag: Tag { id, custom_id, endpoint: None }, asked: Err(error) }
+    }
+
+    fn id(&self, name: &str, content: &[u8]) -> JobId {
+        let digest = digest(&[self.settings.salt.as_bytes(), name.as_bytes(), content]);
+        made_id(&digest)
+    }
+
+    fn line(&self) -> Line {
+        let value: Value = match serde_json::from_slice(&self.buffer) {
+            Ok(value) => value,
+            Err(error) => return self.bad(None, ApiError::invalid(format!("the line is no JSON: {error}"))),
+        };
+        let Value::Object(mut object) = value else {
+            return self.bad(None, ApiError::invalid("expected a JSON object"));
+        };
+        if !["custom_id", "method", "url", "body"].iter().any(|key| object.contains_key(*key)) {
+            return self.own(Value::Object(object));
+        }
+        let custom = match object.remove("custom_id") {
+            Some(Value::String(text)) if !text.is_empty() => text,
+            _ => return self.bad(None, ApiError::field("custom_id", "custom_id: expected a text that names the line")),
+        };
+        match self.openai(object) {
+            Ok((endpoint, asked)) => {
+                let id = self.id(&custom, &serde_json::to_vec(&asked.request).unwrap_or_default());
+                let tag = Tag { id, custom_id: Some(custom), endpoint: Some(endpoint) };
+                Line { number: self.number, tag, asked: Ok(asked) }
+            }
+            Err(error) => self.bad(Some(custom), error),
+        }
+    }
+
+    /// A line as OpenAI's batches have it, but for its `custom_id`.
+    fn openai(&self, mut object: serde_json::Map<String, Value>) -> Result<(Endpoint, Asked), ApiError> {
+        let mut text = |key: &str| match object.remove(key) {
+            Some(Value::String(text)) => text,
+            Some(other) => other.to_string(),
+            None => String::new(),
+        };
+        let (method, url) = (text("method"), text("url"));
+        if !method.eq_ignore_ascii_case("POST") {
+            return Err(ApiError::field("method", format!("method: expected POST, found {method:?}")));
+        }
+        let endpoint = Endpoint::from_path(&url).ok_or_else(|| {
+            let known = Endpoint::ALL.map(Endpoint::path).join(" or ");
+            ApiError::field("url", format!("url: expected {known}, found {url:?}"))
+        })?;
+        let body = object.remove("body").ok_or_else(|| ApiError::field("body", "body: expected the request"))?;
+        if let Some(other) = object.keys().next() {
+            let message = format!("{other}: expected custom_id, method, url and body only");
+            return Err(ApiError::field(other.clone(), message));
+        }
+        let body = serde_json::to_vec(&body).map_err(|error| ApiError::invalid(error.to_string()))?;
+        let call = openai::read(endpoint, &body)?;
+        if call.stream {
+            return Err(ApiError::field("stream", "stream: answers of a batch come whole; leave it out"));
+        }
+        Ok((endpoint, self.asked(call.request, true)?))
+    }
+
+    /// A line as `baton submit --jsonl` takes it.
+    fn own(&self, value: Value) -> Line {
+        let named = value.get("id").and_then(Value::as_str).map(str::to_owned);
+        let read = serde_path_to_error::deserialize::<_, Request>(value);
+        let request = match read {
+            Ok(request) => request,
+            Err(error) => return self.bad(None, ApiError::invalid(format!("the line is no request: {error}"))),
+        };
+        let id = match named {
+            Some(named) => JobId::new(&named),
+            None => Ok(self.id("", &serde_json::to_vec(&request).unwrap_or_default())),
+        };
+        let repeatable = request.id.is_none();
+        let asked = id.map_err(|error| ApiError::field("id", format!("id: {error}")));
+        match asked.and_then(|id| Ok((id, self.asked(request, repeatable)?))) {
+            Ok((id, asked)) => {
+                Line { number: self.number, tag: Tag { id, custom_id: None, endpoint: None }, asked: Ok(asked) }
+            }
+            Err(error) => self.bad(None, error),
+        }
+    }
+
+    fn asked(&self, mut request: Request, repeatable: bool) -> Result<Asked, ApiError> {
+        if let Some(model) = &self.settings.model {
+            request.model = Some(model.to_string());
+        }
+        let lane = match &request.lane {
+            None => self.settings.lane.clone(),
+            Some(lane) => {
+                let known = self.settings.lanes.iter().find(|known| known.as_str() == lane);
+                let unknown = || ApiError::field("lane", format!("lane: the pipeline has no lane {lane:?}"));
+                known.cloned().ok_or_else(unknown)?
+            }
+        };
+        Ok(Asked { lane, request, repeatable })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str, salt: &str) -> Vec<Line> {
+        let lane = Name::new("batch").unwrap();
+        let settings = Settings { salt: salt.into(), model: None, lanes: vec![lane.clone()], lane };
+        let mut lines = Lines::new(text.as_bytes(), settings);
+        std::iter::from_fn(|| lines.next().unwrap()).collect()
+    }
+
+    fn line(custom_id: &str, content: &str) -> String {
+        let body = serde_json::json!({ "model": "sim", "messages": [{ "role": "user", "content": content }] });
+        let line = serde_json::json!({
+            "custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body,
+        });
+        format!("{line}\n")
+    }
+
+    #[test]
+    fn a_line_is_the_same_job_wherever_it_stands_and_another_line_is_another() {
+        let all = [line("a", "x"), line("b", "x"), line("a", "y")].concat();
+        let first = lines(&all, "");
+        let moved = lines(&format!("\n\n{}", line("b", "x")), "");
+        assert_eq!(moved[0].number, 3);
+        assert_eq!(moved[0].tag, first[1].tag);
+        let ids: std::collections::BTreeSet<_> =
+            first.iter().chain(&lines(&all, "again")).map(|line| line.tag.id.as_str().to_owned()).collect();
+        assert_eq!(ids.len(), 6, "{ids:?}");
+        assert_eq!(first[0].tag.key(), first[2].tag.key(), "one name, whatever it asks for");
+        let (body, digest) = first[0].asked.as_ref().unwrap().body(&first[0].tag.id).unwrap();
+        assert!(String::from_utf8_lossy(&body).contains(first[0].tag.id.as_str()));
+        assert_eq!(digest, request_digest(&body));
+    }
+
+    #[test]
+    fn each_bad_line_tells_what_is_wrong_and_keeps_its_name() {
+        let long = "x".repeat(LONGEST as usize + 10);
+        let bad = [
+            ("{", None, "no JSON"),
+            ("[1]", None, "JSON object"),
+            (r#"{"method": "POST"}"#, None, "custom_id"),
+            (r#"{"custom_id": "m", "method": "GET", "url": "/v1/completions", "body": {}}"#, Some("m"), "POST"),
+            (r#"{"custom_id": "u", "method": "POST", "url": "/v1/embeddings", "body": {}}"#, Some("u"), "url"),
+            (r#"{"custom_id": "b", "method": "POST", "url": "/v1/completions"}"#, Some("b"), "body"),
+            (
+                r#"{"custom_id": "f", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a", "best_off": 2}}"#,
+                Some("f"),
+                "best_off",
+            ),
+            (r#"{"prompt": "a", "best_off": 2}"#, None, "best_off"),
+            (r#"{"prompt": "a", "lane": "nowhere"}"#, None, "nowhere"),
+            (&long, None, "longer than"),
+        ];
+        let text: String = bad.iter().map(|(line, ..)| format!("{line}\n")).collect();
+        let read = lines(&format!("{text}{{\"id\": \"own\", \"prompt\": \"a\"}}"), "");
+        assert_eq!(read.len(), bad.len() + 1);
+        for (read, (_, custom_id, part)) in read.iter().zip(bad) {
+            let error = read.asked.as_ref().unwrap_err();
+            assert!(error.message.contains(part), "{part}: {error}");
+            assert_eq!(read.tag.custom_id.as_deref(), custom_id, "{error}");
+        }
+        let own = read.last().unwrap();
+        assert!(own.tag.id.as_str() == "own" && own.tag.endpoint.is_none() && own.asked.is_ok());
+    }
+}

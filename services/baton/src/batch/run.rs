@@ -1,0 +1,423 @@
+//! Runs a batch: a window of open jobs moves over the lines of the input.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs::File,
+    io::{self, BufRead, BufReader},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use baton_bus::{Bus, client::Results, jobs::Jobs, pressure};
+use baton_contract::{
+    JobId, Name, envelope,
+    outcome::{Outcome, Refusal, Status},
+};
+use baton_gateway::openai::ApiError;
+use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream, stream::FuturesUnordered};
+use tokio::{
+    sync::mpsc,
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tracing::{Instrument, info_span};
+
+use super::{
+    RunArguments,
+    figures::Figures,
+    input::{self, Asked, Line, Lines, Settings, Tag},
+    output::{self, Answered, Need, Output},
+    progress::{self, Progress},
+};
+use crate::{
+    context,
+    exit::{Exit, Usage},
+};
+
+/// Lines that are read ahead.
+const AHEAD: usize = 256;
+/// Look-ups and submissions that are under way at a time.
+const CALLS: usize = 128;
+/// How often progress is shown.
+const SHOW_EVERY: Duration = Duration::from_millis(200);
+/// How often results of open jobs are looked up, in case one was not heard of.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+const LOOK_UPS: usize = 32;
+
+pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let stdin = arguments.input == Path::new("-");
+    if !stdin && same_file(&arguments.input, &arguments.output) {
+        bail!(Usage("IN and OUT are the same file: choose another for the answers".into()));
+    }
+    let plan = arguments.pipeline.running_plan()?;
+    let tenant = arguments.tenant.of(&arguments.pipeline)?;
+    let lane = arguments.lane.clone().or_else(|| plan.lanes.last().cloned()).context("the pipeline has no lanes")?;
+    ensure!(plan.lanes.contains(&lane), "the pipeline has no lane {lane}; see `lanes` in its file");
+    if let Some(model) = &arguments.model {
+        ensure!(plan.models.contains_key(model), "the pipeline has no model {model}; see `models` in its file");
+    }
+    let settings =
+        Settings { salt: arguments.salt.clone(), model: arguments.model.clone(), lane, lanes: plan.lanes.clone() };
+    let total = if stdin { None } else { Some(count(&arguments.input).await?) };
+    let lines = read(&arguments.input, settings)?;
+    let (path, again) = (arguments.output.clone(), arguments.retry_failed);
+    let (output, answered) = spawn_blocking(move || Output::open(&path, again)).await??;
+
+    let telemetry = context::telemetry(&plan, "baton-batch", "batch", "warn")?;
+    let bus = context::connect(&plan, "baton-batch").await?;
+    // Before anything is sent, so that no result is missed.
+    let results = bus.results(&tenant).await?;
+    let jobs = bus.jobs().await?;
+    let figures =
+        Figures { answered_before: answered.before, failed_before: answered.failed_before, ..Figures::default() };
+    let mut window = Window {
+        calls: Calls { bus, jobs, tenant, retry: arguments.retry_failed },
+        size: arguments.concurrency as usize,
+        answered,
+        open: HashMap::new(),
+        writer: Writer { output, order: arguments.in_order.then(Order::default) },
+        figures,
+        progress: Progress::new(arguments.quiet, total),
+        told: false,
+    };
+    let interrupted = tokio::select! {
+        ran = window.run(lines, results) => ran.map(|()| false),
+        asked = context::asked_to_stop() => asked.map(|()| true),
+    };
+    window.progress.end();
+    telemetry.shutdown().await;
+    let hint = "run the same command again to go on; jobs that were sent keep running";
+    let interrupted = interrupted.context(hint)?;
+    let figures = &window.figures;
+    let took = started.elapsed();
+    if arguments.json {
+        let mut object = serde_json::to_value(figures)?;
+        object["seconds"] = took.as_secs_f64().into();
+        object["interrupted"] = interrupted.into();
+        if matches!(window.writer.output, Output::Stdout) { eprintln!("{object}") } else { println!("{object}") }
+    } else if !arguments.quiet {
+        eprintln!("{}", progress::summary(figures, took));
+    }
+    if interrupted {
+        eprintln!("stopped with {} jobs open: {hint}", window.open.len());
+        return Ok(Exit::Interrupted.into());
+    }
+    Ok(Exit::of_jobs(figures.failed + figures.failed_before == 0))
+}
+
+fn same_file(input: &Path, output: &Path) -> bool {
+    matches!((input.canonicalize(), output.canonicalize()), (Ok(input), Ok(output)) if input == output)
+}
+
+/// Lines of a file that are not empty.
+async fn count(path: &Path) -> anyhow::Result<u64> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let counted = spawn_blocking(move || {
+        let mut input = BufReader::with_capacity(1 << 20, file);
+        let (mut lines, mut some) = (0, false);
+        loop {
+            let block = input.fill_buf()?;
+            if block.is_empty() {
+                return io::Result::Ok(lines + u64::from(some));
+            }
+            for byte in block {
+                match byte {
+                    b'\n' => lines += u64::from(std::mem::replace(&mut some, false)),
+                    byte => some |= !byte.is_ascii_whitespace(),
+                }
+            }
+            let length = block.len();
+            input.consume(length);
+        }
+    });
+    counted.await?.with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Reads and understands lines on a thread of its own, some ahead.
+fn read(path: &Path, settings: Settings) -> anyhow::Result<mpsc::Receiver<anyhow::Result<Line>>> {
+    let name = path.display().to_string();
+    let input: Box<dyn BufRead + Send> = if path == Path::new("-") {
+        Box::new(BufReader::new(io::stdin()))
+    } else {
+        Box::new(BufReader::with_capacity(1 << 16, File::open(path).with_context(|| format!("cannot open {name}"))?))
+    };
+    let (sender, lines) = mpsc::channel(AHEAD);
+    spawn_blocking(move || {
+        let mut lines = Lines::new(input, settings);
+        loop {
+            let line = match lines.next() {
+                Ok(None) => return,
+                Ok(Some(line)) => Ok(line),
+                Err(error) => Err(anyhow::Error::from(error).context(format!("cannot read {name}"))),
+            };
+            // Nobody listens once the run has ended.
+            if line.is_err() | sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(lines)
+}
+
+/// A job whose result is awaited.
+struct Open {
+    number: u64,
+    tag: Tag,
+    digest: String,
+    since: Instant,
+}
+
+/// What a call to the broker came to.
+enum Called {
+    /// The job has ended before.
+    Found {
+        number: u64,
+        tag: Tag,
+        digest: String,
+        outcome: Box<Outcome>,
+    },
+    /// Nothing is known of it: it is to be sent under this id.
+    Missing {
+        number: u64,
+        tag: Tag,
+        asked: Asked,
+        id: JobId,
+    },
+    Sent,
+}
+
+/// What calls need.
+#[derive(Clone)]
+struct Calls {
+    bus: Bus,
+    jobs: Jobs,
+    tenant: Name,
+    retry: bool,
+}
+
+impl Calls {
+    /// Looks for the result of a line's job, from an earlier run. Where failed jobs are tried again, for the first attempt
+    /// that has not failed.
+    async fn look(self, number: u64, tag: Tag, asked: Asked) -> anyhow::Result<Called> {
+        for attempt in 1.. {
+            let id = input::attempt_id(&tag.id, attempt).context("too many attempts at a line; take another --salt")?;
+            let Some(outcome) = self.jobs.result(&self.tenant, &id).await? else {
+                return Ok(Called::Missing { number, tag, asked, id });
+            };
+            if outcome.status == Status::Completed || !self.retry || !asked.repeatable {
+                let (_, digest) = asked.body(&id)?;
+                return Ok(Called::Found { number, tag, digest, outcome: Box::new(outcome) });
+            }
+        }
+        bail!("no attempt is left")
+    }
+
+    async fn send(
+        self,
+        lane: Name,
+        id: JobId,
+        body: Vec<u8>,
+        told: impl FnMut(&baton_bus::Error),
+    ) -> anyhow::Result<Called> {
+        let span = info_span!("submit", job = %id, tenant = %self.tenant);
+        let submit = || self.bus.submit(&self.tenant, &lane, body.clone());
+        pressure::patiently(submit, told).instrument(span).await?;
+        Ok(Called::Sent)
+    }
+}
+
+/// Answers on their way to the output.
+struct Writer {
+    output: Output,
+    order: Option<Order>,
+}
+
+/// Holds answers back until those of earlier lines are written.
+#[derive(Default)]
+struct Order {
+    /// The lines that are under way, by their places.
+    queue: VecDeque<u64>,
+    ready: HashMap<u64, Vec<u8>>,
+}
+
+impl Writer {
+    fn begin(&mut self, number: u64) {
+        if let Some(order) = &mut self.order {
+            order.queue.push_back(number);
+        }
+    }
+
+    fn put(&mut self, number: u64, line: Vec<u8>) -> io::Result<()> {
+        let Some(order) = &mut self.order else { return self.output.add(&line) };
+        order.ready.insert(number, line);
+        while let Some(line) = order.queue.front().and_then(|first| order.ready.remove(first)) {
+            order.queue.pop_front();
+            self.output.add(&line)?;
+        }
+        Ok(())
+    }
+
+    fn held(&self) -> usize {
+        self.order.as_ref().map_or(0, |order| order.ready.len())
+    }
+}
+
+/// The jobs that are open, and what became of the others.
+struct Window {
+    calls: Calls,
+    /// Jobs that may be open.
+    size: usize,
+    answered: Answered,
+    open: HashMap<JobId, Open>,
+    writer: Writer,
+    figures: Figures,
+    progress: Progress,
+    /// Whether it was said that the queue is full.
+    told: bool,
+}
+
+impl Window {
+    /// Until every line has its answer.
+    async fn run(
+        &mut self,
+        mut lines: mpsc::Receiver<anyhow::Result<Line>>,
+        mut results: Results,
+    ) -> anyhow::Result<()> {
+        let mut calls: FuturesUnordered<BoxFuture<'static, anyhow::Result<Called>>> = FuturesUnordered::new();
+        // Sends whose refusals are to be told.
+        let (refused, mut refusals) = mpsc::channel::<String>(1);
+        let mut looking = 0;
+        let mut reading = true;
+        let ticks = |every| {
+            let mut ticks = interval(every);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        };
+        let (mut shows, mut looks) = (ticks(SHOW_EVERY), ticks(LOOK_EVERY));
+        while reading || looking > 0 || !self.open.is_empty() {
+            let room = self.open.len() + looking + self.writer.held() < self.size && calls.len() < CALLS;
+            tokio::select! {
+                Some(called) = calls.next() => match called? {
+                    Called::Found { number, tag, digest, outcome } => {
+                        looking -= 1;
+                        self.ended(Open { number, tag, digest, since: Instant::now() }, &outcome, true)?;
+                    }
+                    Called::Missing { number, tag, asked, id } => {
+                        looking -= 1;
+                        let (body, digest) = asked.body(&id)?;
+                        if body.len() > envelope::MAX_BYTES {
+                            let message = format!("the request has {} bytes, more than {}", body.len(), envelope::MAX_BYTES);
+                            self.refuse(number, &tag, &ApiError::invalid(message))?;
+                            continue;
+                        }
+                        self.open.insert(id.clone(), Open { number, tag, digest, since: Instant::now() });
+                        let refused = refused.clone();
+                        // That one is told is enough.
+                        let told = move |error: &baton_bus::Error| drop(refused.try_send(error.to_string()));
+                        calls.push(Box::pin(self.calls.clone().send(asked.lane, id, body, told)));
+                    }
+                    Called::Sent => self.figures.sent += 1,
+                },
+                line = lines.recv(), if reading && room => match line.transpose()? {
+                    None => reading = false,
+                    Some(line) => {
+                        if let Some((tag, asked)) = self.take(&line.tag, line.number, line.asked)? {
+                            looking += 1;
+                            calls.push(Box::pin(self.calls.clone().look(line.number, tag, asked)));
+                        }
+                    }
+                },
+                outcome = results.next() => {
+                    let outcome = outcome?;
+                    if let Some(open) = self.open.remove(&outcome.id) {
+                        self.ended(open, &outcome, false)?;
+                    }
+                }
+                Some(reason) = refusals.recv(), if !self.told => {
+                    self.told = true;
+                    self.progress.say(&format!("waiting: {reason}"));
+                }
+                _ = shows.tick() => self.progress.show(&self.figures),
+                _ = looks.tick() => self.look_again().await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A line that was read; returns it if it is to be run.
+    fn take(&mut self, tag: &Tag, number: u64, asked: Result<Asked, ApiError>) -> anyhow::Result<Option<(Tag, Asked)>> {
+        self.figures.lines += 1;
+        let named = || tag.custom_id.as_deref().unwrap_or(tag.id.as_str()).to_owned();
+        let error = match self.answered.need(tag) {
+            Need::Nothing => {
+                self.figures.skipped += 1;
+                return Ok(None);
+            }
+            Need::Run => match asked {
+                Ok(asked) => {
+                    self.writer.begin(number);
+                    return Ok(Some((tag.clone(), asked)));
+                }
+                Err(error) => {
+                    self.writer.begin(number);
+                    return self.refuse(number, tag, &error).map(|()| None);
+                }
+            },
+            Need::Twice => format!("the name {:?} was another line's already", named()),
+            Need::Changed => format!(
+                "OUT has the answer to another request under the name {:?}; remove it there, or take another OUT",
+                named()
+            ),
+        };
+        // Its own name has an answer.
+        let tag = tag.spare(number);
+        if self.answered.need(&tag) == Need::Run {
+            self.writer.begin(number);
+            self.refuse(number, &tag, &ApiError::field("custom_id", format!("custom_id: {error}")))?;
+        } else {
+            self.figures.skipped += 1;
+        }
+        Ok(None)
+    }
+
+    /// Writes that a line has no answer.
+    fn refuse(&mut self, number: u64, tag: &Tag, error: &ApiError) -> anyhow::Result<()> {
+        self.figures.failed += 1;
+        Ok(self.writer.put(number, output::refusal(tag, number, error)?).context("cannot write the answers")?)
+    }
+
+    /// Writes how a job ended.
+    fn ended(&mut self, open: Open, outcome: &Outcome, stored: bool) -> anyhow::Result<()> {
+        let Open { number, tag, digest, .. } = open;
+        if outcome.request_digest != digest {
+            let refusal = Refusal::conflict(outcome.tenant.clone(), outcome.id.clone(), digest);
+            return self.refuse(number, &tag, &ApiError::from(&refusal.error));
+        }
+        let (line, failed) = output::answer(&tag, outcome)?;
+        self.figures.count(outcome, stored);
+        if failed {
+            self.figures.failed += 1;
+        } else {
+            self.figures.completed += 1;
+        }
+        self.writer.put(number, line).context("cannot write the answers")
+    }
+
+    /// Looks up the results of jobs that have been open for long.
+    async fn look_again(&mut self) -> anyhow::Result<()> {
+        let old = self.open.iter().filter(|(_, open)| open.since.elapsed() >= LOOK_EVERY).map(|(id, _)| id.clone());
+        let old: Vec<JobId> = old.collect();
+        let calls = &self.calls;
+        let found = stream::iter(old).map(|id| async move { calls.jobs.result(&calls.tenant, &id).await });
+        let found: Vec<Option<Outcome>> = found.buffer_unordered(LOOK_UPS).try_collect().await?;
+        for outcome in found.into_iter().flatten() {
+            if let Some(open) = self.open.remove(&outcome.id) {
+                self.ended(open, &outcome, false)?;
+            }
+        }
+        Ok(())
+    }
+}

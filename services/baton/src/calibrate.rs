@@ -1,0 +1,229 @@
+//! `baton calibrate`: measures what a model, the store and the bus cost on this machine, as a profile for `baton plan`.
+
+mod bus;
+mod engine;
+mod store;
+
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    path::PathBuf,
+};
+
+use anyhow::{Context, ensure};
+use baton_contract::Name;
+use baton_engine::{
+    model::{self, Compute},
+    source::Source,
+};
+use baton_planner::profile::{Bus, Decode, Fit, Kv, Prefill, Profile, Transfer};
+use baton_topology::{Codec, Model, Plan};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::task::spawn_blocking;
+
+use crate::{context, local::EngineArguments, table};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton calibrate -o profile.toml                                    the default model on this CPU, about a minute
+  baton calibrate --model hf:owner/name --device cuda --kv-memory 8GiB -o profile.toml
+  baton calibrate --pipeline sim.toml --model sim -o profile.toml    a pipeline's model: of a sim its times are taken as they are
+
+Nothing else should run on the machine. The engine computes passes and steps of many sizes, each of which is measured --repeat \
+times; the coefficients of the cost model come from the medians by least squares, and what they are off by is shown. The store is a \
+directory of its own unless one is named; chunks that are put into a named one are left to its collection. The bus is measured by a \
+pipeline of its own, whose engine takes no time.")]
+pub struct Arguments {
+    #[command(flatten)]
+    engine: EngineArguments,
+    /// A pipeline whose model --model names, by its name there; codec and chunk_tokens are the pipeline's too
+    #[arg(long, short, value_name = "FILE")]
+    pipeline: Option<PathBuf>,
+    /// How to compute: fast (on quantized weights and activations) or exact (in f32 on de-quantized weights)
+    #[arg(long, value_name = "MODE", default_value = "fast")]
+    compute: Compute,
+    /// Memory for the KV caches that are measured with; sizes that don't fit it are left out
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = bytes)]
+    kv_memory: u64,
+    /// URL of the object store to measure
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+    /// How often every size is measured
+    #[arg(long, value_name = "TIMES", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    repeat: u16,
+    /// Write the profile here; without it to standard output
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Print the profile as one JSON object instead of what was found, for people
+    #[arg(long)]
+    json: bool,
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("GB", 1_000_000_000), ("MB", 1_000_000)];
+    let size = units.iter().find_map(|(unit, bytes)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*bytes));
+    size.filter(|size| *size > 0).ok_or_else(|| format!("expected a size such as 512MiB or 8GiB, found {text:?}"))
+}
+
+/// What is measured.
+struct Subject {
+    name: String,
+    source: Source,
+    codec: baton_storage::codec::Codec,
+    chunk_tokens: usize,
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let subject = subject(&arguments).await?;
+    let bar = progress();
+    bar.set_message("the bus");
+    let hop_s = bus::hop_s().await?;
+    bar.set_message("loading the model");
+    let (engine, repeat, memory) = (arguments.engine, usize::from(arguments.repeat), arguments.kv_memory);
+    let (source, sim) = without_times(subject.source);
+    let device = engine.device.clone();
+    let options = model::Options { compute: arguments.compute, kv_bytes: memory, ..model::Options::default() };
+    let (measuring, chunk_tokens) = (bar.clone(), subject.chunk_tokens);
+    let measured = spawn_blocking(move || {
+        let mut model = engine.load(&source, options)?;
+        engine::measure(model.as_mut(), memory, chunk_tokens, repeat, &measuring)
+    });
+    let engine::Measured { prefill, decode, transfer, kv, blocks, shape } = measured.await??;
+    bar.set_message("the store");
+    let store = store::measure(arguments.store.as_deref(), shape, subject.codec, &blocks, repeat).await?;
+    bar.finish_and_clear();
+
+    let [s_per_pass, s_per_prompt, s_per_token, s_per_token_context] = prefill.coefficients;
+    let [s_per_step, s_per_sequence, s_per_context_token] = decode.coefficients;
+    let (sim_token_s, sim_step_s) = sim;
+    let profile = Profile {
+        name: format!("{} on {device}", subject.name),
+        kv: Kv { stored_bytes_per_token: store.bytes_per_token, ..kv },
+        prefill: Prefill {
+            s_per_pass,
+            s_per_prompt,
+            s_per_token: s_per_token + sim_token_s,
+            s_per_token_context,
+            ..Prefill::default()
+        },
+        decode: Decode {
+            s_per_step: s_per_step + sim_step_s,
+            s_per_sequence,
+            s_per_context_token,
+            ..Decode::default()
+        },
+        transfer: Transfer { ..transfer },
+        store: store.costs,
+        bus: Bus { hop_s, ingest_s: 0.0 },
+        fit: Some(Fit {
+            prefill_mean_error: prefill.mean_error,
+            prefill_max_error: prefill.max_error,
+            decode_mean_error: decode.mean_error,
+            decode_max_error: decode.max_error,
+            store_mean_error: store.mean_error,
+            store_max_error: store.max_error,
+        }),
+    };
+    let text = toml::to_string(&profile).context("cannot write the profile")?;
+    // What is written can be read.
+    Profile::read(&text)?;
+    match &arguments.output {
+        Some(path) => fs::write(path, &text).with_context(|| format!("cannot write {}", path.display()))?,
+        None if !arguments.json => print!("{text}"),
+        None => {}
+    }
+    if arguments.json {
+        println!("{}", serde_json::to_string(&profile)?);
+    } else if arguments.output.is_some() {
+        print(&profile);
+    }
+    Ok(())
+}
+
+async fn subject(arguments: &Arguments) -> anyhow::Result<Subject> {
+    let Some(path) = &arguments.pipeline else {
+        let source = arguments.engine.source().await?;
+        let name = arguments.engine.model.clone();
+        return Ok(Subject { name, source, codec: baton_storage::codec::Codec::Lossless, chunk_tokens: 256 });
+    };
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read the pipeline {}", path.display()))?;
+    let plan = Plan::load(Some(&text), [], &[])?;
+    let name = match arguments.engine.model.as_str() {
+        "default" => plan.default_model.clone(),
+        name => Name::new(name)?,
+    };
+    let model: Model = plan.models.get(&name).with_context(|| format!("the pipeline has no model {name}"))?.clone();
+    baton_engine::use_threads(arguments.engine.threads)?;
+    let source = spawn_blocking(move || context::source(&model)).await??;
+    let codec = match plan.store.codec {
+        Codec::Lossless => baton_storage::codec::Codec::Lossless,
+        Codec::Near => baton_storage::codec::Codec::Near,
+        Codec::Balanced => baton_storage::codec::Codec::Balanced,
+        Codec::Raw => baton_storage::codec::Codec::Raw,
+    };
+    Ok(Subject { name: name.to_string(), source, codec, chunk_tokens: plan.store.chunk_tokens })
+}
+
+/// The sim engine's times, for a prompt's token and for a step, are known: what it takes besides is measured.
+fn without_times(source: Source) -> (Source, (f64, f64)) {
+    match source {
+        Source::Sim(sim) => {
+            let times = (sim.prefill_s_per_token, sim.decode_s_per_step);
+            let still = baton_engine::sim::Options { prefill_s_per_token: 0.0, decode_s_per_step: 0.0, ..sim };
+            (Source::Sim(still), times)
+        }
+        source => (source, (0.0, 0.0)),
+    }
+}
+
+fn progress() -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {elapsed}");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn print(profile: &Profile) {
+    let Profile { name, kv, prefill, decode, transfer, store, bus, fit } = profile;
+    let micro = |seconds: f64| format!("{:.3} us", seconds * 1e6);
+    let milli = |seconds: f64| format!("{:.3} ms", seconds * 1e3);
+    let nano = |seconds: f64| format!("{:.4} ns", seconds * 1e9);
+    let rows = [
+        ("prefill pass", milli(prefill.s_per_pass)),
+        ("prefill, each prompt", milli(prefill.s_per_prompt)),
+        ("prefill, each token", micro(prefill.s_per_token)),
+        ("prefill, each token and one before it", nano(prefill.s_per_token_context)),
+        ("decode step", milli(decode.s_per_step)),
+        ("decode, each sequence", milli(decode.s_per_sequence)),
+        ("decode, each token of context", nano(decode.s_per_context_token)),
+        ("KV of a token, raw", table::bytes(kv.raw_bytes_per_token as u64)),
+        ("KV of a token, stored", table::bytes(kv.stored_bytes_per_token as u64)),
+        ("KV out of the engine, each token", micro(transfer.export_s_per_token)),
+        ("KV into the engine, each token", micro(transfer.import_s_per_token)),
+        ("chunk put", milli(store.put_s)),
+        ("chunk put, each byte", nano(store.put_s_per_byte)),
+        ("chunk got", milli(store.get_s)),
+        ("chunk got, each byte", nano(store.get_s_per_byte)),
+        ("message", milli(bus.hop_s)),
+    ];
+    let rows: Vec<Vec<String>> = rows.into_iter().map(|(what, value)| vec![what.to_owned(), value]).collect();
+    println!("{name}\n");
+    print!("{}", table::render(&["what", "takes"], &rows));
+    if let Some(fit) = fit {
+        let percent = |share: f64| format!("{:.1} %", share * 100.0);
+        let error =
+            |what: &str, mean, max| println!("{what:<8} off by {} on average, at most {}", percent(mean), percent(max));
+        println!();
+        error("prefill", fit.prefill_mean_error, fit.prefill_max_error);
+        error("decode", fit.decode_mean_error, fit.decode_max_error);
+        error("store", fit.store_mean_error, fit.store_max_error);
+    }
+}
+
+/// Refuses what nothing can be measured of.
+fn enough(found: usize, what: &str) -> anyhow::Result<()> {
+    ensure!(found >= 4, "only {found} sizes of {what} fit the model's context and --kv-memory; give it more memory");
+    Ok(())
+}

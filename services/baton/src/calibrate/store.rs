@@ -1,0 +1,84 @@
+//! Real chunks put into a store and got from it.
+
+use std::{fs, sync::Arc};
+
+use anyhow::Context;
+use baton_contract::kv::{Block, Shape};
+use baton_planner::{
+    fit::{Sample, fit},
+    profile::Store as Costs,
+};
+use baton_storage::{codec::Codec, key, kv::KvStore, store::Store};
+use tokio::time::Instant;
+
+use crate::{bench::Runs, setup};
+
+/// What was found.
+pub(super) struct Measured {
+    pub(super) costs: Costs,
+    /// What a token takes in the store, of the longest chunk.
+    pub(super) bytes_per_token: f64,
+    /// Of puts and gets together.
+    pub(super) mean_error: f64,
+    pub(super) max_error: f64,
+}
+
+/// Puts and gets each block several times; without a URL in a directory of its own, which is removed.
+pub(super) async fn measure(
+    url: Option<&str>,
+    shape: Shape,
+    codec: Codec,
+    blocks: &[Block],
+    repeat: usize,
+) -> anyhow::Result<Measured> {
+    let directory = setup::home().join("calibrate").join(std::process::id().to_string());
+    let own = format!("file://{}", directory.display());
+    if url.is_none() {
+        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    }
+    let measured = chunks(KvStore::new(Store::open_unsynced(url.unwrap_or(&own))?, shape, codec), blocks, repeat).await;
+    if url.is_none() {
+        // Nothing is lost if it stays.
+        let _ = fs::remove_dir_all(&directory);
+    }
+    measured
+}
+
+async fn chunks(store: KvStore, blocks: &[Block], repeat: usize) -> anyhow::Result<Measured> {
+    // Names that no other run has.
+    let salt = uuid::Uuid::now_v7();
+    let root = store.root(&[0; 32], salt.as_bytes());
+    let (mut puts, mut gets, mut bytes_per_token) = (Vec::new(), Vec::new(), 0.0);
+    for (number, block) in (0u32..).zip(blocks) {
+        let block = Arc::new(block.clone());
+        let (mut put_s, mut get_s, mut bytes) = (Vec::new(), Vec::new(), 0);
+        // The first warms up.
+        for run in 0..=repeat as u32 {
+            let tokens = vec![number << 16 | run; block.tokens];
+            let Some(piece) = key::plan(&root, &tokens, block.tokens, "calibrate").pop() else { continue };
+            let started = Instant::now();
+            let stored = store.put(&piece.id, block.clone()).await?;
+            let put = started.elapsed().as_secs_f64();
+            let started = Instant::now();
+            let fetched = store.get(&piece.id, block.tokens).await?;
+            fetched.context("the store lost a chunk that was put just now; try `baton doctor`")?;
+            if run > 0 {
+                put_s.push(put);
+                get_s.push(started.elapsed().as_secs_f64());
+            }
+            bytes = stored.stored_bytes;
+        }
+        let features = [1.0, bytes as f64];
+        puts.push(Sample { features, seconds: Runs::of(put_s).median });
+        gets.push(Sample { features, seconds: Runs::of(get_s).median });
+        bytes_per_token = bytes as f64 / block.tokens.max(1) as f64;
+    }
+    let (puts, gets) = fit(&puts).zip(fit(&gets)).context("no coefficients explain the times of the store")?;
+    let ([put_s, put_s_per_byte], [get_s, get_s_per_byte]) = (puts.coefficients, gets.coefficients);
+    Ok(Measured {
+        costs: Costs { put_s, put_s_per_byte, get_s, get_s_per_byte },
+        bytes_per_token,
+        mean_error: (puts.mean_error + gets.mean_error) / 2.0,
+        max_error: puts.max_error.max(gets.max_error),
+    })
+}

@@ -1,0 +1,154 @@
+//! `baton gateway`: the HTTP interface, and its keys.
+
+use std::{
+    io::Write,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, ensure};
+use baton_contract::Name;
+use baton_gateway::{Facts, Gateway, Options, auth, batches, webhooks};
+use baton_topology::Plan;
+use clap::Subcommand;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::{self, PipelineArguments};
+
+#[derive(clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  baton gateway                                    serves the pipeline that runs on this machine
+  baton gateway --nats nats://10.0.0.1:4222 --store s3://kv/baton --listen 0.0.0.0:8080
+  baton gateway key alice --tenant acme --file keys.toml
+
+`baton up` starts one by itself (gateway.replicas). Any number of gateways serve the same pipeline; none holds state. Others \
+than this machine are let in with API keys (gateway.keys_file) or with gateway.open=true. TLS is for a proxy in front of it.
+
+Once it takes requests, it prints a line `ready URL` to its standard output. SIGTERM and Ctrl-C drain it."
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    /// Address and port to listen on; port 0 takes any that is free (short for --set gateway.listen=...)
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Names the gateway in logs and traces; without it `gateway` and the process id
+    #[arg(long)]
+    name: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make an API key: print it once, and add its digest to the file of keys
+    Key(KeyArguments),
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton gateway key alice --tenant acme
+  baton gateway key nightly --tenant acme --file /etc/baton/keys.toml
+
+The file is TOML, one [[keys]] table each: name, sha256, tenant, and if wanted requests_per_minute and max_open (requests that \
+wait for their answers at a time), both for each gateway by itself. Gateways read it again when it changes. To withdraw a key, \
+delete its table.")]
+struct KeyArguments {
+    /// What the key is called in logs and errors
+    name: String,
+    /// Whose jobs they are that it asks for
+    #[arg(long, default_value_t = Name::default_tenant())]
+    tenant: Name,
+    /// The file of keys; without it the pipeline's gateway.keys_file
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.command {
+        Some(Command::Key(arguments)) => make_key(&arguments),
+        None => serve(arguments).await,
+    }
+}
+
+fn make_key(arguments: &KeyArguments) -> anyhow::Result<()> {
+    let file = match &arguments.file {
+        Some(file) => file.clone(),
+        None => {
+            let configured = arguments.pipeline.plan()?.gateway.keys_file;
+            PathBuf::from(configured.context("no file of keys: name one with --file, or set gateway.keys_file")?)
+        }
+    };
+    ensure!(!arguments.name.trim().is_empty(), "expected a name for the key, found none");
+    let key = auth::add(&file, &arguments.name, &arguments.tenant)?;
+    eprintln!(
+        "added the key {:?} of tenant {} to {}; it is shown only now:",
+        arguments.name,
+        arguments.tenant,
+        file.display()
+    );
+    writeln!(std::io::stdout(), "{key}").context("cannot write to standard output")
+}
+
+async fn serve(mut arguments: Arguments) -> anyhow::Result<()> {
+    arguments.pipeline.set.extend(arguments.listen.map(|listen| format!("gateway.listen={listen}")));
+    let plan = arguments.pipeline.running_plan()?;
+    let name = arguments.name.unwrap_or_else(|| format!("gateway-{}", std::process::id()));
+    let telemetry = context::telemetry(&plan, "baton-gateway", &name, &plan.telemetry.log)?;
+    let shutdown = CancellationToken::new();
+    let asked = shutdown.clone();
+    tokio::spawn(async move {
+        if let Err(error) = context::asked_to_stop().await {
+            tracing::error!(%error, "signals can't be received; the gateway stops");
+        }
+        asked.cancel();
+    });
+    let served = listen(&plan, &name, shutdown).await;
+    telemetry.shutdown().await;
+    served
+}
+
+async fn listen(plan: &Plan, name: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let bus = context::connect(plan, name).await?;
+    bus.provision(&context::retention(plan)).await?;
+    let gateway = Gateway::bind(bus, options(plan)?).await?;
+    let url = gateway.url();
+    tracing::info!(gateway = name, url, "the gateway is ready");
+    writeln!(std::io::stdout(), "ready {url}").context("cannot write to standard output")?;
+    gateway.run(shutdown).await;
+    tracing::info!("the gateway has drained");
+    Ok(())
+}
+
+fn options(plan: &Plan) -> anyhow::Result<Options> {
+    let settings = &plan.gateway;
+    // Chunks can be computed again, files can't.
+    let mut durable = plan.clone();
+    durable.store.sync = true;
+    let allow = settings.webhook_allow.iter().map(|range| range.parse()).collect::<Result<_, _>>()?;
+    Ok(Options {
+        listen: settings.listen,
+        keys_file: settings.keys_file.as_deref().map(Path::new).map(Path::to_owned),
+        open: settings.open,
+        max_connections: settings.max_connections,
+        facts: Facts {
+            root: plan.root.clone(),
+            models: plan.models.keys().cloned().collect(),
+            default_model: plan.default_model.clone(),
+            lanes: plan.lanes.clone(),
+        },
+        store: Some(context::open_store(&durable)?),
+        batches: batches::Options {
+            slots: settings.batches,
+            ack_wait: settings.ack_wait,
+            replicas: plan.broker.replicas,
+        },
+        webhooks: Some(webhooks::Options { allow }),
+    })
+}

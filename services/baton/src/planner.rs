@@ -1,0 +1,87 @@
+//! `baton planner`: decides how many workers serve prefill and how many decode.
+
+use std::{io::Write, path::Path};
+
+use anyhow::Context;
+use baton_planner::{
+    decide::{Bounds, Options, Switch},
+    profile::Profile,
+    service,
+};
+use baton_topology::Plan;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::{self, PipelineArguments};
+
+/// Seconds of a worker's work that a change of role has done again: chunks are fetched anew, batches fill up again.
+const LOST_WORK_S: f64 = 1.0;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  baton planner                                 plans for the pipeline that runs on this machine
+  baton planner --dry-run                       tells what it would do, and does nothing
+  baton up pipelines/adaptive.toml              starts one with the pipeline
+
+Every second it looks at queues and workers, and decides how many workers each role needs. If the split is wrong it asks one worker \
+that was started with --roles to change, and waits until that has settled. It tells what it thinks on <root>.stats.planner; `baton \
+top` shows it, and gateways have it as the metric baton_desired_replicas{stage}, for autoscalers. Several may run: one acts. The \
+table [planner] of the pipeline holds its settings.")]
+pub struct Arguments {
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    /// Decide and log, but change nothing and tell nobody else
+    #[arg(long)]
+    dry_run: bool,
+    /// Names the planner in what it tells; without it `planner` and the process id
+    #[arg(long)]
+    name: Option<String>,
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let plan = arguments.pipeline.running_plan()?;
+    let name = arguments.name.unwrap_or_else(|| format!("planner-{}", std::process::id()));
+    let telemetry = context::telemetry(&plan, "baton-planner", &name, &plan.telemetry.log)?;
+    let shutdown = CancellationToken::new();
+    let asked = shutdown.clone();
+    tokio::spawn(async move {
+        if let Err(error) = context::asked_to_stop().await {
+            tracing::error!(%error, "signals can't be received; the planner stops");
+        }
+        asked.cancel();
+    });
+    let planned = serve(&plan, name, arguments.dry_run, shutdown).await;
+    telemetry.shutdown().await;
+    planned
+}
+
+async fn serve(plan: &Plan, name: String, dry_run: bool, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let bus = context::connect(plan, &name).await?;
+    bus.provision(&context::retention(plan)).await?;
+    let options = service::Options { decide: options(plan)?, name: name.clone(), dry_run };
+    let ready = || {
+        tracing::info!(planner = name, dry_run, "the planner is ready");
+        // Whoever started it may not want to know.
+        let _ = writeln!(std::io::stdout(), "ready");
+    };
+    Ok(service::run(bus, options, ready, shutdown).await?)
+}
+
+fn options(plan: &Plan) -> anyhow::Result<Options> {
+    let settings = &plan.planner;
+    let bounds = |bounds: baton_topology::Bounds| Bounds { floor: bounds.floor, ceiling: bounds.ceiling };
+    let profile = settings.profile.as_deref().map(Path::new).map(read).transpose()?;
+    Ok(Options {
+        interval_s: settings.interval.as_secs_f64(),
+        prefill: bounds(settings.prefill),
+        decode: bounds(settings.decode),
+        switch: Switch { drain_s: settings.drain.as_secs_f64(), lost_work_s: LOST_WORK_S },
+        profile: profile.map(|profile| (profile, plan.stages.decode.compute.stage.slots)),
+    })
+}
+
+fn read(path: &Path) -> anyhow::Result<Profile> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the profile {} (planner.profile)", path.display()))?;
+    Profile::read(&text).with_context(|| format!("profile {} (planner.profile)", path.display()))
+}

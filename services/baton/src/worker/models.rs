@@ -1,0 +1,123 @@
+//! What a computing worker loads once, whatever it computes then.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use baton_contract::{Name, kv};
+use baton_engine::{
+    generation::Generator,
+    loan::Lender,
+    model::{self, Model},
+};
+use baton_storage::{
+    cache::{self, Cache},
+    codec::Codec,
+    kv::KvStore,
+    seal::SealKey,
+};
+use baton_topology::{Compute, Mode, Plan};
+use tokio::task::spawn_blocking;
+
+use crate::{context, memory};
+
+/// How long a stage that has drained may take to let go of a model.
+const LET_GO: Duration = Duration::from_secs(30);
+
+/// The models of a worker, each in memory once.
+pub struct Models(Vec<Loaded>);
+
+struct Loaded {
+    name: Name,
+    lender: Lender,
+    generator: Generator,
+    store: KvStore,
+}
+
+/// One model for as long as a stage runs it.
+pub struct Lent {
+    pub name: Name,
+    pub model: Box<dyn Model>,
+    pub generator: Generator,
+    pub store: KvStore,
+}
+
+impl Models {
+    /// Loads the models that `settings` name, with `kv_bytes` for the KV caches of all of them together.
+    pub async fn load(plan: &Plan, settings: &Compute, kv_bytes: u64) -> anyhow::Result<Self> {
+        let each = kv_bytes / settings.models.len().max(1) as u64;
+        tracing::info!(mib = each >> 20, "memory for each model's KV caches");
+        let cache = open_cache(plan)?;
+        let mut loaded = Vec::new();
+        for name in &settings.models {
+            let model = load(plan, settings, name, each).await?;
+            let store = kv_store(plan, model.spec().kv, &cache)?;
+            let generator = Generator::new(context::vocabulary(&plan.models[name])?);
+            loaded.push(Loaded { name: name.clone(), lender: Lender::new(model), generator, store });
+        }
+        Ok(Self(loaded))
+    }
+
+    /// Lends them all to a stage, after the one before has let go of them.
+    pub async fn lend(self) -> anyhow::Result<(Self, Vec<Lent>)> {
+        let lending = spawn_blocking(move || {
+            let Self(mut loaded) = self;
+            let lend = |one: &mut Loaded| {
+                let model = one.lender.lend(LET_GO)?;
+                Some(Lent { name: one.name.clone(), model, generator: one.generator.clone(), store: one.store.clone() })
+            };
+            let lent: Option<Vec<Lent>> = loaded.iter_mut().map(lend).collect();
+            (Self(loaded), lent)
+        });
+        let (models, lent) = lending.await?;
+        ensure!(
+            lent.is_some(),
+            "the stage before did not let go of its models within {LET_GO:?}; start the worker again"
+        );
+        Ok((models, lent.unwrap_or_default()))
+    }
+}
+
+/// What a worker's KV caches may take with these settings, those of all its models together.
+pub fn kv_bytes(settings: &Compute) -> anyhow::Result<u64> {
+    match settings.kv_memory {
+        Some(bytes) => Ok(bytes.0),
+        None => {
+            let machine = memory::of_this_process().context("say how much KV caches may take: kv_memory = \"2GiB\"")?;
+            Ok((machine as f64 * settings.memory_fraction) as u64)
+        }
+    }
+}
+
+async fn load(plan: &Plan, settings: &Compute, name: &Name, kv_bytes: u64) -> anyhow::Result<Box<dyn Model>> {
+    let model = plan.models[name].clone();
+    let options = model::Options {
+        device: context::device(settings.device).to_owned(),
+        compute: match plan.compute {
+            Mode::Fast => model::Compute::Fast,
+            Mode::Exact => model::Compute::Exact,
+        },
+        kv_bytes,
+    };
+    let load = move || Ok(baton_engine::source::load(&context::source(&model)?, &options)?);
+    let loaded: anyhow::Result<_> = spawn_blocking(load).await?;
+    loaded.with_context(|| format!("cannot load model {name}"))
+}
+
+/// What a worker keeps of the store, for all its models together.
+fn open_cache(plan: &Plan) -> anyhow::Result<Cache> {
+    let settings = &plan.store;
+    let disk = settings.cache_path.as_ref().zip(settings.cache_disk).map(|(path, bytes)| (path.into(), bytes.0));
+    let memory = settings.cache_memory.map_or(0, |bytes| bytes.0);
+    Ok(Cache::open(cache::Options { memory, disk })?)
+}
+
+fn kv_store(plan: &Plan, shape: kv::Shape, cache: &Cache) -> anyhow::Result<KvStore> {
+    let codec = match plan.store.codec {
+        baton_topology::Codec::Lossless => Codec::Lossless,
+        baton_topology::Codec::Near => Codec::Near,
+        baton_topology::Codec::Balanced => Codec::Balanced,
+        baton_topology::Codec::Raw => Codec::Raw,
+    };
+    let key = plan.store.key_file.as_ref().map(|path| SealKey::read(path.as_ref())).transpose()?;
+    Ok(KvStore::new(context::open_store(plan)?, shape, codec).with_key(key).with_cache(cache.clone()))
+}

@@ -1,0 +1,92 @@
+//! `baton calibrate` and `baton plan`: a profile is measured, and splits of workers are compared with it.
+
+use std::{path::Path, process::Stdio};
+
+use serde_json::{Value, json};
+use tokio::{process::Command, time::timeout};
+
+use crate::support::{BATON, PATIENCE, provisioned};
+
+const PIPELINE: &str = "[models.slow]\nsource = \"sim\"\n\n[models.slow.sim]\nlayers = 2\nkv_width = 64\n\
+    prefill_s_per_token = 0.0005\ndecode_s_per_step = 0.02\n\n\
+    [stages.prefill]\nreplicas = 3\nkv_memory = \"1GiB\"\n\n[stages.decode]\nreplicas = 3\nkv_memory = \"1GiB\"\n";
+
+async fn run(arguments: &[&str]) -> String {
+    let mut command = Command::new(BATON);
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    let output = timeout(PATIENCE, command.output()).await.expect("the command did not end").unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "baton {arguments:?}: {complaint}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+async fn json(arguments: &[&str]) -> Value {
+    serde_json::from_str(&run(arguments).await).unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[tokio::test]
+async fn a_calibrated_model_is_planned_with() {
+    provisioned();
+    let directory = tempfile::tempdir().unwrap();
+    let (pipeline, profile) = (directory.path().join("sim.toml"), directory.path().join("profile.toml"));
+    std::fs::write(&pipeline, PIPELINE).unwrap();
+    let (pipeline, profile) = (text(&pipeline), text(&profile));
+    let measured = json(&["calibrate", "--pipeline", pipeline, "--model", "slow", "--json", "-o", profile]).await;
+    // The sim engine's times are exact, and what it takes besides is little on top.
+    let seconds = |key: &str| measured.pointer(key).unwrap().as_f64().unwrap();
+    assert!((0.0005..0.0008).contains(&seconds("/prefill/s_per_token")), "{measured}");
+    assert!((0.02..0.03).contains(&seconds("/decode/s_per_step")), "{measured}");
+    assert!(seconds("/bus/hop_s") > 1e-5 && seconds("/kv/raw_bytes_per_token") == 512.0, "{measured}");
+    assert!(seconds("/store/put_s") + seconds("/store/put_s_per_byte") > 0.0, "{measured}");
+
+    let plot = directory.path().join("splits.svg");
+    let plan = ["plan", "--pipeline", pipeline, "--profile", profile, "--num-prompts", "400", "--plot", text(&plot)];
+    let saturated = json(&[&plan[..], &["--workload", "prompts", "--json"]].concat()).await;
+    let splits = saturated["splits"].as_array().unwrap();
+    assert_eq!((splits.len(), &saturated["goal"]), (5, &json!("saturated")));
+    let throughput = |split: &Value| split["request_throughput"].as_f64().unwrap();
+    let best = splits.iter().max_by(|a, b| throughput(a).total_cmp(&throughput(b))).unwrap();
+    assert!(throughput(best) > 1.0 && best["split"]["prefill"].as_u64().unwrap() >= 4, "{saturated}");
+    assert!(saturated["recommendation"]["split"]["prefill"].as_u64().unwrap() >= 4, "{saturated}");
+    assert!(std::fs::read_to_string(&plot).unwrap().starts_with("<svg"));
+
+    let slo = ["--workload", "long", "--request-rate", "2", "--ttft-p99", "2s", "--itl-p99", "100ms"];
+    let shown = run(&[&plan[..], &slo].concat()).await;
+    assert!(shown.contains("1:5") && shown.contains("meet the SLO: TTFT p99"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_trace_is_planned_with_a_profile_of_published_figures() {
+    let directory = tempfile::tempdir().unwrap();
+    let trace = directory.path().join("trace.jsonl");
+    // Ten conversations of four turns, each longer than the one before and beginning with it.
+    let line = |turn: u64, conversation: u64| {
+        let blocks: Vec<u64> = (0..4 * (turn + 1)).map(|block| conversation * 1000 + block).collect();
+        let request = json!({
+            "timestamp": turn * 20_000 + conversation * 1000, "input_length": 512 * blocks.len(), "output_length": 50,
+            "hash_ids": blocks,
+        });
+        request.to_string() + "\n"
+    };
+    let lines: String = (0..4).flat_map(|turn| (0..10).map(move |conversation| line(turn, conversation))).collect();
+    std::fs::write(&trace, lines).unwrap();
+    let profile = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pipelines/profiles/h100-llama-8b.toml");
+    let arguments =
+        ["plan", "--workers", "4", "--trace", text(&trace), "--profile", text(&profile), "--ttft-p99", "5s"];
+    let planned = json(&[&arguments[..], &["--json"]].concat()).await;
+    for split in planned["splits"].as_array().unwrap() {
+        assert_eq!((&split["completed"], &split["failed"]), (&json!(40), &json!(0)));
+        // Of 4, 8, 12 and 16 blocks all but four are the earlier turn's.
+        assert_eq!(split["reused"].as_f64().unwrap(), 24.0 / 40.0);
+    }
+    let refused = Command::new(BATON).args(["plan", "--workload", "mixed"]).output().await.unwrap();
+    let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && complaint.contains("needs a profile: measure one with `baton calibrate`"),
+        "{complaint}"
+    );
+}

@@ -1,0 +1,50 @@
+//! What files, batches and webhooks keep on the bus.
+
+use std::time::Duration;
+
+use baton_bus::{
+    Bus, Error,
+    batches::Batch,
+    errands::{Errands, Kind},
+    files::File,
+    shelf::Shelf,
+};
+
+/// How batches are driven.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Batches that a gateway drives at a time; 0 leaves them to other gateways.
+    pub slots: usize,
+    /// A batch, or a webhook, whose gateway is not heard of for this long goes to another.
+    pub ack_wait: Duration,
+    /// Copies of what is kept, in a cluster: 1, 3 or 5.
+    pub replicas: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { slots: 4, ack_wait: Duration::from_secs(30), replicas: 1 }
+    }
+}
+
+/// What is kept on the bus. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Desk {
+    pub(crate) files: Shelf<File>,
+    pub(crate) batches: Shelf<Batch>,
+    pub(crate) batch_errands: Errands,
+    pub(crate) webhook_errands: Errands,
+}
+
+impl Desk {
+    /// Creates what it needs.
+    pub(crate) async fn open(bus: &Bus, options: &Options) -> Result<Self, Error> {
+        let Options { ack_wait, replicas, .. } = *options;
+        Ok(Self {
+            files: bus.files(replicas).await?,
+            batches: bus.batches(replicas).await?,
+            batch_errands: bus.errands(Kind::Batch, replicas, ack_wait).await?,
+            webhook_errands: bus.errands(Kind::Webhook, replicas, ack_wait).await?,
+        })
+    }
+}

@@ -1,0 +1,168 @@
+//! Takes batches that are to be driven, and brings each to its end.
+
+use std::{sync::Arc, time::Duration};
+
+use baton_bus::{
+    batches::{Batch, End, Problem, Progress, Status},
+    errands::Errands,
+    pull::{Delivery, Receiver, Settle},
+};
+use baton_contract::{JobId, Name};
+use baton_storage::files::{self, Files};
+use futures::StreamExt;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    drive::{Error, Run},
+    input::{self, Lines},
+    output::Output,
+};
+use crate::{
+    State,
+    files::{find, now, place},
+    openai::Endpoint,
+    webhooks,
+};
+
+/// The pause before a batch that could not be driven is tried again.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Drives batches, up to `slots` at once, until `shutdown`; then gives them back for another gateway to go on.
+pub(crate) async fn run(state: State, slots: usize, shutdown: CancellationToken) {
+    let Some(files) = state.files.clone() else { return };
+    let errands = state.desk.batch_errands.clone();
+    errands.run(slots, Arc::new(Driver { state, files }), shutdown).await;
+}
+
+struct Driver {
+    state: State,
+    files: Files,
+}
+
+impl Receiver for Driver {
+    async fn receive(&self, delivery: &Delivery) -> Settle {
+        let id = std::str::from_utf8(delivery.payload()).ok().and_then(|id| JobId::new(id).ok());
+        let (Some(tenant), Some(id)) = (Errands::tenant(delivery), id) else { return Settle::Term };
+        match self.drive(&tenant, &id, delivery.attempt == 1).await {
+            Ok(()) => Settle::Ack,
+            Err(Error::Superseded) => {
+                tracing::info!(batch = %id, %tenant, "another gateway drives the batch; leaving it");
+                Settle::Leave
+            }
+            Err(error) => {
+                tracing::warn!(%error, batch = %id, %tenant, "a batch could not be driven to its end and is tried again");
+                Settle::Nak(Some(PAUSE))
+            }
+        }
+    }
+}
+
+/// Changes a batch by its id.
+pub(super) async fn change(
+    state: &State,
+    tenant: &Name,
+    id: &str,
+    change: impl FnMut(&Batch) -> Option<Batch>,
+) -> Result<Option<Batch>, baton_bus::Error> {
+    let Ok(key) = JobId::new(id) else { return Ok(None) };
+    state.desk.batches.change(tenant, &key, change).await
+}
+
+impl Driver {
+    /// Brings a batch to its end, wherever an earlier run has left it, and tells who wants to know.
+    async fn drive(&self, tenant: &Name, id: &JobId, first: bool) -> Result<(), Error> {
+        let state = &self.state;
+        let run = uuid::Uuid::now_v7().simple().to_string();
+        let mut taken_over = false;
+        let taken = state.desk.batches.change(tenant, id, |batch| {
+            taken_over = batch.run.is_some();
+            batch.taken(&run)
+        });
+        // One that is gone was never told to its sender.
+        let Some(batch) = taken.await? else { return Ok(()) };
+        let batch = match batch.is_of(&run) {
+            true => self.finish(tenant, &batch, &run, first && !taken_over).await?,
+            // It has ended; only its webhook may be missing.
+            false => batch,
+        };
+        tracing::info!(batch = %id, %tenant, status = batch.status.as_str(), counts = ?batch.counts, "a batch ended");
+        webhooks::batch_ended(state, tenant, &batch).await?;
+        Ok(())
+    }
+
+    async fn finish(&self, tenant: &Name, batch: &Batch, run: &str, first: bool) -> Result<Batch, Error> {
+        let (state, id) = (&self.state, batch.order.id.as_str());
+        match self.answer(tenant, batch, run, first).await {
+            Ok((end, progress, output)) => {
+                let finalizing = change(state, tenant, id, |batch| batch.finalizing(run, &progress, now()));
+                let finalizing = finalizing.await?.filter(|batch| batch.is_of(run)).ok_or(Error::Superseded)?;
+                let end = if finalizing.status == Status::Cancelling { End::Cancelled } else { end };
+                let files = output.finish().await?.shelve(state, tenant, batch).await?;
+                let ended = change(state, tenant, id, |batch| batch.ended(run, end, &progress, files.clone(), now()));
+                mine(ended.await?, run)
+            }
+            Err(Stopped::Refused(problems)) => {
+                let refused = change(state, tenant, id, |batch| batch.refused(run, problems.clone(), now()));
+                mine(refused.await?, run)
+            }
+            Err(Stopped::Error(error)) => Err(error),
+        }
+    }
+
+    /// Reads the input and answers every line of it.
+    async fn answer(
+        &self,
+        tenant: &Name,
+        batch: &Batch,
+        run: &str,
+        first: bool,
+    ) -> Result<(End, Progress, Output), Stopped> {
+        let state = &self.state;
+        let endpoint = Endpoint::from_path(&batch.order.endpoint);
+        let endpoint = endpoint.ok_or_else(|| gone("the batch's endpoint is unknown to this release"))?;
+        let file = find(state, tenant, &batch.order.input_file_id).await;
+        let file =
+            file.map_err(|error| baton_bus::Error::Read { what: "the input file".into(), message: error.message })?;
+        let found = file.as_ref().and_then(place).ok_or_else(|| gone("the input file was deleted, or has expired"))?;
+        let lines = || Lines::new(self.files.read(found.0, found.1, 0..found.1.bytes).boxed());
+        let mut batch = batch.clone();
+        if batch.counts.total == 0 {
+            let total = input::validate(lines(), endpoint).await?.map_err(Stopped::Refused)?;
+            let validated = change(state, tenant, &batch.order.id, |batch| batch.validated(run, total, now()));
+            let validated = validated.await?.filter(|batch| batch.is_of(run));
+            batch = validated.ok_or(Stopped::Error(Error::Superseded))?;
+        }
+        let mut output = Output::begin(&self.files, tenant, run);
+        let drive = Run { state, tenant, batch: &batch, run, endpoint, first };
+        let (end, progress) = drive.drive(lines(), &mut output).await?;
+        Ok((end, progress, output))
+    }
+}
+
+/// Why a batch's lines were not all answered.
+enum Stopped {
+    /// They can't be.
+    Refused(Vec<Problem>),
+    /// They may be later.
+    Error(Error),
+}
+
+impl<E: Into<Error>> From<E> for Stopped {
+    fn from(error: E) -> Self {
+        match error.into() {
+            Error::Files(error @ files::Error::Damaged { .. })
+            | Error::Input(input::Error::Files(error @ files::Error::Damaged { .. })) => gone(&error.to_string()),
+            error => Self::Error(error),
+        }
+    }
+}
+
+fn gone(message: &str) -> Stopped {
+    let (code, message) = ("input_file_unavailable".into(), message.into());
+    Stopped::Refused(vec![Problem { code, line: None, message, param: Some("input_file_id".into()) }])
+}
+
+/// A batch that this run has just ended.
+fn mine(batch: Option<Batch>, run: &str) -> Result<Batch, Error> {
+    batch.filter(|batch| batch.status.is_final() && batch.run.as_deref() == Some(run)).ok_or(Error::Superseded)
+}

@@ -1,0 +1,227 @@
+//! `/v1/files`: users' files, whose bytes lie in the object store and whose names lie on the bus.
+//!
+//! A file exists once it is on the shelf, and that is written last; so one whose upload dies is never seen.
+
+mod chores;
+mod form;
+mod page;
+
+use std::time::Duration;
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{DefaultBodyLimit, FromRequestParts, Path, Query, Request, State as Shared, rejection::QueryRejection},
+    http::{HeaderValue, header, request::Parts},
+    response::Response,
+    routing::{get, post},
+};
+use baton_bus::{
+    files::{File, Purpose},
+    unix_ms,
+};
+use baton_contract::{JobId, Name};
+use baton_storage::files::{Blob, Extent, Files};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+pub(crate) use self::{
+    chores::sweep_regularly,
+    form::checked_expiry,
+    page::{Order, page},
+};
+use crate::{State, auth::Tenant, openai::ApiError};
+
+/// How long an upload may take altogether: who is slower than this holds a connection for nothing.
+pub(crate) const UPLOAD_WITHIN: Duration = Duration::from_secs(3_600);
+/// Files of one page at most, and without a limit.
+const PAGE: usize = 10_000;
+
+/// The routes of this module.
+pub fn routes() -> Router<State> {
+    // The upload counts its bytes itself, as they pass.
+    let files = get(list).merge(post(upload).layer(DefaultBodyLimit::disable()));
+    Router::new()
+        .route("/v1/files", files)
+        .route("/v1/files/{file}", get(retrieve).delete(remove))
+        .route("/v1/files/{file}/content", get(content))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    limit: Option<usize>,
+    after: Option<String>,
+    order: Option<Order>,
+    purpose: Option<String>,
+}
+
+/// The id in a path, whatever it looks like.
+pub(crate) struct Id(pub(crate) String);
+
+impl FromRequestParts<State> for Id {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, ApiError> {
+        let Path(id) =
+            Path::from_request_parts(parts, state).await.map_err(|error| ApiError::field("id", error.body_text()))?;
+        Ok(Self(id))
+    }
+}
+
+/// The store, or why there is none.
+pub(crate) fn store(state: &State) -> Result<&Files, ApiError> {
+    let missing = "this gateway has no object store; give it one (store.url in the pipeline file)";
+    state.files.as_ref().ok_or_else(|| ApiError::unavailable(missing))
+}
+
+/// A new id with a prefix; later ones sort after earlier ones.
+pub(crate) fn new_id(prefix: &str) -> String {
+    format!("{prefix}{}", uuid::Uuid::now_v7().simple())
+}
+
+/// A text as an id of ours, if it looks like one: the prefix and 32 hexadecimal digits, so that it is safe in a key.
+pub(crate) fn known_id(prefix: &str, text: &str) -> Option<JobId> {
+    let digits = text.strip_prefix(prefix)?;
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    (digits.len() == 32 && digits.bytes().all(hex)).then(|| JobId::new(text).ok()).flatten()
+}
+
+/// Where the bytes of a file are.
+pub(crate) fn place(file: &File) -> Option<(Blob, Extent)> {
+    Some((file.blob.parse().ok()?, Extent { bytes: file.bytes, part_bytes: file.part_bytes }))
+}
+
+/// A tenant's file that has not expired.
+pub(crate) async fn find(state: &State, tenant: &Name, id: &str) -> Result<Option<File>, ApiError> {
+    let Some(key) = known_id("file-", id) else { return Ok(None) };
+    let kept = state.desk.files.get(tenant, &key).await?;
+    Ok(kept.map(|kept| kept.value).filter(|file| file.expires_at.is_none_or(|expires| now() < expires)))
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    unix_ms() / 1000
+}
+
+async fn found(state: &State, tenant: &Name, id: &str) -> Result<File, ApiError> {
+    let missing = || ApiError { param: Some("id".into()), ..ApiError::not_found("no such file object") };
+    find(state, tenant, id).await?.ok_or_else(missing)
+}
+
+fn object(file: &File) -> Value {
+    json!({
+        "id": file.id, "object": "file", "bytes": file.bytes, "created_at": file.created_at,
+        "expires_at": file.expires_at, "filename": file.filename, "purpose": file.purpose,
+        "status": "processed", "status_details": null,
+    })
+}
+
+async fn upload(
+    Tenant(tenant): Tenant,
+    Shared(state): Shared<State>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let files = store(&state)?;
+    let id = new_id("file-");
+    let blob = Blob::of_upload(tenant.as_str(), &id);
+    let slow =
+        || ApiError::new(408, "invalid_request_error", None, "the upload took longer than an hour; split the file");
+    let received = timeout(UPLOAD_WITHIN, form::receive(request, files.upload(blob, form::MAX_BYTES)));
+    let received = received.await.map_err(|_| slow())??;
+    let created_at = now();
+    let file = File {
+        id: id.clone(),
+        filename: received.filename,
+        purpose: Purpose::Batch,
+        bytes: received.extent.bytes,
+        created_at,
+        expires_at: received.expires_after.map(|seconds| created_at + seconds),
+        blob: blob.to_string(),
+        part_bytes: received.extent.part_bytes,
+    };
+    let key = JobId::new(&id).map_err(|error| ApiError::internal(error.to_string()))?;
+    if let Err(error) = state.desk.files.put(&tenant, &key, &file).await {
+        // What can't be removed now is swept.
+        let _ = files.delete(blob, received.extent).await;
+        return Err(error.into());
+    }
+    tracing::info!(file = id, %tenant, bytes = file.bytes, "a file was stored");
+    Ok(Json(object(&file)))
+}
+
+async fn list(
+    Tenant(tenant): Tenant,
+    Shared(state): Shared<State>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let Query(wanted) = wanted.map_err(|error| ApiError::invalid(error.body_text()))?;
+    let now = now();
+    let mut files = state.desk.files.of_tenant(&tenant).await?;
+    files.retain(|file| file.expires_at.is_none_or(|expires| now < expires));
+    if let Some(purpose) = &wanted.purpose {
+        files.retain(|file| serde_json::to_value(file.purpose).is_ok_and(|own| own == purpose.as_str()));
+    }
+    let key = |file: &File| (file.created_at, file.id.clone());
+    let limit = wanted.limit.unwrap_or(PAGE);
+    page(files, key, object, wanted.order.unwrap_or_default(), wanted.after.as_deref(), (limit, PAGE)).map(Json)
+}
+
+async fn retrieve(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, ApiError> {
+    Ok(Json(object(&found(&state, &tenant, &id).await?)))
+}
+
+async fn remove(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, ApiError> {
+    let files = store(&state)?;
+    let file = found(&state, &tenant, &id).await?;
+    let batches = state.desk.batches.of_tenant(&tenant).await?;
+    let reads = |batch: &baton_bus::batches::Batch| batch.order.input_file_id == file.id && !batch.status.is_final();
+    if let Some(batch) = batches.into_iter().find(reads) {
+        let message =
+            format!("the batch {} still reads this file; cancel the batch, or wait for its end", batch.order.id);
+        return Err(ApiError::new(409, "invalid_request_error", Some("file_in_use"), message));
+    }
+    let key = JobId::new(&file.id).map_err(|error| ApiError::internal(error.to_string()))?;
+    state.desk.files.remove(&tenant, &key).await?;
+    if let Some((blob, extent)) = place(&file)
+        && let Err(error) = files.delete(blob, extent).await
+    {
+        tracing::warn!(%error, file = file.id, "the bytes of a deleted file were left to a sweep");
+    }
+    Ok(Json(json!({ "id": file.id, "object": "file", "deleted": true })))
+}
+
+async fn content(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): Id) -> Result<Response, ApiError> {
+    let files = store(&state)?;
+    let file = found(&state, &tenant, &id).await?;
+    let (blob, extent) =
+        place(&file).ok_or_else(|| ApiError::internal("the file's place in the store is unreadable"))?;
+    let bytes = files.read(blob, extent, 0..extent.bytes);
+    let mut response = Response::new(Body::from_stream(bytes));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(extent.bytes));
+    // Nothing that a file's name may hold can leave the quotes.
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._- ".contains(c) { c } else { '_' };
+    let name: String = file.filename.chars().map(plain).collect();
+    if let Ok(value) = HeaderValue::from_str(&format!("attachment; filename=\"{name}\"")) {
+        headers.insert(header::CONTENT_DISPOSITION, value);
+    }
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ids_that_we_made_become_keys() {
+        let id = new_id("file-");
+        assert_eq!(known_id("file-", &id).unwrap().as_str(), id);
+        for bad in ["", "file-", "file-..", "../../etc/passwd", "file-*", "batch_0123456789abcdef0123456789abcdef"] {
+            assert_eq!(known_id("file-", bad), None, "{bad}");
+        }
+        assert_eq!(known_id("file-", &id.replace('0', "G").replace('1', ".")), None);
+    }
+}

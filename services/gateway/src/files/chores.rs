@@ -1,0 +1,79 @@
+//! What is to be done about files now and then, by one gateway of all: those that have expired go, and bytes that belong
+//! to no file.
+
+use std::{
+    collections::HashSet,
+    time::{Duration, SystemTime},
+};
+
+use baton_bus::turn::Turn;
+use baton_storage::files::{self, Blob};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::{UPLOAD_WITHIN, now, place};
+use crate::{State, batches};
+
+const CHORE: &str = "sweep-files";
+const EVERY: Duration = Duration::from_secs(3_600);
+/// The pause after a turn that failed.
+const PAUSE: Duration = Duration::from_secs(60);
+/// Bytes to which nothing was added for this long belong to no upload that still goes on.
+const GRACE: Duration = Duration::from_secs(2 * UPLOAD_WITHIN.as_secs());
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Bus(#[from] baton_bus::Error),
+    #[error(transparent)]
+    Files(#[from] files::Error),
+}
+
+/// Sweeps whenever it is this gateway's turn, until `shutdown`.
+pub(crate) async fn sweep_regularly(state: State, shutdown: CancellationToken) {
+    loop {
+        let pause = match state.jobs.turn(CHORE, EVERY).await {
+            Ok(Turn::Mine) => match sweep(&state).await {
+                Ok(()) => EVERY,
+                Err(error) => {
+                    tracing::warn!(%error, "files were not swept; the next turn does it");
+                    EVERY
+                }
+            },
+            Ok(Turn::In(wait)) => wait,
+            Err(error) => {
+                tracing::debug!(%error, "the turn to sweep files could not be asked for");
+                PAUSE
+            }
+        };
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+async fn sweep(state: &State) -> Result<(), Error> {
+    let Some(files) = &state.files else { return Ok(()) };
+    let (shelf, now) = (&state.desk.files, now());
+    for (tenant, id, file) in shelf.all().await? {
+        if file.expires_at.is_some_and(|expires| expires <= now) {
+            shelf.remove(&tenant, &id).await?;
+            tracing::info!(file = %id, %tenant, "a file expired");
+        }
+    }
+    let named = async {
+        let mut named: HashSet<Blob> = HashSet::new();
+        // Batches first: one that ends in between has its files on the shelf by then.
+        for (tenant, _, batch) in state.desk.batches.all().await? {
+            if !batch.status.is_final() {
+                named.extend(batch.run.iter().flat_map(|run| batches::blobs(&tenant, run)));
+            }
+        }
+        named.extend(shelf.all().await?.iter().filter_map(|(_, _, file)| Some(place(file)?.0)));
+        Ok::<_, Error>(named)
+    };
+    let swept = files.sweep(GRACE, SystemTime::now(), named).await?;
+    tracing::debug!(blobs = swept.blobs, removed = swept.removed, "files were swept");
+    Ok(())
+}

@@ -1,0 +1,29 @@
+//! `/v1/models`: what the pipeline serves.
+
+use axum::{
+    Json,
+    extract::{Path, State as FromState},
+};
+use serde_json::{Value, json};
+
+use crate::{State, auth::Caller, openai::ApiError};
+
+pub(crate) async fn list(_: Caller, FromState(state): FromState<State>) -> Json<Value> {
+    let models: Vec<Value> = state.facts.models.iter().map(|model| describe(model.as_str(), &state)).collect();
+    Json(json!({ "object": "list", "data": models }))
+}
+
+pub(crate) async fn one(
+    _: Caller,
+    FromState(state): FromState<State>,
+    Path(model): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    match state.facts.models.iter().find(|known| known.as_str() == model) {
+        Some(known) => Ok(Json(describe(known.as_str(), &state))),
+        None => Err(ApiError::unknown_model(&model.chars().take(80).collect::<String>())),
+    }
+}
+
+fn describe(model: &str, state: &State) -> Value {
+    json!({ "id": model, "object": "model", "created": state.started, "owned_by": "baton" })
+}

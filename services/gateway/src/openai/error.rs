@@ -1,0 +1,134 @@
+//! Errors as OpenAI's clients read them.
+
+use axum::{
+    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
+    response::{IntoResponse, Response},
+};
+use baton_contract::outcome::{Code, Failure};
+use serde_json::{Value, json};
+
+/// Why a call failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// HTTP's status.
+    pub status: u16,
+    /// OpenAI's `type`.
+    pub kind: &'static str,
+    pub code: Option<String>,
+    /// The field that is to blame.
+    pub param: Option<String>,
+    pub message: String,
+}
+
+impl ApiError {
+    /// A request that can't be followed.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(400, "invalid_request_error", None, message)
+    }
+
+    /// The same because of one field.
+    pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..Self::invalid(message) }
+    }
+
+    pub fn new(status: u16, kind: &'static str, code: Option<&str>, message: impl Into<String>) -> Self {
+        Self { status, kind, code: code.map(str::to_owned), param: None, message: message.into() }
+    }
+
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(404, "invalid_request_error", Some("not_found"), message)
+    }
+
+    pub fn unknown_model(model: &str) -> Self {
+        let message = format!("the pipeline has no model {model:?}; GET /v1/models lists those it has");
+        Self {
+            param: Some("model".into()),
+            ..Self::new(404, "invalid_request_error", Some("model_not_found"), message)
+        }
+    }
+
+    /// More than the tenant or its key may have, or than the queues hold, now.
+    pub fn busy(message: impl Into<String>) -> Self {
+        Self::new(429, "rate_limit_error", Some("rate_limit_exceeded"), message)
+    }
+
+    /// The broker can't be reached.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(503, "server_error", Some("unavailable"), message)
+    }
+
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(500, "server_error", Some("internal"), message)
+    }
+
+    /// The body: `{"error": {...}}`.
+    pub fn body(&self) -> Value {
+        json!({ "error": {
+            "message": self.message, "type": self.kind, "param": self.param, "code": self.code,
+        } })
+    }
+}
+
+/// The field that a failure's message is about: it begins with the field's path and a colon.
+fn param(message: &str) -> Option<&str> {
+    let (path, _) = message.split_once(": ")?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '[' | ']');
+    (path.starts_with(|c: char| c.is_ascii_lowercase()) && path.chars().all(plain)).then_some(path)
+}
+
+impl From<&Failure> for ApiError {
+    fn from(failure: &Failure) -> Self {
+        let message = failure.message.clone();
+        let named = param(&message).map(str::to_owned);
+        let invalid = |code: Option<&str>, param: Option<String>, message| {
+            let error = Self::new(400, "invalid_request_error", code, message);
+            Self { param, ..error }
+        };
+        match failure.code {
+            Code::InvalidUtf8 | Code::InvalidJson | Code::UnknownField | Code::InvalidValue => {
+                invalid(None, named, message)
+            }
+            Code::EmptyPrompt => invalid(Some("empty_prompt"), named, message),
+            Code::InvalidTemplateInput => invalid(None, named.or(Some("messages".into())), message),
+            Code::PromptTooLong => invalid(Some("context_length_exceeded"), named, message),
+            Code::UnknownModel => {
+                let error = Self::new(404, "invalid_request_error", Some("model_not_found"), message);
+                Self { param: Some("model".into()), ..error }
+            }
+            Code::Conflict => Self::new(409, "invalid_request_error", Some("conflict"), message),
+            Code::Cancelled => Self::new(409, "invalid_request_error", Some("cancelled"), message),
+            Code::DeadlineExceeded => Self::new(408, "invalid_request_error", Some("deadline_exceeded"), message),
+            Code::AttemptsExhausted => Self::new(500, "server_error", Some("attempts_exhausted"), message),
+            Code::Internal => Self::new(500, "server_error", Some("internal"), message),
+        }
+    }
+}
+
+impl From<baton_bus::Error> for ApiError {
+    fn from(error: baton_bus::Error) -> Self {
+        match error {
+            baton_bus::Error::TryLater { .. } => Self::busy(error.to_string()),
+            error => Self::unavailable(error.to_string()),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, axum::Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        if matches!(self.status, 429 | 503) {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if matches!(self.status, 408 | 409) {
+            // OpenAI's clients would repeat these by themselves; it would not help.
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        if self.status == 401 {
+            headers.insert("www-authenticate", HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

@@ -1,0 +1,145 @@
+//! Writes results as OpenAI's answers.
+
+use baton_contract::outcome::{Alternative, Choice, Code, Failure, FinishReason, Outcome, Status, TokenLogprob, Usage};
+use serde_json::{Value, json};
+
+use super::{ApiError, Endpoint};
+
+/// The answer that a result is. One of a job that did not complete is an error.
+pub fn response(call_endpoint: Endpoint, outcome: &Outcome) -> Result<Value, ApiError> {
+    if let Some(error) = failure(outcome) {
+        return Err(error);
+    }
+    let choices: Vec<Value> = choices(outcome).iter().map(|choice| of_choice(call_endpoint, choice)).collect();
+    Ok(json!({
+        "id": id(call_endpoint, outcome.id.as_str()),
+        "object": object(call_endpoint, false),
+        "created": created(outcome),
+        "model": model(outcome),
+        "choices": choices,
+        "usage": usage(&outcome.usage),
+    }))
+}
+
+/// Why a result is no answer.
+pub(super) fn failure(outcome: &Outcome) -> Option<ApiError> {
+    match (&outcome.error, outcome.status) {
+        (Some(failure), _) => Some(ApiError::from(failure)),
+        (None, Status::Completed) => None,
+        (None, status) => {
+            let code = match status {
+                Status::Expired => Code::DeadlineExceeded,
+                Status::Cancelled => Code::Cancelled,
+                _ => Code::Internal,
+            };
+            Some(ApiError::from(&Failure::new(code, "the job did not complete")))
+        }
+    }
+}
+
+/// All answers of a result; the only one, if there is one only.
+pub(super) fn choices(outcome: &Outcome) -> Vec<Choice> {
+    if !outcome.choices.is_empty() {
+        return outcome.choices.clone();
+    }
+    vec![Choice {
+        index: 0,
+        text: outcome.text.clone(),
+        tokens: outcome.tokens.clone(),
+        finish_reason: outcome.finish_reason,
+        logprobs: outcome.logprobs.clone(),
+    }]
+}
+
+pub(super) fn id(endpoint: Endpoint, job: &str) -> String {
+    match endpoint {
+        Endpoint::ChatCompletions => format!("chatcmpl-{job}"),
+        Endpoint::Completions => format!("cmpl-{job}"),
+    }
+}
+
+pub(super) fn object(endpoint: Endpoint, chunk: bool) -> &'static str {
+    match (endpoint, chunk) {
+        (Endpoint::ChatCompletions, false) => "chat.completion",
+        (Endpoint::ChatCompletions, true) => "chat.completion.chunk",
+        (Endpoint::Completions, _) => "text_completion",
+    }
+}
+
+/// Seconds since 1970.
+fn created(outcome: &Outcome) -> u64 {
+    outcome.timings.accepted_at_ms / 1_000
+}
+
+fn model(outcome: &Outcome) -> &str {
+    outcome.model.as_ref().map_or("", |model| model.as_str())
+}
+
+fn of_choice(endpoint: Endpoint, choice: &Choice) -> Value {
+    let logprobs = choice.logprobs.as_ref().map(|logprobs| logprobs_of(endpoint, &logprobs.content, 0));
+    let mut value =
+        json!({ "index": choice.index, "logprobs": logprobs, "finish_reason": finish(choice.finish_reason) });
+    match endpoint {
+        Endpoint::ChatCompletions => {
+            value["message"] = json!({ "role": "assistant", "content": choice.text, "refusal": null });
+        }
+        Endpoint::Completions => value["text"] = choice.text.as_str().into(),
+    }
+    value
+}
+
+pub(super) fn finish(reason: Option<FinishReason>) -> Option<&'static str> {
+    reason.map(|reason| match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+    })
+}
+
+pub(super) fn usage(usage: &Usage) -> Value {
+    json!({
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
+        "prompt_tokens_details": { "cached_tokens": usage.cached_tokens },
+    })
+}
+
+/// Log-probabilities of tokens whose text begins at character `offset` of the answer: a list in the newer endpoint, lists side by
+/// side in the older.
+pub(super) fn logprobs_of(endpoint: Endpoint, content: &[TokenLogprob], offset: usize) -> Value {
+    match endpoint {
+        Endpoint::ChatCompletions => {
+            let content: Vec<Value> = content.iter().map(chat_logprob).collect();
+            json!({ "content": content, "refusal": null })
+        }
+        Endpoint::Completions => {
+            let mut at = offset;
+            let offsets: Vec<usize> = content
+                .iter()
+                .map(|logprob| {
+                    let here = at;
+                    at += logprob.chosen.token.chars().count();
+                    here
+                })
+                .collect();
+            let tops: Vec<Value> = content
+                .iter()
+                .map(|logprob| logprob.top_logprobs.iter().map(|top| (top.token.clone(), top.logprob.into())).collect())
+                .map(Value::Object)
+                .collect();
+            json!({
+                "tokens": content.iter().map(|logprob| logprob.chosen.token.as_str()).collect::<Vec<_>>(),
+                "token_logprobs": content.iter().map(|logprob| logprob.chosen.logprob).collect::<Vec<_>>(),
+                "top_logprobs": tops,
+                "text_offset": offsets,
+            })
+        }
+    }
+}
+
+fn chat_logprob(logprob: &TokenLogprob) -> Value {
+    let one = |alternative: &Alternative| json!({ "token": alternative.token, "logprob": alternative.logprob, "bytes": alternative.bytes });
+    let mut value = one(&logprob.chosen);
+    value["top_logprobs"] = logprob.top_logprobs.iter().map(one).collect();
+    value
+}

@@ -1,0 +1,89 @@
+//! Which path is whose.
+
+use axum::{
+    Router,
+    extract::{MatchedPath, Request, State as FromState},
+    http::Method,
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use tokio::time::Instant;
+
+use crate::{
+    State, batches, completions, document, files, health, models,
+    openai::{ApiError, Endpoint},
+    page, webhooks,
+};
+
+/// All routes.
+pub(crate) fn router(state: State) -> Router {
+    all()
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(state.clone(), count))
+        .with_state(state)
+}
+
+fn all() -> Router<State> {
+    openai_routes()
+        .merge(own_routes())
+        .merge(files::routes())
+        .merge(batches::routes())
+        .merge(webhooks::routes())
+        .merge(page::routes())
+}
+
+fn openai_routes() -> Router<State> {
+    Router::new()
+        .route(Endpoint::ChatCompletions.path(), post(completions::chat))
+        .route(Endpoint::Completions.path(), post(completions::completions))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{model}", get(models::one))
+}
+
+fn own_routes() -> Router<State> {
+    Router::new()
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .route("/openapi.json", get(document::serve))
+}
+
+async fn unknown(method: Method, request: Request) -> ApiError {
+    let path: String = request.uri().path().chars().take(200).collect();
+    ApiError::not_found(format!("there is no {method} {path}; GET /openapi.json describes what there is"))
+}
+
+async fn wrong_method(method: Method) -> ApiError {
+    let message = format!("this path is not for {method}; GET /openapi.json describes what it is for");
+    ApiError::new(405, "invalid_request_error", Some("method_not_allowed"), message)
+}
+
+/// Counts requests by their route, never by the path that somebody wrote.
+async fn count(FromState(state): FromState<State>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let method = request.method().clone();
+    let response = next.run(request).await.into_response();
+    state.metrics.answered(method.as_str(), route.as_deref(), response.status().as_u16(), began.elapsed());
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_route_is_in_the_document_and_nothing_else() {
+        // What a router prints of itself is the only way to ask for its routes.
+        let printed = format!("{:?}", all());
+        let routes: BTreeSet<&str> =
+            printed.split('"').filter(|text| text.starts_with('/') && !text.contains("__private")).collect();
+        let document: serde_json::Value = serde_json::from_str(document::TEXT).unwrap();
+        let described: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(routes, described);
+    }
+}

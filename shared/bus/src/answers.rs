@@ -1,0 +1,276 @@
+//! Answers to single jobs, for a process that asks many at a time: no consumer is made for one, and nothing is asked of the
+//! broker before its request is published.
+//!
+//! The broker reads a connection in order, so what was subscribed to before the request was published misses nothing of the
+//! job. A message on the result's subject is a hint only: it passes by before it is stored, and also where it is refused as a
+//! second one. What counts is read from the stream. So that a hint may be lost, the stream is also looked at now and then.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_nats::Subscriber;
+use baton_contract::{
+    JobId, Name,
+    outcome::{Delta, Outcome, Refusal, request_digest},
+};
+use futures::StreamExt;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{Bus, Error, jobs::Jobs};
+
+/// Live tokens that one reader may be behind with, and their bytes. Those beyond it are dropped: the result has them.
+const BEHIND: usize = 4_096;
+const BEHIND_BYTES: usize = 256 << 10;
+/// How often the stream of results is looked at without a hint.
+const LOOK: Duration = Duration::from_secs(5);
+/// The pauses between looks after a hint, until what it hinted at is stored.
+const STORED_AFTER_MS: [u64; 8] = [0, 1, 1, 2, 4, 8, 16, 32];
+
+/// Asks for jobs and waits for their answers. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    jobs: Jobs,
+}
+
+/// A request to be published.
+#[derive(Clone, Debug)]
+pub struct Ask<'a> {
+    pub tenant: &'a Name,
+    pub lane: &'a Name,
+    /// The id that the body names.
+    pub job: &'a JobId,
+    pub body: Vec<u8>,
+    /// Whether the tokens are wanted as they come.
+    pub live: bool,
+    /// Whether the job may have been asked for before: then it may have a result already, or be another request's.
+    pub known: bool,
+}
+
+/// What is heard of a job.
+#[derive(Debug)]
+pub enum Event {
+    /// A token. Some may be missing, and some may come twice.
+    Delta(Delta),
+    /// The result, which is the last event.
+    Result(Box<Outcome>),
+    /// The job of that id is another request's. The last event, too.
+    Refused(Box<Refusal>),
+}
+
+/// A job that was asked for. Dropping it leaves the job alone.
+#[derive(Debug)]
+pub struct Answer {
+    jobs: Jobs,
+    tenant: Name,
+    job: JobId,
+    digest: String,
+    known: bool,
+    tokens: Tokens,
+    hints: Arc<Hints>,
+    /// What was heard, if the stream was not looked at since.
+    heard: Option<Hint>,
+    _listener: AbortOnDropHandle<()>,
+}
+
+/// Why the stream is to be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hint {
+    /// Something of the job's is there, or is being stored.
+    Stored,
+    /// Nothing in particular.
+    Look,
+}
+
+#[derive(Debug, Default)]
+struct Hints {
+    stored: Notify,
+    look: Notify,
+}
+
+/// Live tokens that wait for their reader.
+#[derive(Debug)]
+struct Tokens {
+    waiting: mpsc::Receiver<(Delta, usize)>,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Tokens {
+    async fn next(&mut self) -> Option<Delta> {
+        let (delta, bytes) = self.waiting.recv().await?;
+        self.bytes.fetch_sub(bytes, Relaxed);
+        Some(delta)
+    }
+}
+
+/// The other end of [`Tokens`].
+struct Teller {
+    told: mpsc::Sender<(Delta, usize)>,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Teller {
+    /// Passes a token on if there is room for it. A reader that is too slow finds it in the result.
+    fn tell(&self, payload: &[u8]) {
+        let bytes = payload.len();
+        if self.bytes.load(Relaxed) + bytes > BEHIND_BYTES {
+            return;
+        }
+        if let Ok(delta) = serde_json::from_slice(payload) {
+            self.bytes.fetch_add(bytes, Relaxed);
+            if self.told.try_send((delta, bytes)).is_err() {
+                self.bytes.fetch_sub(bytes, Relaxed);
+            }
+        }
+    }
+}
+
+impl Hints {
+    async fn next(&self) -> Hint {
+        tokio::select! {
+            biased;
+            () = self.stored.notified() => Hint::Stored,
+            () = self.look.notified() => Hint::Look,
+        }
+    }
+}
+
+impl Bus {
+    /// Where single jobs are asked for; [`Bus::provision`] must have run once.
+    pub async fn answers(&self) -> Result<Answers, Error> {
+        Ok(Answers { jobs: self.jobs().await? })
+    }
+
+    async fn listen(&self, subject: String) -> Result<Subscriber, Error> {
+        let failed =
+            |error: async_nats::SubscribeError| Error::Read { what: subject.clone(), message: error.to_string() };
+        self.client.subscribe(subject.clone()).await.map_err(failed)
+    }
+}
+
+impl Answers {
+    /// Publishes a request durably, as [`Bus::submit`] does, and begins to wait for its answer.
+    pub async fn ask(&self, ask: Ask<'_>) -> Result<Answer, Error> {
+        let bus = &self.jobs.bus;
+        let Ask { tenant, lane, job, body, live, known } = ask;
+        let digest = request_digest(&body);
+        let tokens = if live { Some(bus.listen(bus.layout.tokens(tenant, job)).await?) } else { None };
+        let results = bus.listen(bus.layout.result(tenant, job)).await?;
+        let refusals = if known { Some(bus.listen(bus.layout.refusal(tenant, job, &digest)).await?) } else { None };
+        let (told, waiting) = mpsc::channel(BEHIND);
+        let bytes = Arc::new(AtomicUsize::new(0));
+        let teller = Teller { told, bytes: bytes.clone() };
+        let hints = Arc::new(Hints::default());
+        let listener = AbortOnDropHandle::new(tokio::spawn(listen(tokens, results, refusals, teller, hints.clone())));
+        bus.submit(tenant, lane, body).await?;
+        Ok(Answer {
+            jobs: self.jobs.clone(),
+            tenant: tenant.clone(),
+            job: job.clone(),
+            digest,
+            known,
+            tokens: Tokens { waiting, bytes },
+            hints,
+            heard: known.then_some(Hint::Look),
+            _listener: listener,
+        })
+    }
+}
+
+/// Passes tokens on as long as there is room for them, and everything else as a hint.
+async fn listen(
+    mut tokens: Option<Subscriber>,
+    mut results: Subscriber,
+    mut refusals: Option<Subscriber>,
+    teller: Teller,
+    hints: Arc<Hints>,
+) {
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    look.reset();
+    loop {
+        tokio::select! {
+            // Tokens before the result that follows them.
+            biased;
+            Some(message) = next(&mut tokens) => teller.tell(&message.payload),
+            Some(_) = results.next() => hints.stored.notify_one(),
+            Some(_) = next(&mut refusals) => hints.stored.notify_one(),
+            _ = look.tick() => hints.look.notify_one(),
+        }
+    }
+}
+
+async fn next(subscriber: &mut Option<Subscriber>) -> Option<async_nats::Message> {
+    match subscriber {
+        Some(subscriber) => subscriber.next().await,
+        None => None,
+    }
+}
+
+impl Answer {
+    pub fn job(&self) -> &JobId {
+        &self.job
+    }
+
+    /// What is heard next. May be given up and called again without losing anything. A broker that can't be asked for the
+    /// result now is asked again later.
+    pub async fn next(&mut self) -> Event {
+        loop {
+            let hint = match self.heard {
+                Some(hint) => hint,
+                None => tokio::select! {
+                    biased;
+                    Some(delta) = self.tokens.next() => return Event::Delta(delta),
+                    hint = self.hints.next() => hint,
+                },
+            };
+            self.heard = Some(hint);
+            let looks = if hint == Hint::Stored { STORED_AFTER_MS.len() } else { 1 };
+            for pause in STORED_AFTER_MS.into_iter().take(looks) {
+                if pause > 0 {
+                    sleep(Duration::from_millis(pause)).await;
+                }
+                match self.ended().await {
+                    Ok(Some(event)) => return event,
+                    Ok(None) => {}
+                    Err(error) => tracing::debug!(%error, job = %self.job, "a result could not be looked for"),
+                }
+            }
+            self.heard = None;
+        }
+    }
+
+    /// Waits for the end, passing over the tokens.
+    pub async fn end(&mut self) -> Event {
+        loop {
+            match self.next().await {
+                Event::Delta(_) => {}
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn ended(&self) -> Result<Option<Event>, Error> {
+        if let Some(outcome) = self.jobs.result(&self.tenant, &self.job).await? {
+            if outcome.request_digest == self.digest {
+                return Ok(Some(Event::Result(Box::new(outcome))));
+            }
+            let refusal = Refusal::conflict(self.tenant.clone(), self.job.clone(), self.digest.clone());
+            return Ok(Some(Event::Refused(Box::new(refusal))));
+        }
+        if !self.known {
+            return Ok(None);
+        }
+        let subject = self.jobs.bus.layout.refusal(&self.tenant, &self.job, &self.digest);
+        let refusal = self.jobs.of_result_stream(subject, &self.job).await?;
+        Ok(refusal.map(|refusal| Event::Refused(Box::new(refusal))))
+    }
+}

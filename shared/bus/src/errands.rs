@@ -1,0 +1,163 @@
+//! What gateways have to do, whichever of them: durable messages in a work queue of their own, a permit for each, heartbeats
+//! as long as one is at work, and another delivery when nothing is heard of it.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream::{
+    consumer::{PullConsumer, pull},
+    stream::{Config, DiscardPolicy, RetentionPolicy},
+};
+use baton_contract::Name;
+use futures::StreamExt;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Bus, Error, HeaderMap,
+    pull::{Delivery, Receiver, with_heartbeat},
+};
+
+/// How long the broker holds a question for a message.
+const ASKED: Duration = Duration::from_secs(10);
+/// Beyond this its answer was lost.
+const ANSWER: Duration = Duration::from_secs(5);
+/// The pause after a question that failed.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a shutdown waits for what was given back.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A batch of requests is to be driven.
+    Batch,
+    /// A webhook is to be called.
+    Webhook,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Batch => "batch",
+            Self::Webhook => "webhook",
+        }
+    }
+
+    fn stream(self, root: &Name) -> String {
+        match self {
+            Self::Batch => format!("{root}_batchwork"),
+            Self::Webhook => format!("{root}_webhooks"),
+        }
+    }
+}
+
+/// The errands of one kind. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Errands {
+    bus: Bus,
+    kind: Kind,
+    consumer: PullConsumer,
+    ack_wait: Duration,
+}
+
+impl Bus {
+    /// The errands of a kind; creates what it needs. One that is not heard of for `ack_wait` goes to another gateway.
+    pub async fn errands(&self, kind: Kind, replicas: usize, ack_wait: Duration) -> Result<Errands, Error> {
+        let name = kind.stream(self.layout.root());
+        let failed = |message: String| Error::Provision { what: format!("stream {name}"), message };
+        let stream = Config {
+            name: name.clone(),
+            subjects: vec![self.layout.errands(kind.as_str())],
+            retention: RetentionPolicy::WorkQueue,
+            discard: DiscardPolicy::New,
+            num_replicas: replicas,
+            ..Default::default()
+        };
+        self.jetstream.create_or_update_stream(stream).await.map_err(|error| failed(error.to_string()))?;
+        let consumer = pull::Config {
+            durable_name: Some(kind.as_str().into()),
+            ack_wait,
+            // They count their own tries.
+            max_deliver: -1,
+            max_ack_pending: 100_000,
+            ..Default::default()
+        };
+        let consumer = self.jetstream.create_consumer_on_stream(consumer, name.as_str()).await;
+        let consumer = consumer.map_err(|error| failed(error.to_string()))?;
+        Ok(Errands { bus: self.clone(), kind, consumer, ack_wait })
+    }
+}
+
+impl Errands {
+    /// Leaves an errand for a tenant; returns once it is stored. Repeating it under the same `id` within two minutes changes
+    /// nothing.
+    pub async fn leave(&self, tenant: &Name, id: &str, payload: Vec<u8>) -> Result<(), Error> {
+        let subject = self.bus.layout.errand(self.kind.as_str(), tenant);
+        self.bus.publish_durably(subject, Some(id), HeaderMap::new(), payload).await.map(drop)
+    }
+
+    /// The tenant of a delivered errand.
+    pub fn tenant(delivery: &Delivery) -> Option<Name> {
+        Name::new(delivery.subject().rsplit('.').next()?).ok()
+    }
+
+    /// Runs errands, up to `slots` at once, until `shutdown`; then gives back what is not done.
+    pub async fn run<R: Receiver>(&self, slots: usize, receiver: Arc<R>, shutdown: CancellationToken) {
+        let permits = Arc::new(Semaphore::new(slots));
+        loop {
+            let permit = tokio::select! {
+                () = shutdown.cancelled() => break,
+                permit = permits.clone().acquire_owned() => permit,
+            };
+            let Ok(permit) = permit else { break };
+            let taken = tokio::select! {
+                () = shutdown.cancelled() => break,
+                taken = self.take() => taken,
+            };
+            match taken {
+                Ok(Some(delivery)) => {
+                    drop(tokio::spawn(self.clone().work(delivery, permit, receiver.clone(), shutdown.clone())))
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%error, kind = self.kind.as_str(), "errands could not be asked for; trying again");
+                    tokio::select! {
+                        () = shutdown.cancelled() => break,
+                        () = sleep(PAUSE) => {}
+                    }
+                }
+            }
+        }
+        let all = u32::try_from(slots).unwrap_or(u32::MAX);
+        let _ = timeout(DRAIN, permits.acquire_many(all)).await;
+    }
+
+    /// The next errand, if one comes soon.
+    async fn take(&self) -> Result<Option<Delivery>, Error> {
+        let failed = |message: String| Error::Read { what: format!("errands ({})", self.kind.as_str()), message };
+        let asked = self.consumer.batch().max_messages(1).expires(ASKED).messages().await;
+        let mut messages = asked.map_err(|error| failed(error.to_string()))?;
+        let answer = timeout(ASKED + ANSWER, messages.next()).await;
+        let answer = answer.map_err(|_| failed("the broker did not answer in time".into()))?;
+        let message = answer.transpose().map_err(|error| failed(error.to_string()))?;
+        message.map(|message| Delivery::new(message, &self.bus.client)).transpose()
+    }
+
+    async fn work<R: Receiver>(
+        self,
+        delivery: Delivery,
+        permit: OwnedSemaphorePermit,
+        receiver: Arc<R>,
+        shutdown: CancellationToken,
+    ) {
+        let settle = tokio::select! {
+            settle = with_heartbeat(&delivery, self.ack_wait / 3, receiver.receive(&delivery)) => settle,
+            () = shutdown.cancelled() => receiver.give_back(&delivery).await,
+        };
+        delivery.settle(settle).await;
+        drop(permit);
+    }
+}

@@ -1,0 +1,52 @@
+//! What is known about users' files. Their bytes lie in the object store, under the blob that is named here.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Bus, Error,
+    shelf::{Keeping, Shelf},
+};
+
+/// A file as its tenant sees it, and where its bytes are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    pub id: String,
+    /// As its sender called it; never a path of ours.
+    pub filename: String,
+    pub purpose: Purpose,
+    pub bytes: u64,
+    /// Seconds since 1970.
+    pub created_at: u64,
+    /// When it is removed, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<u64>,
+    /// The name of its bytes in the store, in hex.
+    pub blob: String,
+    /// Bytes of each of its parts but the last.
+    pub part_bytes: u64,
+}
+
+/// What a file is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// Requests, one a line.
+    Batch,
+    /// What came of them.
+    BatchOutput,
+}
+
+impl Bus {
+    /// What is known about users' files; creates what it needs.
+    pub async fn files(&self, replicas: usize) -> Result<Shelf<File>, Error> {
+        let keeping = Keeping {
+            bucket: self.layout.file_bucket(),
+            description: "users' files",
+            max_age: Duration::ZERO,
+            replicas,
+        };
+        Shelf::open(self, keeping).await
+    }
+}

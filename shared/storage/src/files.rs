@@ -1,0 +1,161 @@
+//! Users' files: batches of requests, and what came of them.
+//!
+//! A file's bytes are a *blob*: numbered parts of one size, each an object of its own under a name that is a hash. Blobs
+//! are written once, by one upload, and never changed; what makes one a file is an entry in an index, which the caller keeps
+//! and writes last. So an upload that dies leaves no file, only parts that nobody names: a dropped upload removes its own,
+//! and [`Files::sweep`] finds those of a process that died. This works the same in every store, none of which lets one list
+//! the unfinished multipart uploads that it keeps.
+//!
+//! Collection of KV chunks never looks at blobs, nor does a sweep of blobs at chunks.
+
+mod sweep;
+mod upload;
+
+use std::{fmt, ops::Range, str::FromStr};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+
+pub use self::{sweep::Swept, upload::Upload};
+use crate::store::{self, ObjectPath, Store};
+
+/// Bytes of a part where each object costs a request. A part is in memory, and another on its way.
+const REMOTE_PART_BYTES: u64 = 8 << 20;
+/// The same in a local directory, where many small parts cost little.
+const LOCAL_PART_BYTES: u64 = 512 << 10;
+/// Parts that are removed at once.
+const AT_ONCE: usize = 16;
+
+/// Why a file could not be stored or read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// More bytes came than the file may have.
+    #[error("the file has more than {max} bytes; split it")]
+    TooLarge {
+        /// The limit in bytes.
+        max: u64,
+    },
+    /// A part is gone, or shorter than it was.
+    #[error("part {part} of the file {blob} is missing or damaged in the store")]
+    Damaged {
+        /// The file.
+        blob: Blob,
+        /// Which part, from 0.
+        part: u64,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+/// The name of a file's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Blob(blake3::Hash);
+
+impl Blob {
+    /// The blob of one upload of a tenant. Nothing that a user says can be read from it, or lead elsewhere.
+    pub fn of_upload(tenant: &str, upload: &str) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("baton bytes of a tenant's file");
+        // Lengths first, so that no two pairs are written the same.
+        hasher.update(&(tenant.len() as u64).to_le_bytes());
+        hasher.update(tenant.as_bytes());
+        hasher.update(upload.as_bytes());
+        Self(hasher.finalize())
+    }
+
+    fn part(&self, number: u64) -> ObjectPath {
+        ObjectPath::part(&self.0, number)
+    }
+}
+
+impl fmt::Display for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Blob {
+    type Err = blake3::HexError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+/// How a blob is cut: what it takes, besides its name, to read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes of the whole.
+    pub bytes: u64,
+    /// Bytes of each part but the last.
+    pub part_bytes: u64,
+}
+
+impl Extent {
+    fn parts(&self) -> u64 {
+        self.bytes.div_ceil(self.part_bytes.max(1))
+    }
+
+    /// The parts that hold some bytes, each with the range of it that is wanted.
+    fn cover(self, range: Range<u64>) -> impl Iterator<Item = (u64, Range<u64>)> {
+        let size = self.part_bytes.max(1);
+        let range = range.start.min(self.bytes)..range.end.min(self.bytes);
+        let parts = if range.is_empty() { 0..0 } else { range.start / size..range.end.div_ceil(size) };
+        parts.map(move |part| {
+            let begins = part * size;
+            (part, range.start.max(begins) - begins..range.end.min(begins + size) - begins)
+        })
+    }
+}
+
+/// The files in a store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Files {
+    store: Store,
+    part_bytes: u64,
+}
+
+impl Files {
+    /// The files of a store, which is best opened with [`Store::open`]: a file can't be computed again.
+    pub fn new(store: Store) -> Self {
+        let part_bytes = if store.is_local() { LOCAL_PART_BYTES } else { REMOTE_PART_BYTES };
+        Self { store, part_bytes }
+    }
+
+    /// Begins to write a blob of at most `max_bytes`; each blob is written once. At most two parts are in memory.
+    pub fn upload(&self, blob: Blob, max_bytes: u64) -> Upload {
+        Upload::new(self.clone(), blob, max_bytes)
+    }
+
+    /// The bytes of a blob that lie in `range`, in order, a piece at a time.
+    pub fn read(
+        &self,
+        blob: Blob,
+        extent: Extent,
+        range: Range<u64>,
+    ) -> impl Stream<Item = Result<Bytes, Error>> + Send + 'static {
+        let store = self.store.clone();
+        let parts = stream::iter(extent.cover(range)).then(move |(part, range)| {
+            let store = store.clone();
+            async move {
+                let found = store.stream_range(&blob.part(part), range).await?;
+                let bytes = found.ok_or(Error::Damaged { blob, part })?;
+                Ok::<_, Error>(bytes.map_err(Error::from))
+            }
+        });
+        parts.try_flatten()
+    }
+
+    /// Removes a blob. One that is not there is no error.
+    pub async fn delete(&self, blob: Blob, extent: Extent) -> Result<(), Error> {
+        self.delete_parts(blob, extent.parts()).await
+    }
+
+    async fn delete_parts(&self, blob: Blob, parts: u64) -> Result<(), Error> {
+        let delete = |part| async move { self.store.delete(&blob.part(part)).await.map_err(Error::from) };
+        stream::iter(0..parts).map(delete).buffer_unordered(AT_ONCE).try_collect().await
+    }
+}
+
+#[cfg(test)]
+mod tests;

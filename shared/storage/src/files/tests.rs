@@ -1,0 +1,126 @@
+use std::{
+    collections::HashSet,
+    time::{Duration, SystemTime},
+};
+
+use futures::TryStreamExt;
+use proptest::prelude::*;
+
+use super::*;
+use crate::collect::{self, Census};
+
+/// Files of tiny parts in a directory.
+fn files(directory: &tempfile::TempDir) -> Files {
+    let store = Store::open(directory.path().to_str().unwrap()).unwrap();
+    Files { store, part_bytes: 10 }
+}
+
+async fn write(files: &Files, blob: Blob, bytes: &[u8], step: usize) -> Extent {
+    let mut upload = files.upload(blob, 1_000);
+    for piece in bytes.chunks(step) {
+        upload.push(piece).await.unwrap();
+    }
+    upload.finish().await.unwrap()
+}
+
+async fn read(files: &Files, blob: Blob, extent: Extent, range: Range<u64>) -> Result<Vec<u8>, Error> {
+    let pieces: Vec<Bytes> = files.read(blob, extent, range).try_collect().await?;
+    Ok(pieces.concat())
+}
+
+fn objects(directory: &tempfile::TempDir) -> usize {
+    fn count(path: &std::path::Path) -> usize {
+        let Ok(entries) = std::fs::read_dir(path) else { return 0 };
+        entries.map(|entry| entry.unwrap().path()).map(|path| if path.is_dir() { count(&path) } else { 1 }).sum()
+    }
+    count(&directory.path().join(store::FILES))
+}
+
+#[tokio::test]
+async fn a_blob_comes_back_whole_and_in_ranges_however_it_was_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = files(&directory);
+    for (number, (length, step)) in
+        [(0, 1), (1, 1), (9, 4), (10, 10), (11, 3), (95, 100), (100, 7)].into_iter().enumerate()
+    {
+        let bytes: Vec<u8> = (0..length as u8).collect();
+        let blob = Blob::of_upload("acme", &number.to_string());
+        let extent = write(&files, blob, &bytes, step).await;
+        assert_eq!(extent, Extent { bytes: length as u64, part_bytes: 10 });
+        assert_eq!(read(&files, blob, extent, 0..u64::MAX).await.unwrap(), bytes);
+        for range in [0..5, 5..25, 10..20, 90..95, 3..3, 200..300] {
+            let expected = bytes.get(range.start.min(length)..range.end.min(length)).unwrap();
+            let range = range.start as u64..range.end as u64;
+            assert_eq!(read(&files, blob, extent, range).await.unwrap(), expected);
+        }
+        files.delete(blob, extent).await.unwrap();
+        if length > 0 {
+            assert!(matches!(read(&files, blob, extent, 0..1).await, Err(Error::Damaged { part: 0, .. })));
+        }
+    }
+    assert_eq!(objects(&directory), 0);
+}
+
+#[tokio::test]
+async fn an_upload_that_ends_early_or_grows_too_large_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = files(&directory);
+    let mut upload = files.upload(Blob::of_upload("acme", "a"), 50);
+    upload.push(&[7; 45]).await.unwrap();
+    assert!(matches!(upload.push(&[7; 6]).await, Err(Error::TooLarge { max: 50 })));
+    assert!(objects(&directory) > 0);
+    drop(upload);
+    // The removal runs by itself.
+    while objects(&directory) > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn sweeps_take_old_parts_that_no_file_names_and_leave_chunks_alone_as_collection_leaves_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = files(&directory);
+    let (kept, lost) = (Blob::of_upload("acme", "kept"), Blob::of_upload("acme", "lost"));
+    let extent = write(&files, kept, &[1; 25], 25).await;
+    write(&files, lost, &[2; 25], 25).await;
+    let chunk = ObjectPath::chunk(&"ab".repeat(32).parse().unwrap());
+    files.store.put_new(&chunk, Bytes::from_static(b"chunk")).await.unwrap();
+
+    let named = || async { Ok::<_, Error>(HashSet::from([kept])) };
+    let (hour, now) = (Duration::from_secs(3_600), SystemTime::now());
+    let young = files.sweep(hour, now, named()).await.unwrap();
+    assert_eq!(young, Swept { blobs: 2, removed: 0 });
+    let old = files.sweep(hour, now + 2 * hour, named()).await.unwrap();
+    assert_eq!(old, Swept { blobs: 2, removed: 3 });
+    assert_eq!(read(&files, kept, extent, 0..100).await.unwrap(), [1; 25]);
+    assert!(files.store.exists(&chunk).await.unwrap());
+
+    // All chunks are too old, and every byte is over the budget: still only the chunk goes.
+    let census = Census::take(&files.store, || {}).await.unwrap();
+    let options = collect::Options { max_age: Duration::ZERO, max_bytes: Some(0), grace: Duration::ZERO };
+    let removals = collect::plan(&census.objects, &HashSet::new(), now + hour, &options);
+    let swept = collect::sweep(&files.store, removals, census.leftovers, || {}).await;
+    assert_eq!((swept.removed.len(), swept.leftovers, swept.failed), (1, 0, 0));
+    assert_eq!(read(&files, kept, extent, 0..100).await.unwrap(), [1; 25]);
+}
+
+proptest! {
+    #[test]
+    fn parts_cover_a_range_exactly(bytes in 0u64..200, part_bytes in 0u64..40, start in 0u64..220, length in 0u64..220) {
+        let extent = Extent { bytes, part_bytes };
+        let mut at = start.min(bytes);
+        for (part, range) in extent.cover(start..start + length) {
+            prop_assert!(!range.is_empty() && range.end <= part_bytes.max(1) && part < extent.parts());
+            prop_assert_eq!(part * part_bytes.max(1) + range.start, at);
+            at += range.end - range.start;
+        }
+        prop_assert_eq!(at, (start + length).clamp(start.min(bytes), bytes));
+    }
+
+    #[test]
+    fn no_two_tenants_share_a_blob(a in "[a-z]{1,4}", b in "[a-z]{1,4}", upload in "[a-z]{0,4}") {
+        prop_assume!(a != b);
+        prop_assert_ne!(Blob::of_upload(&a, &format!("{b}{upload}")), Blob::of_upload(&format!("{a}{b}"), &upload));
+        prop_assert_ne!(Blob::of_upload(&a, &upload), Blob::of_upload(&b, &upload));
+    }
+}
