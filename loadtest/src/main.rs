@@ -27,6 +27,8 @@ struct Arguments {
 enum Command {
     /// Send requests at a rate, as recorded, or so many at a time; print throughput, latencies and goodput
     Run(command::run::Arguments),
+    /// Change the load's shape under a planner; print how long it takes until the workers fit it
+    Shift(command::shift::Arguments),
     /// Put two targets under the same load in turn and print how they differ
     Compare(command::compare::Arguments),
     /// Run our engine and llama.cpp's in turn and print the speeds of both and their ratio
@@ -99,6 +101,7 @@ struct ChaosArguments {
 async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Run(arguments) => command::run::run(arguments).await,
+        Command::Shift(arguments) => command::shift::run(arguments).await,
         Command::Compare(arguments) => command::compare::run(arguments).await,
         Command::Peers(arguments) => peers(arguments).await.map(|()| true),
         Command::Prefixes(arguments) => replay(&arguments).map(|()| true),
