@@ -56,7 +56,10 @@ pub struct Options {
     /// The load that it changes to
     #[arg(long, value_name = "PROMPT:OUTPUT", default_value = "16:200")]
     pub second: Size,
-    /// Requests under way in each phase
+    /// Requests under way at first; those that wait when the load changes are in the way of the others
+    #[arg(long, value_name = "N", default_value_t = 48)]
+    pub first_concurrency: usize,
+    /// Requests under way of the second load
     #[arg(long, value_name = "N", default_value_t = 120)]
     pub concurrency: usize,
     /// Seconds of each phase
@@ -210,7 +213,7 @@ async fn start(options: &Options, file: &Path, prefill: u32, planned: bool) -> R
 
 async fn measure(options: &Options, file: &Path, prefill: u32) -> Result<Fixed, Error> {
     let started = start(options, file, prefill, false).await?;
-    let load = load(options, options.second, options.fixed_s, u64::from(prefill))?;
+    let load = load(options, (options.second, options.concurrency), options.fixed_s, u64::from(prefill))?;
     let measured = crate::run(&Target::from(started.bus.clone()), &load, |_| {}).await;
     started.stop().await;
     let report = measured?.report;
@@ -229,8 +232,10 @@ async fn shift(options: &Options, file: &Path) -> Result<([Phase; 2], Timeline),
     let started = start(options, file, options.workers / 2, true).await?;
     let watch = started.bus.watch_planner().await?;
     let target = Target::from(started.bus.clone());
-    let (first, second) =
-        (load(options, options.first, options.phase_s, 101)?, load(options, options.second, options.phase_s, 102)?);
+    let (first, second) = (
+        load(options, (options.first, options.first_concurrency), options.phase_s, 101)?,
+        load(options, (options.second, options.concurrency), options.phase_s, 102)?,
+    );
     let (began, began_ms) = (Instant::now(), unix_ms());
     let second = async {
         sleep(Duration::from_secs_f64(options.phase_s)).await;
@@ -261,8 +266,8 @@ async fn listen(watch: &PlannerWatch, changes: &mut BTreeMap<u64, RoleChange>) -
     }
 }
 
-fn load(options: &Options, size: Size, lasts_s: f64, number: u64) -> Result<Load, Error> {
-    let load = Load::closed_loop(options.concurrency, Duration::from_secs_f64(lasts_s))?;
+fn load(options: &Options, (size, concurrency): (Size, usize), lasts_s: f64, number: u64) -> Result<Load, Error> {
+    let load = Load::closed_loop(concurrency, Duration::from_secs_f64(lasts_s))?;
     Ok(Load {
         prompt_tokens: Lengths::Fixed(size.prompt_tokens),
         output_tokens: Lengths::Fixed(size.output_tokens),

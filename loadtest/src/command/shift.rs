@@ -11,7 +11,7 @@ use crate::progress_bar;
 #[command(after_help = "\
 Examples:
   loadtest shift --json > shift.json
-  loadtest shift --fixed 0 --phase 360 --first 200:100 --second 200:100    steady load: does the planner come to rest?
+  loadtest shift --fixed 0 --phase 360 --first-concurrency 120 --first 200:100 --second 200:100    does it come to rest?
   loadtest shift pipelines/adaptive.toml --concurrency 32 --second 64:64
 
 It measures what each split of workers with fixed roles makes of the second load; then it starts the pipeline with a planner, puts \

@@ -46,8 +46,8 @@ request of Baton's own kind is its result as `baton submit --json` prints it.
 
 Every line becomes a job whose id follows from its custom_id and what it asks for. So the command may be stopped or killed at \
 any time and run again with the same files: what OUT has is not run again, what has ended meanwhile is only collected (results \
-are kept for results.keep, a week), jobs on their way are waited for, and the rest is sent. It keeps some 40 bytes of each \
-line in memory, and the open jobs. Where OUT has the answer to another line of the same custom_id, or IN has it twice, the \
+are kept for results.keep, a week), jobs on their way are waited for, and the rest is sent. Of each line it keeps less than \
+100 bytes in memory, and the open jobs. Where OUT has the answer to another line of the same custom_id, or IN has it twice, the \
 later line is told as an error without a custom_id. --salt makes new jobs of the same lines; take another OUT for them.
 
 Ctrl-C ends it at once; jobs that were sent go on, and the next run collects them. With --json it prints one object in the end \

@@ -50,7 +50,7 @@ pub struct Arguments {
     #[arg(long, value_name = "URL")]
     store: Option<String>,
     /// How often every size is measured
-    #[arg(long, value_name = "TIMES", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(long, value_name = "TIMES", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=100))]
     repeat: u16,
     /// Write the profile here; without it to standard output
     #[arg(long, short, value_name = "FILE")]

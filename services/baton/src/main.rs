@@ -152,12 +152,12 @@ fn main() -> ExitCode {
     if let Command::Guard(arguments) = arguments.command {
         return report(guard::run(&arguments));
     }
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    if matches!(arguments.command, Command::Worker(_)) {
+    let mut runtime = match arguments.command {
         // Its engine and whatever else computes have threads of their own; passing what is left from one thread to another
         // would take longer than doing it.
-        runtime.worker_threads(1);
-    }
+        Command::Worker(_) => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
     let runtime = match runtime.enable_all().build().context("cannot start the async runtime") {
         Ok(runtime) => runtime,
         Err(error) => return report(Err(error)),
@@ -216,8 +216,8 @@ async fn bring(arguments: SetupArguments) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    /// They serve until they are told to stop, or what they print has a form of its own.
-    const WITHOUT_JSON: [&str; 5] = ["up", "worker", "planner", "gateway", "completions"];
+    /// They serve until they are told to stop, or print one word or a script.
+    const WITHOUT_JSON: [&str; 6] = ["up", "worker", "planner", "gateway", "key", "completions"];
 
     fn each(command: &clap::Command, name: &str, visit: &mut impl FnMut(&str, &clap::Command)) {
         for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {

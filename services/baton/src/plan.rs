@@ -200,7 +200,7 @@ fn options(arguments: &Arguments, plan: &Plan, load: &Load) -> anyhow::Result<si
     };
     let decode = simulate::Pool { workers: 1, slots, kv_tokens, profile: decode };
     let bounds = Bounds { floor: 1, ceiling: 256 };
-    let planner = arguments.planner.then(|| decide::Options {
+    let planner = arguments.planner.then_some(decide::Options {
         interval_s: 1.0,
         prefill: bounds,
         decode: bounds,

@@ -1,11 +1,12 @@
 //! `baton up`: a whole pipeline on this machine, each worker a process of its own, restarted when it fails.
 
+mod commands;
+
 use std::{
     ffi::OsString,
     fs::File,
     io::Write,
-    iter,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex},
     time::Duration,
@@ -13,8 +14,7 @@ use std::{
 
 use anyhow::Context;
 use baton_bus::server::{self, Server};
-use baton_contract::subject::Stage;
-use baton_topology::{BrokerUrl, Plan, Roles, StoreUrl};
+use baton_topology::{BrokerUrl, Plan, StoreUrl};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
@@ -24,6 +24,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::commands::{own_command, workers};
 use crate::{
     context::{self, CONTEXT_VARIABLE, PipelineArguments, PipelineHome, Running},
     guard,
@@ -216,55 +217,6 @@ impl Pipeline {
         }
         Ok(())
     }
-}
-
-/// A worker that the pipeline starts.
-#[derive(Debug, PartialEq, Eq)]
-struct Start {
-    stage: Stage,
-    /// Whether it may change between prefill and decode.
-    flexible: bool,
-    name: String,
-}
-
-/// The workers of a plan.
-fn workers(plan: &Plan) -> Vec<Start> {
-    let stages = &plan.stages;
-    let fixed = |stage: Stage, replicas: usize| {
-        (1..=replicas).map(move |number| Start { stage, flexible: false, name: format!("{stage}-{number}") })
-    };
-    let ingest = fixed(Stage::Ingest, stages.ingest.replicas);
-    let (prefill, decode) = (stages.prefill.compute.stage.replicas, stages.decode.compute.stage.replicas);
-    match plan.planner.roles {
-        Roles::Fixed => ingest.chain(fixed(Stage::Prefill, prefill)).chain(fixed(Stage::Decode, decode)).collect(),
-        // Named for what they are all their life.
-        Roles::Flexible => {
-            let stages = iter::repeat_n(Stage::Prefill, prefill).chain(iter::repeat_n(Stage::Decode, decode));
-            let start = |(number, stage)| Start { stage, flexible: true, name: format!("worker-{number}") };
-            ingest.chain((1..).zip(stages).map(start)).collect()
-        }
-    }
-}
-
-impl Start {
-    /// Its name, and how it is started.
-    fn command(&self, plan: &Path) -> anyhow::Result<(String, Vec<OsString>)> {
-        let stage = self.stage.as_str();
-        match self.flexible {
-            true => own_command(&["worker", "--roles", "prefill,decode", "--role", stage], plan, &self.name),
-            false => own_command(&["worker", stage], plan, &self.name),
-        }
-    }
-}
-
-/// How this program is started with one of its commands, and the name that it gets.
-fn own_command(command: &[&str], plan: &Path, name: &str) -> anyhow::Result<(String, Vec<OsString>)> {
-    let mut words = guard::launcher()?;
-    let own = words[0].clone();
-    words.push(own);
-    words.extend(command.iter().map(Into::into));
-    words.extend(["--pipeline".into(), plan.into(), "--name".into(), name.into()]);
-    Ok((name.to_owned(), words))
 }
 
 /// How other processes on this machine hear of the pipeline.

@@ -38,7 +38,7 @@ export class Submit {
 
   async #send() {
     if (this.#running) return;
-    const { prompt, model, send, stop } = this.#form.elements;
+    const { prompt, model, temperature, send, stop } = this.#form.elements;
     this.#running = new AbortController();
     const { signal } = this.#running;
     // Not `disabled`, which would take the focus away.
@@ -61,7 +61,8 @@ export class Submit {
         body: JSON.stringify({
           model: model.value || undefined,
           messages: [{ role: "user", content: prompt.value }],
-          max_completion_tokens: Number(this.#form.elements["max-tokens"].value) || undefined,
+          max_completion_tokens: Number(this.#form.elements["max-tokens"].value),
+          temperature: Number(temperature.value),
           stream: true,
         }),
       });

@@ -162,11 +162,14 @@ impl Posting {
             let message = "Baton-Webhook: the tenant has no webhook; add one to the gateway's file of keys";
             return Err(ApiError::field("Baton-Webhook", message));
         }
-        // From here on the job may be there, whatever we hear.
         let mut abandon = Abandon::new(&state, tenant, &job, !named && !told);
         let ask = Ask { tenant, lane: &lane, job: &job, body, live: call.stream, known: named };
         let asked = state.client.ask(ask).await;
-        let mut answer = asked.map_err(|error| if state.bus.is_connected() { error.into() } else { unreachable() })?;
+        let mut answer = asked.map_err(|error| {
+            // It was not taken, or nobody knows; to look for it among all that wait would cost a full queue dearly.
+            abandon.ended();
+            if state.bus.is_connected() { error.into() } else { unreachable() }
+        })?;
         if told {
             webhooks::follow_job(&state, tenant, &job).await?;
         }

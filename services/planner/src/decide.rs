@@ -33,6 +33,9 @@ const CONTENT_S: f64 = 45.0;
 const STRONGER: f64 = 1.6;
 /// A pool is full from here on.
 const FULL: f64 = 0.85;
+/// And where nothing has changed for [`CONTENT_S`] from here on: chance takes a load over any bound that it is close to, now and
+/// then; one that comes close to this bound has passed the other before.
+const FULL_AT_REST: f64 = 1.0;
 /// How full pools should be that others scale.
 const TARGET: f64 = 0.8;
 /// Replicas are taken away when fewer were enough for so long.
@@ -257,6 +260,9 @@ impl Planner {
         if seen.at_s - same < PATIENCE_S {
             return (None, format!("{needs}; {best}:{} seems better since {:.0} s", p + d - best, seen.at_s - same));
         }
+        if self.changed.is_some_and(|(_, at)| seen.at_s - at < self.options.switch.drain_s + PAUSE_S) {
+            return (None, format!("{needs}; the last change has not settled"));
+        }
         self.wanted = None;
         self.changed = Some((to, seen.at_s));
         (
@@ -283,14 +289,15 @@ impl Planner {
         if pool.workers < takes.floor || other.workers > gives.ceiling {
             return None;
         }
-        if now < FULL && !(pool.busy >= FULL && pool.waiting > 0) {
+        let content = seen.at_s - self.changed.map_or(self.began.unwrap_or(seen.at_s), |(_, at)| at);
+        let bound = if content > CONTENT_S { FULL_AT_REST } else { FULL };
+        if now < bound && !(pool.busy >= FULL && pool.waiting > 0) {
             return Some("no pool is full".to_owned());
         }
         // A mean of n jobs is uncertain by about a share of 1 / sqrt(n).
         let jobs = self.prefill.jobs.min(self.decode.jobs);
         let mut margin = MARGIN + 0.5 / jobs.sqrt();
         let since = self.changed.map(|(role, at)| (role, seen.at_s - at));
-        let content = seen.at_s - self.changed.map_or(self.began.unwrap_or(seen.at_s), |(_, at)| at);
         if since.is_some_and(|(role, ago)| role != to && ago < REGRET_S) {
             margin *= 2.0;
         } else if content > CONTENT_S {
@@ -298,9 +305,6 @@ impl Planner {
         }
         if then > now * (1.0 - margin) {
             return Some(format!("a better split gains less than {:.0} %", margin * 100.0));
-        }
-        if since.is_some_and(|(_, ago)| ago < switch.drain_s + PAUSE_S) {
-            return Some("the last change has not settled".to_owned());
         }
         // Work of the horizon that is done sooner, in seconds of a worker.
         let workers = (pool.workers + other.workers) as f64;

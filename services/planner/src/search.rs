@@ -177,10 +177,16 @@ pub fn recommend(candidates: &[Candidate], goal: Goal) -> Option<Recommendation>
     if goal == Goal::Given {
         let meeting = candidates.iter().filter(|it| it.meets_slo);
         if let Some(best) = meeting.clone().min_by(cheaper) {
+            let count = meeting.clone().count();
+            let same_price = meeting.clone().all(|it| it.cost_per_hour == best.cost_per_hour);
+            let what = match (count, same_price) {
+                (1, _) => "is the only split that meets the SLO".to_owned(),
+                (_, true) => format!("has the soonest first tokens of {count} splits of one price that meet the SLO"),
+                (_, false) => format!("is the cheapest of {count} splits that meet the SLO"),
+            };
             let why = format!(
-                "{} is the cheapest of {} splits that meet the SLO: TTFT p99 {:.0} ms, ITL p99 {:.1} ms; {}",
+                "{} {what}: TTFT p99 {:.0} ms, ITL p99 {:.1} ms; {}",
                 best.split,
-                meeting.count(),
                 best.report.ttft.p99,
                 best.report.itl.p99,
                 best.bottleneck()

@@ -159,7 +159,8 @@ impl Service {
             return None;
         }
         let Some(worker) = candidate(snapshot, to).map(|worker| worker.worker.clone()) else {
-            tracing::warn!(to = %to.stage(), "no worker may take the role; start workers with --roles prefill,decode");
+            // Where roles are fixed, others start and stop workers by what is told.
+            tracing::debug!(to = %to.stage(), "no worker may take the role");
             return None;
         };
         tracing::info!(worker, to = %to.stage(), reason, "a worker was asked to change its role");
@@ -173,12 +174,13 @@ impl Service {
         let Some((change, _)) = self.changing.take() else { return };
         let (worker, to) = (change.worker.clone(), change.to);
         match answer {
-            Ok(Answer::Switched { .. } | Answer::Serves { .. }) => {
+            Ok(Answer::Switched { .. }) => {
                 let took_ms = unix_ms().saturating_sub(change.at_ms);
                 tracing::info!(worker, %to, took_ms, "a worker changed its role");
                 self.changes += 1;
                 self.last = Some(change);
             }
+            Ok(Answer::Serves { .. }) => tracing::info!(worker, %to, "a worker had that role already"),
             Ok(Answer::Refused { reason }) => {
                 tracing::warn!(worker, %to, reason, "a worker refused to change its role")
             }

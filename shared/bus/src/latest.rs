@@ -79,7 +79,10 @@ impl Bus {
             let _ = stream.delete_consumer(&name).await;
             if !goes_on {
                 let read = read.map_err(&failed)?;
-                return read.iter().map(|body| serde_json::from_slice(body).map_err(|error| failed(error.to_string()))).collect();
+                return read
+                    .iter()
+                    .map(|body| serde_json::from_slice(body).map_err(|error| failed(error.to_string())))
+                    .collect();
             }
         }
         Ok(Vec::new())

@@ -14,7 +14,7 @@ use baton_contract::{
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -337,9 +337,9 @@ impl<R: Receiver> Puller<R> {
 }
 
 pub(crate) async fn with_heartbeat(delivery: &Delivery, every: Duration, work: impl Future<Output = Settle>) -> Settle {
-    let mut beat = interval(every);
+    // Not from now on: the first tick of all would come with the clock's next millisecond, and the work wait for it.
+    let mut beat = interval_at(Instant::now() + every, every);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    beat.tick().await;
     tokio::pin!(work);
     loop {
         tokio::select! {

@@ -161,6 +161,26 @@ fn workers_of_both_roles_need_stages_that_are_alike_and_bounds_that_hold() {
 }
 
 #[test]
+fn tenants_have_shares_and_limits() {
+    let file = "[limits]\ntenant_backlog = 100\n[tenants.acme]\nweight = 3\n[tenants.other]\nmax_running = 5";
+    let plan = Plan::load(Some(file), [], &["tenants.acme.max_running=7".to_owned()]).unwrap();
+    let share = |tenant: &str| plan.tenants.iter().find(|(name, _)| name.as_str() == tenant).map(|(_, share)| share);
+    let shares = ["acme", "other", "nobody"].map(|tenant| share(tenant).map(|it| (it.weight, it.max_running)));
+    assert_eq!(shares, [Some((3, Some(7))), Some((1, Some(5))), None]);
+    assert_eq!(plan.limits.tenant_backlog, Some(100));
+    assert_eq!(Plan::load(Some(&plan.to_toml()), [], &[]).unwrap(), plan);
+    let file = "[limits]\ntenant_backlog = 0\n[tenants.\"A b\"]\n[tenants.b]\nweight = 0\nmax_running = 0\nwaight = 1";
+    insta::assert_snapshot!(problems(file, &[], &[]), @r#"
+    the pipeline has 5 problems:
+      limits.tenant_backlog: expected an integer from 1 to 1000000000, found 0
+      tenants.A b: the tenant's name: expected 1 to 64 of a-z, 0-9, _ and -, found "A b"
+      tenants.b.weight: expected an integer from 1 to 100, found 0
+      tenants.b.max_running: expected an integer from 1 to 1000000000, found 0
+      tenants.b.waight: unknown key; did you mean "weight"?
+    "#);
+}
+
+#[test]
 fn all_mistakes_are_listed_with_their_keys() {
     let file = r#"
         root = "Baton.1"

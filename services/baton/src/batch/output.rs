@@ -1,7 +1,7 @@
 //! The file of a batch's answers: what it has already, and how more is added to it so that a kill at any time costs nothing.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -49,7 +49,7 @@ pub enum Need {
     Twice,
 }
 
-/// Which lines have answers. Some 40 bytes a line, whatever the line is.
+/// Which lines have answers: 25 bytes a line, whatever the line is, in a table that is up to twice as large.
 #[derive(Debug, Default)]
 pub struct Answered {
     seen: HashMap<Key, Seen>,
@@ -136,6 +136,55 @@ impl Output {
             }
             Self::File(file) => file.write_all(lines),
         }
+    }
+}
+
+/// Answers on their way to the output.
+pub struct Writer {
+    output: Output,
+    order: Option<Order>,
+}
+
+/// Holds answers back until those of earlier lines are written.
+#[derive(Default)]
+struct Order {
+    /// The lines that are under way, by their places.
+    queue: VecDeque<u64>,
+    ready: HashMap<u64, Vec<u8>>,
+}
+
+impl Writer {
+    /// Writes as answers come, or `in_order` of their lines.
+    pub fn new(output: Output, in_order: bool) -> Self {
+        Self { output, order: in_order.then(Order::default) }
+    }
+
+    /// Whether standard output is taken by the answers.
+    pub fn is_stdout(&self) -> bool {
+        matches!(self.output, Output::Stdout)
+    }
+
+    /// A line is under way; each is put later.
+    pub fn begin(&mut self, number: u64) {
+        if let Some(order) = &mut self.order {
+            order.queue.push_back(number);
+        }
+    }
+
+    /// Writes a line's answer, once it is its turn.
+    pub fn put(&mut self, number: u64, line: Vec<u8>) -> io::Result<()> {
+        let Some(order) = &mut self.order else { return self.output.add(&line) };
+        order.ready.insert(number, line);
+        while let Some(line) = order.queue.front().and_then(|first| order.ready.remove(first)) {
+            order.queue.pop_front();
+            self.output.add(&line)?;
+        }
+        Ok(())
+    }
+
+    /// Answers that wait for those of earlier lines.
+    pub fn held(&self) -> usize {
+        self.order.as_ref().map_or(0, |order| order.ready.len())
     }
 }
 
@@ -258,8 +307,9 @@ mod tests {
             (0..3).map(|i| refusal(&tag(&format!("c{i}"), &format!("job-{i}")), i, &error).unwrap()).collect();
         let whole = lines.concat();
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("out.jsonl");
         for cut in 0..=whole.len() {
+            // A file of its own: a process that another test starts just then holds the last one's lock for a moment.
+            let path = directory.path().join(format!("out-{cut}.jsonl"));
             fs::write(&path, &whole[..cut]).unwrap();
             let (mut output, mut answered) = Output::open(&path, false).unwrap();
             for (i, line) in lines.iter().enumerate() {
@@ -295,7 +345,9 @@ mod tests {
         let own = Tag { custom_id: None, ..tag("", "own") };
         assert_eq!(answered.need(&own), Need::Nothing);
 
-        drop(_output);
+        let again = directory.path().join("again.jsonl");
+        fs::copy(&path, &again).unwrap();
+        let path = again;
         let (_output, mut answered) = Output::open(&path, true).unwrap();
         assert_eq!((answered.before, answered.failed_before), (1, 0));
         assert_eq!(answered.need(&own), Need::Run, "its error was taken out");

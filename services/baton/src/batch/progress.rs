@@ -112,7 +112,7 @@ fn left(duration: Duration) -> String {
 /// The last line.
 pub fn summary(figures: &Figures, took: Duration) -> String {
     let count = HumanCount;
-    let reused = if figures.prompt_tokens == 0 { 0 } else { 100 * figures.cached_tokens / figures.prompt_tokens };
+    let reused = (100 * figures.cached_tokens).checked_div(figures.prompt_tokens).unwrap_or_default();
     format!(
         "{} lines: {} answered before, {} completed ({} had ended already), {} failed; {} prompt tokens ({reused} % reused) \
          and {} output tokens in {}",

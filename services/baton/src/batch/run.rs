@@ -1,7 +1,7 @@
 //! Runs a batch: a window of open jobs moves over the lines of the input.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     fs::File,
     io::{self, BufRead, BufReader},
     path::Path,
@@ -28,7 +28,7 @@ use super::{
     RunArguments,
     figures::Figures,
     input::{self, Asked, Line, Lines, Settings, Tag},
-    output::{self, Answered, Need, Output},
+    output::{self, Answered, Need, Output, Writer},
     progress::{self, Progress},
 };
 use crate::{
@@ -78,7 +78,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         size: arguments.concurrency as usize,
         answered,
         open: HashMap::new(),
-        writer: Writer { output, order: arguments.in_order.then(Order::default) },
+        writer: Writer::new(output, arguments.in_order),
         figures,
         progress: Progress::new(arguments.quiet, total),
         told: false,
@@ -97,7 +97,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         let mut object = serde_json::to_value(figures)?;
         object["seconds"] = took.as_secs_f64().into();
         object["interrupted"] = interrupted.into();
-        if matches!(window.writer.output, Output::Stdout) { eprintln!("{object}") } else { println!("{object}") }
+        if window.writer.is_stdout() { eprintln!("{object}") } else { println!("{object}") }
     } else if !arguments.quiet {
         eprintln!("{}", progress::summary(figures, took));
     }
@@ -183,7 +183,7 @@ enum Called {
     Missing {
         number: u64,
         tag: Tag,
-        asked: Asked,
+        asked: Box<Asked>,
         id: JobId,
     },
     Sent,
@@ -205,7 +205,7 @@ impl Calls {
         for attempt in 1.. {
             let id = input::attempt_id(&tag.id, attempt).context("too many attempts at a line; take another --salt")?;
             let Some(outcome) = self.jobs.result(&self.tenant, &id).await? else {
-                return Ok(Called::Missing { number, tag, asked, id });
+                return Ok(Called::Missing { number, tag, asked: Box::new(asked), id });
             };
             if outcome.status == Status::Completed || !self.retry || !asked.repeatable {
                 let (_, digest) = asked.body(&id)?;
@@ -226,42 +226,6 @@ impl Calls {
         let submit = || self.bus.submit(&self.tenant, &lane, body.clone());
         pressure::patiently(submit, told).instrument(span).await?;
         Ok(Called::Sent)
-    }
-}
-
-/// Answers on their way to the output.
-struct Writer {
-    output: Output,
-    order: Option<Order>,
-}
-
-/// Holds answers back until those of earlier lines are written.
-#[derive(Default)]
-struct Order {
-    /// The lines that are under way, by their places.
-    queue: VecDeque<u64>,
-    ready: HashMap<u64, Vec<u8>>,
-}
-
-impl Writer {
-    fn begin(&mut self, number: u64) {
-        if let Some(order) = &mut self.order {
-            order.queue.push_back(number);
-        }
-    }
-
-    fn put(&mut self, number: u64, line: Vec<u8>) -> io::Result<()> {
-        let Some(order) = &mut self.order else { return self.output.add(&line) };
-        order.ready.insert(number, line);
-        while let Some(line) = order.queue.front().and_then(|first| order.ready.remove(first)) {
-            order.queue.pop_front();
-            self.output.add(&line)?;
-        }
-        Ok(())
-    }
-
-    fn held(&self) -> usize {
-        self.order.as_ref().map_or(0, |order| order.ready.len())
     }
 }
 
@@ -386,7 +350,7 @@ impl Window {
     /// Writes that a line has no answer.
     fn refuse(&mut self, number: u64, tag: &Tag, error: &ApiError) -> anyhow::Result<()> {
         self.figures.failed += 1;
-        Ok(self.writer.put(number, output::refusal(tag, number, error)?).context("cannot write the answers")?)
+        self.writer.put(number, output::refusal(tag, number, error)?).context("cannot write the answers")
     }
 
     /// Writes how a job ended.

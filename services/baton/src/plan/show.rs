@@ -112,8 +112,8 @@ impl Shown<'_> {
     }
 }
 
-/// The trade-off as an SVG document: throughput over what a million generated tokens cost would hide why, so both pools' use and the
-/// throughput stand over the share of prefill workers.
+/// The trade-off as an SVG document: throughput, latency and the use of both pools over the share of prefill workers, each as a
+/// share of its largest value, for what is gained and lost from split to split is what matters.
 pub fn plot(candidates: &[Candidate], workload: &str) -> String {
     let most = candidates.iter().map(|it| it.report.request_throughput).fold(f64::MIN_POSITIVE, f64::max);
     let slowest = candidates.iter().map(|it| it.report.ttft.p99).fold(f64::MIN_POSITIVE, f64::max);

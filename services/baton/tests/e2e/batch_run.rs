@@ -128,7 +128,7 @@ async fn a_batch_that_was_killed_goes_on_and_computes_nothing_twice() {
         assert_eq!(line["response"]["status_code"] == 200, !bad, "{line}");
         if !bad {
             assert_eq!(line["response"]["body"]["usage"]["completion_tokens"], 4, "{line}");
-        } else if number / BAD % 4 == 0 {
+        } else if (number / BAD).is_multiple_of(4) {
             assert!(line["error"]["message"].as_str().unwrap().contains("most_tokens"), "{line}");
         }
         assert_eq!(names.insert(name, line), None, "two answers to one line");

@@ -64,7 +64,7 @@ async fn up_serves_submit_and_its_children_die_with_it() {
     // The other commands learn lanes and models from the running pipeline.
     let command = |words: &[&str]| {
         let mut command = Command::new(BATON);
-        command.args(words).args(["--set", &root]).kill_on_drop(true);
+        command.args(words).args(["--set", &root]).env("BATON_CONTEXT", "").kill_on_drop(true);
         if words == ["up"] {
             command.args(["--set", "models.sim.source=sim", "--set", "default_model=sim", "--set", "lanes=slow,fast"]);
             command.args(["--set", "gateway.listen=127.0.0.1:0"]);

@@ -99,3 +99,29 @@ async fn two_pipelines_are_compared_in_one_run() {
     let page = std::fs::read_to_string(html).unwrap();
     assert!(page.contains("<svg") && !page.contains("://"), "the page asks for something");
 }
+
+/// What `baton demo --ratios` shows, as a program reads it. (The figures are the machine's own; that there are some is not.)
+#[tokio::test]
+async fn three_loads_are_shown_on_three_splits() {
+    provisioned();
+    let directory = tempfile::tempdir().unwrap();
+    let plot = directory.path().join("ratios.svg");
+    let mut command = Command::new(BATON);
+    command.args(["demo", "--ratios", "--json", "--plot"]).arg(&plot).stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("too slow").unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let cells: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let found: Vec<_> =
+        cells.iter().map(|cell| (cell["workload"].as_str().unwrap(), &cell["prefill_workers"])).collect();
+    let all = ["long", "mixed", "prompts"].map(|load| [2, 3, 4].map(|prefill| (load, prefill))).concat();
+    assert_eq!(found.len(), all.len());
+    assert!(found.iter().zip(&all).all(|(found, all)| found.0 == all.0 && *found.1 == all.1), "{found:?}");
+    for cell in &cells {
+        assert!(cell["output_throughput"].as_f64() > Some(0.0) && cell["report"]["lost"] == 0, "{cell}");
+        let shares: f64 = cell["shares"].as_array().unwrap().iter().map(|share| share.as_f64().unwrap()).sum();
+        assert!((0.9..1.1).contains(&shares), "{cell}");
+    }
+    let svg = std::fs::read_to_string(plot).unwrap();
+    assert!(svg.starts_with("<svg ") && svg.contains("prompts") && svg.contains("4:2"), "{svg}");
+}

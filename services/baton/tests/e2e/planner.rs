@@ -1,10 +1,6 @@
 //! Workers that change their role, by command and by the planner.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use baton_bus::{Bus, client::Follower, roles::Answer, stats::Watch};
 use baton_contract::{outcome::Status, stats::Snapshot, subject::Stage};
@@ -12,9 +8,13 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::{
+    http::get,
     resume::{Live, TENANT, story, timeless},
     support::{Ground, PATIENCE, Worker, any_result, name},
 };
+
+/// How an autoscaler outside is told.
+const KEDA: &str = include_str!("../../../../infra/kubernetes/keda.yaml");
 
 /// Three workers that begin as prefill and three that begin as decode, worker-1 to worker-6.
 async fn six(ground: &Ground) -> Vec<Worker> {
@@ -92,8 +92,8 @@ struct Load {
     watch: Watch,
     sent: usize,
     ended: usize,
-    /// What the planner has done, by time.
-    changes: BTreeMap<u64, Stage>,
+    /// What planners have done: who, when and what.
+    changes: BTreeSet<(String, u64, Stage)>,
 }
 
 impl Load {
@@ -128,10 +128,17 @@ impl Load {
         assert_eq!(outcome.status, Status::Completed, "{:?}", outcome.error);
         self.ended += 1;
         let snapshot = self.watch.snapshot();
-        if let Some(last) = snapshot.planner.as_ref().and_then(|planner| planner.last.as_ref()) {
-            self.changes.insert(last.at_ms, last.to);
+        if let Some(planning) = &snapshot.planner
+            && let Some(last) = &planning.last
+        {
+            self.changes.insert((planning.planner.clone(), last.at_ms, last.to));
         }
         snapshot
+    }
+
+    /// What one planner has done.
+    fn changes_of(&self, planner: &str) -> Vec<Stage> {
+        self.changes.iter().filter(|(who, ..)| who == planner).map(|(.., to)| *to).collect()
     }
 }
 
@@ -153,24 +160,32 @@ async fn the_planner_follows_the_load_and_another_goes_on_for_it() {
     let planner = ground.process(&["planner", "--name", "planner-1"]).await;
     let _idle = ground.process(&["planner", "--dry-run"]).await;
     let bus = ground.bus().await;
+    let (_gateway, url) = ground.gateway(&[]).await;
+    get(&url, "/metrics").await;
     let (follower, watch) = (bus.follow(&name(TENANT)).await.unwrap(), bus.watch_stats().await.unwrap());
-    let mut load = Load { bus, follower, watch, sent: 0, ended: 0, changes: BTreeMap::new() };
+    let mut load = Load { bus, follower, watch, sent: 0, ended: 0, changes: BTreeSet::new() };
 
     // 0.4 s of prefill and next to none of decode.
     load.until(400, 8, |seen| serving(seen, Stage::Prefill) >= 5).await;
-    assert!(load.changes.values().all(|to| *to == Stage::Prefill), "{:?}", load.changes);
-    assert!(!load.changes.is_empty());
+    let changes = load.changes_of("planner-1");
+    assert!(!changes.is_empty() && changes.iter().all(|to| *to == Stage::Prefill), "{changes:?}");
     let top = ground.baton(&["top", "--once"]).await;
     assert!(String::from_utf8_lossy(&top.stdout).contains("planner: wants "), "{top:?}");
+    let metrics = get(&url, "/metrics").await.text();
+    for stage in ["prefill", "decode"] {
+        let metric = format!("baton_desired_replicas{{stage=\"{stage}\"}}");
+        assert!(metrics.contains(&format!("\n{metric} ")), "{metrics}");
+        assert!(KEDA.contains(&format!("query: max({metric})\n")), "the example for KEDA asks for another metric");
+    }
 
     // Its successor waits until it is not heard of any more, then acts.
     planner.kill().await;
     let successor = ground.process(&["planner", "--name", "planner-2"]).await;
-    load.changes.clear();
     let acts = |seen: &Snapshot| seen.planner.as_ref().is_some_and(|planner| planner.planner == "planner-2");
     load.until(16, 100, |seen| acts(seen) && serving(seen, Stage::Decode) >= 4).await;
-    let decided = load.changes.range(load.changes.keys().next().copied().unwrap_or_default()..);
-    assert!(decided.clone().last().is_some_and(|(_, to)| *to == Stage::Decode), "{:?}", load.changes);
+    let changes = load.changes_of("planner-2");
+    // The last may not have been told when it shows.
+    assert!(changes.len() >= 2 && changes.iter().all(|to| *to == Stage::Decode), "{changes:?}");
     assert!(workers.iter_mut().all(Worker::lives), "a worker was started again");
     let drained = timeout(Duration::from_secs(60), successor.drain());
     drained.await.expect("the planner did not stop");

@@ -110,7 +110,8 @@ impl Ground {
     /// A command with this ground's settings, to be started.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(BATON);
-        command.args(arguments).envs(self.environment.iter().cloned()).kill_on_drop(true);
+        // Whatever context the tests' user has selected.
+        command.args(arguments).env("BATON_CONTEXT", "").envs(self.environment.iter().cloned()).kill_on_drop(true);
         for setting in &self.settings {
             command.arg("--set").arg(setting);
         }

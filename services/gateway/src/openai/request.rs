@@ -19,6 +19,8 @@ const DEFAULT_COMPLETION_TOKENS: u32 = 16;
 /// A chat's answer may have what the model's context leaves; of several answers each has this much by default.
 const UNLIMITED: u32 = 1 << 30;
 const DEFAULT_TOKENS_OF_MANY: u32 = 2_048;
+/// Log-probabilities that an answer without `max_tokens` may have; a result can't hold many more.
+const DEFAULT_LOGPROBS: u32 = 40_000;
 /// Alternatives to a token in the older endpoint.
 const MAX_COMPLETION_LOGPROBS: u32 = 20;
 
@@ -115,10 +117,9 @@ fn chat(fields: &mut Fields, request: &mut Request) -> Result<(), ApiError> {
         let message = format!("max_completion_tokens: expected max_tokens, {old}, where both are there; found {new}");
         return Err(ApiError::field("max_completion_tokens", message));
     }
-    let unlimited = if request.n.unwrap_or(1) > 1 { DEFAULT_TOKENS_OF_MANY } else { UNLIMITED };
-    request.max_tokens = Some(new.or(old).unwrap_or(unlimited));
     request.logprobs = fields.take("logprobs")?;
     request.top_logprobs = fields.take("top_logprobs")?;
+    request.max_tokens = Some(new.or(old).unwrap_or_else(|| default_tokens(request)));
 
     const TOOLS: &str = "models call no tools here";
     const TEXT: &str = "answers are text";
@@ -134,6 +135,17 @@ fn chat(fields: &mut Fields, request: &mut Request) -> Result<(), ApiError> {
     fields.refuse("verbosity", &[], "no model has a verbosity to set")?;
     fields.refuse("web_search_options", &[], "nothing is searched")?;
     fields.refuse("store", &[json!(false)], "completions are not kept for later; a job's result is, see Baton-Job-Id")
+}
+
+/// What a chat's answers may have where the request does not say.
+fn default_tokens(request: &Request) -> u32 {
+    let n = request.n.unwrap_or(1).max(1);
+    let most = if n > 1 { DEFAULT_TOKENS_OF_MANY } else { UNLIMITED };
+    if request.logprobs != Some(true) {
+        return most;
+    }
+    let told = request.top_logprobs.unwrap_or(0).saturating_add(1);
+    most.min(DEFAULT_LOGPROBS / told.saturating_mul(n)).max(1)
 }
 
 fn completion(fields: &mut Fields, request: &mut Request) -> Result<(), ApiError> {

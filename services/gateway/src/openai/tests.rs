@@ -69,6 +69,14 @@ fn every_supported_field_arrives() {
 }
 
 #[test]
+fn what_a_request_leaves_out_is_what_a_result_can_hold() {
+    let tokens = |extra: Value| chat(extra).unwrap().request.max_tokens.unwrap();
+    assert!(tokens(json!({})) > 1 << 24, "the model's context ends it");
+    assert!(u64::from(tokens(json!({ "n": 16 }))) * 16 <= 128 << 10);
+    assert!(tokens(json!({ "logprobs": true, "top_logprobs": 20, "n": 4 })) * 21 * 4 <= 50_000);
+}
+
+#[test]
 fn what_can_not_be_followed_is_refused_by_name() {
     let text = |url: &str| json!({ "messages": [{ "role": "user", "content": [{ "type": url, "image_url": {} }] }] });
     for (extra, param) in [

@@ -19,8 +19,9 @@ use crate::{Bus, Error, HeaderMap};
 
 /// While jobs flow, the queues are looked at so often.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Where the last look and what was passed on since say that the queues are full, a new one may come so soon.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Where the last look and what was passed on since say that the queues are full, a new one may come so soon. If it says the
+/// same, jobs wait, and the next look has time again.
+const LOOK_AGAIN: Duration = Duration::from_millis(3);
 
 /// Passes admitted jobs on, or lets them wait. Cheap to clone.
 #[derive(Clone)]

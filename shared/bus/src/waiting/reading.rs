@@ -17,6 +17,8 @@ use crate::{Bus, Error, pull::Queue};
 
 /// Jobs of a line that may wait in the stages' queues in any case.
 const SHORT: u64 = 64;
+/// Up to so many jobs in the queues it is not asked how many of them workers hold.
+const FEW: u64 = 16;
 
 /// The lines that have jobs.
 #[derive(Debug, Default)]
@@ -88,8 +90,8 @@ impl Bus {
         for (line, tenant, jobs) in prefill.into_iter().chain(decode) {
             *reading.lines.entry(line).or_default().ahead.entry(tenant).or_default() += jobs;
         }
-        // Where so few are queued, there is room whatever is held.
-        let long = reading.lines.iter_mut().filter(|(_, lengths)| lengths.queued() >= SHORT);
+        // Where so few are queued, there is much room whatever is held.
+        let long = reading.lines.iter_mut().filter(|(_, lengths)| lengths.queued() >= FEW);
         try_join_all(long.map(|(line, lengths)| async {
             let (prefill, decode) = try_join!(self.held(Stage::Prefill, line), self.held(Stage::Decode, line))?;
             lengths.held = prefill + decode;

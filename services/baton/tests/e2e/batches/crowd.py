@@ -1,5 +1,5 @@
-"""A batch of many requests, of which every hundredth is bad. Arguments: URL, `begin` and how many, or `check`, how many and
-the batch's id."""
+"""A batch of many requests, of which every hundredth is bad. Arguments: URL, `begin`, how many and the completion window, or
+`check`, how many and the batch's id."""
 
 import io
 import json
@@ -7,7 +7,7 @@ import sys
 
 import openai
 
-url, what, count, *batch_id = sys.argv[1:]
+url, what, count, argument = sys.argv[1:]
 client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=5)
 count = int(count)
 
@@ -20,11 +20,11 @@ if what == "begin":
         for n in range(count)
     )
     file = client.files.create(file=("crowd.jsonl", io.BytesIO(text.encode())), purpose="batch")
-    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window=argument)
     print(batch.id)
 else:
-    batch = client.batches.retrieve(batch_id[0])
-    assert batch.status in ("completed", "cancelled"), batch
+    batch = client.batches.retrieve(argument)
+    assert batch.status in ("completed", "cancelled", "expired"), batch
     output, errors = [
         [json.loads(line) for line in client.files.content(id).text.splitlines()] if id else []
         for id in (batch.output_file_id, batch.error_file_id)
@@ -40,6 +40,6 @@ else:
         assert failed == bad and len(errors) == len(bad), (failed, bad)
         assert batch.usage.output_tokens == sum(one["response"]["body"]["usage"]["completion_tokens"] for one in output)
     else:
-        cancelled = [one["custom_id"] for one in errors if one["error"] and one["error"]["code"] == "batch_cancelled"]
-        assert len(cancelled) + len(failed) == len(errors) and set(failed) <= set(bad), batch
+        left = [one["custom_id"] for one in errors if one["error"] and one["error"]["code"] == "batch_" + batch.status]
+        assert len(left) + len(failed) == len(errors) and set(failed) <= set(bad), batch
     print(len(output), len(errors))

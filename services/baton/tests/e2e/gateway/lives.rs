@@ -75,26 +75,27 @@ async fn a_slow_reader_gets_the_whole_answer_once() {
     let mut connection = Connection { stream: BufReader::with_capacity(1024, stream) };
     let ask = json!({
         "messages": [{ "role": "user", "content": "Go on." }],
-        "stream": true, "n": 8, "max_tokens": 400, "temperature": 2, "seed": 1, "logprobs": true, "top_logprobs": 20,
+        "stream": true, "n": 8, "max_tokens": 1000, "temperature": 2, "seed": 1, "logprobs": true, "top_logprobs": 5,
         "stream_options": { "include_usage": true },
     });
     connection.request("POST", CHAT, &[], ask.to_string().as_bytes()).await;
     // It reads on only when all is over.
     let outcome = any_result(&mut follower).await;
     let answer = timeout(PATIENCE, connection.answer()).await.unwrap().unwrap();
+    assert_eq!(answer.head.status, 200, "{}", answer.text());
     let (chunks, done) = events(&answer.body);
-    assert!(done);
+    assert!(done, "{:?}", chunks.last());
     assert_eq!(outcome.choices.len(), 8);
     for choice in &outcome.choices {
         assert!(streamed(&chunks, choice.index.into()) == choice.text, "answer {} is another", choice.index);
         let told = chunks.iter().flat_map(|chunk| chunk["choices"].as_array().unwrap());
         let told = told.filter(|own| own["index"] == choice.index);
         let told: usize = told.map(|own| own["logprobs"]["content"].as_array().map_or(0, Vec::len)).sum();
-        assert_eq!(told, 400);
+        assert_eq!(told, 1000);
     }
     let tokens = chunks.len();
-    assert!(tokens < 8 * 400, "nothing was dropped: {tokens} chunks; the reader was not slow enough for this test");
-    assert_eq!(chunks.last().unwrap()["usage"]["completion_tokens"], 8 * 400);
+    assert!(tokens < 8 * 1000, "nothing was dropped: {tokens} chunks; the reader was not slow enough for this test");
+    assert_eq!(chunks.last().unwrap()["usage"]["completion_tokens"], 8 * 1000);
 }
 
 #[tokio::test]

@@ -1,0 +1,80 @@
+//! Which processes a plan wants, and how they are started.
+
+use std::{ffi::OsString, iter, path::Path};
+
+use baton_contract::subject::Stage;
+use baton_topology::{Plan, Roles};
+
+use crate::guard;
+
+/// A worker that the pipeline starts.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Start {
+    stage: Stage,
+    /// Whether it may change between prefill and decode.
+    flexible: bool,
+    name: String,
+}
+
+/// The workers of a plan.
+pub(super) fn workers(plan: &Plan) -> Vec<Start> {
+    let stages = &plan.stages;
+    let fixed = |stage: Stage, replicas: usize| {
+        (1..=replicas).map(move |number| Start { stage, flexible: false, name: format!("{stage}-{number}") })
+    };
+    let ingest = fixed(Stage::Ingest, stages.ingest.replicas);
+    let (prefill, decode) = (stages.prefill.compute.stage.replicas, stages.decode.compute.stage.replicas);
+    match plan.planner.roles {
+        Roles::Fixed => ingest.chain(fixed(Stage::Prefill, prefill)).chain(fixed(Stage::Decode, decode)).collect(),
+        // Named for what they are all their life.
+        Roles::Flexible => {
+            let stages = iter::repeat_n(Stage::Prefill, prefill).chain(iter::repeat_n(Stage::Decode, decode));
+            let start = |(number, stage)| Start { stage, flexible: true, name: format!("worker-{number}") };
+            ingest.chain((1..).zip(stages).map(start)).collect()
+        }
+    }
+}
+
+impl Start {
+    /// Its name, and how it is started.
+    pub(super) fn command(&self, plan: &Path) -> anyhow::Result<(String, Vec<OsString>)> {
+        let stage = self.stage.as_str();
+        match self.flexible {
+            true => own_command(&["worker", "--roles", "prefill,decode", "--role", stage], plan, &self.name),
+            false => own_command(&["worker", stage], plan, &self.name),
+        }
+    }
+}
+
+/// How this program is started with one of its commands, and the name that it gets.
+pub(super) fn own_command(command: &[&str], plan: &Path, name: &str) -> anyhow::Result<(String, Vec<OsString>)> {
+    let mut words = guard::launcher()?;
+    let own = words[0].clone();
+    words.push(own);
+    words.extend(command.iter().map(Into::into));
+    words.extend(["--pipeline".into(), plan.into(), "--name".into(), name.into()]);
+    Ok((name.to_owned(), words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flexible_workers_are_named_for_all_their_life_and_begin_as_the_plan_says() {
+        let started = |overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+            let plan = Plan::load(None, [], &overrides).unwrap();
+            workers(&plan).into_iter().map(|it| format!("{} {} {}", it.name, it.stage, it.flexible)).collect::<Vec<_>>()
+        };
+        let replicas = ["stages.decode.replicas=2", "planner.roles=flexible"];
+        assert_eq!(
+            started(&replicas[..1]),
+            ["ingest-1 ingest false", "prefill-1 prefill false", "decode-1 decode false", "decode-2 decode false"]
+        );
+        assert_eq!(
+            started(&replicas),
+            ["ingest-1 ingest false", "worker-1 prefill true", "worker-2 decode true", "worker-3 decode true"]
+        );
+    }
+}
