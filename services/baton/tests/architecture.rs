@@ -134,8 +134,15 @@ fn stages_share_nothing_but_the_bus_and_the_store() {
     let services: Vec<&str> =
         members.iter().filter(|member| member.folder.starts_with("services")).map(|member| &*member.name).collect();
     assert!(services.len() >= 4, "{services:?}");
+    // Its simulation calls the stages' own schedulers, which are pure, instead of having their rules a second time.
+    let simulates = |member: &str, dependency: &str| {
+        member == "baton-planner" && ["baton-prefill", "baton-decode"].contains(&dependency)
+    };
     for member in members.iter().filter(|member| member.name != "baton") {
         for (dependency, _) in &member.dependencies {
+            if simulates(&member.name, dependency) {
+                continue;
+            }
             assert!(!services.contains(&&**dependency), "{} uses the service {dependency}", member.name);
         }
     }

@@ -86,8 +86,8 @@ pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: Canc
     let ended = CancellationToken::new();
     let mut models = BTreeMap::new();
     for Served { name, model, generator, store } in served {
-        let engine =
-            Engine::start(model, bus.counters().clone(), ended.clone()).map_err(|source| Error::Thread { model: name.clone(), source })?;
+        let engine = Engine::start(model, bus.counters().clone(), ended.clone())
+            .map_err(|source| Error::Thread { model: name.clone(), source })?;
         models.insert(name, Arc::new(Pool { engine, generator, store }));
     }
     let decode = Decode { bus: bus.clone(), models, checkpoint: options.checkpoint, shutdown: shutdown.clone() };

@@ -105,7 +105,8 @@ impl<'a> Progress<'a> {
                         fetching = Instant::now();
                     }
                     coming += pieces.len();
-                    fetches.push(pool.fetch(self.job, pieces, self.bus.counters()).map(move |held| (fetch, held)).boxed());
+                    fetches
+                        .push(pool.fetch(self.job, pieces, self.bus.counters()).map(move |held| (fetch, held)).boxed());
                 }
                 Some(Event::Joining { waited }) => {
                     in_batch += 1;

@@ -163,7 +163,7 @@ impl Prefill {
         let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
         let ticket = pool.engine.prefill(job.prompt.clone(), ranges, reused, generations);
         let computing = Computing::new(&pool.reuse.store, &pieces, prefix, ticket, &mut timings, submitted)
-                .counted(self.bus.counters());
+            .counted(self.bus.counters());
         let first = computing.finish().await?;
         tracing::info!(
             prompt_tokens = job.prompt.len(),

@@ -182,7 +182,8 @@ impl Bus {
 
     /// All dead letters, oldest first.
     pub async fn dead_letters(&self) -> Result<Vec<Letter>, Error> {
-        let messages = scan::messages(self, Scan { headers_only: true, ..Scan::all(self.layout.dead_stream()) }).await?;
+        let messages =
+            scan::messages(self, Scan { headers_only: true, ..Scan::all(self.layout.dead_stream()) }).await?;
         let read = |message: StreamMessage| async move { Ok(self.letter(&message)) };
         messages.try_filter_map(read).try_collect().await
     }

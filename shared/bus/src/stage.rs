@@ -270,12 +270,13 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                     handled = &mut looking, if held.is_some() => break handled,
                     claimed = &mut claiming, if held.is_none() => match taken(claimed?) {
                         Ok(stored) => {
-                            // By who did not know that it was under way.
-                            if stored.record.cancelled {
-                                hold.cancelled.cancel();
+                            let cancelled = stored.record.cancelled;
+                            held = Some(stored);
+                            // While it waited.
+                            if cancelled {
+                                break Err(StageError::ended(cancel::cancelled()));
                             }
                             ledger.claimed();
-                            held = Some(stored);
                         }
                         Err(settle) => return Ok(settle),
                     },

@@ -16,8 +16,8 @@ use std::fmt;
 pub use bytes::Bytes;
 pub use hub::Hub;
 pub use plan::{
-    AnswerTokens, Bounds, Broker, BrokerUrl, Codec, Compute, Decode, Device, Gateway, Limits, Mode, Model, Plan, Planner,
-    Prefill, Results, Roles, Sim, Stage, Stages, Store, StoreUrl, Telemetry, Tenant,
+    AnswerTokens, Bounds, Broker, BrokerUrl, Codec, Compute, Decode, Device, Gateway, Limits, Mode, Model, Plan,
+    Planner, Prefill, Results, Roles, Sim, Stage, Stages, Store, StoreUrl, Telemetry, Tenant,
 };
 
 /// Environment variables with this prefix set keys: `BATON__STAGES__PREFILL__REPLICAS=2` is `stages.prefill.replicas`.

@@ -152,7 +152,8 @@ fn flags_win_over_the_environment_which_wins_over_the_file() {
 
 #[test]
 fn workers_of_both_roles_need_stages_that_are_alike_and_bounds_that_hold() {
-    let file = "[planner]\nroles = \"flexible\"\n[planner.decode]\nfloor = 3\nceiling = 2\n[stages.decode]\nthreads = 3";
+    let file =
+        "[planner]\nroles = \"flexible\"\n[planner.decode]\nfloor = 3\nceiling = 2\n[stages.decode]\nthreads = 3";
     insta::assert_snapshot!(problems(file, &[], &[]), @r#"
     the pipeline has 2 problems:
       planner.roles: a worker of both roles loads its models once, so stages.prefill and stages.decode need the same threads

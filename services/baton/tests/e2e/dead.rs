@@ -164,7 +164,7 @@ async fn a_job_that_takes_its_workers_down_ends_as_one_dead_letter_and_can_be_tr
     assert_eq!(found.len(), 1, "{found:?}");
     let expected = json!({
         "id": "prefill.acme.poison", "stage": "prefill", "tenant": "acme", "job": "poison", "code": "attempts_exhausted",
-        "attempts": 2, "worker": "third", "trace_id": TRACE, "subject": "baton.prefill.m.batch",
+        "attempts": 2, "worker": "third", "trace_id": TRACE, "subject": "baton.prefill.m.batch.acme",
     });
     for (key, value) in expected.as_object().unwrap() {
         assert_eq!(&found[0][key], value, "{key}");

@@ -56,7 +56,11 @@ async fn a_calibrated_model_is_planned_with() {
 
     let slo = ["--workload", "long", "--request-rate", "2", "--ttft-p99", "2s", "--itl-p99", "100ms"];
     let shown = run(&[&plan[..], &slo].concat()).await;
-    assert!(shown.contains("1:5") && (shown.contains("meet the SLO: TTFT p99") || shown.contains("meets the SLO: TTFT p99")), "{shown}");
+    assert!(
+        shown.contains("1:5")
+            && (shown.contains("meet the SLO: TTFT p99") || shown.contains("meets the SLO: TTFT p99")),
+        "{shown}"
+    );
 }
 
 #[tokio::test]

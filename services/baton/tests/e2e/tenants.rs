@@ -168,10 +168,17 @@ async fn a_waiting_job_is_cancelled_expires_and_is_not_lost() {
     let bus = provisioned(&ground).await;
     let mut tenants = results(&bus, ["a"]).await;
     let _ingest = ground.worker("ingest", "ingest-1").await;
-    submit(&bus, "a", 0..3).await;
+    // One after the other, for ingest works on several at a time.
+    let admitted = async |jobs| until(&bus, "a job was not admitted", |_, admitted| admitted == jobs).await;
+    for n in 0..3 {
+        submit(&bus, "a", n..n + 1).await;
+        admitted(n as u64 + 1).await;
+    }
     let expiring = json!({ "id": "expiring", "prompt": "Hello", "max_tokens": 2, "deadline": 0.5 });
     bus.submit(&name("a"), &name("batch"), expiring.to_string().into_bytes()).await.unwrap();
-    until(&bus, "the jobs were not admitted", |requests, admitted| (requests, admitted) == (0, 4)).await;
+    admitted(4).await;
+    until(&bus, "a request is left", |requests, _| requests == 0).await;
+    assert_eq!(bus.waiting_for_turns().await.unwrap(), 3);
     let report = bus.reconcile(false).await.unwrap();
     assert_eq!((report.open, report.waiting), (4, 4), "{report:?}");
 

@@ -83,7 +83,7 @@ fn run(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn a_steady_load_comes_to_rest_within_one_worker_of_the_best_split(
