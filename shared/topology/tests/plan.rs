@@ -103,7 +103,7 @@ fn a_plan_states_everything() {
     enabled = false
     roles = "fixed"
     interval = "1s"
-    drain = "2s"
+    drain = "1s"
 
     [planner.prefill]
     floor = 1
