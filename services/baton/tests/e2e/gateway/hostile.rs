@@ -96,8 +96,9 @@ async fn a_fuzzer_that_reads_the_document_finds_no_5xx() {
         "/api/live",
         "--seed",
         "7",
+        // Two threads that compile at once trip over a fault of Python 3.11's parser.
         "--workers",
-        "2",
+        "1",
         "--request-timeout",
         "60",
         "--no-color",
