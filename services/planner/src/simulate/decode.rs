@@ -155,7 +155,10 @@ impl DecodeWorker {
         while self.schedule.admit(|id| answers.get(&id).is_some_and(|answer| answer.can_join(now))).is_some() {}
         self.ask(world);
         let mut busy = self.join(world);
-        self.make_room(world);
+        if self.make_room(world) && self.schedule.running().is_empty() {
+            // What has failed left its pages to those that wait.
+            return self.round(world);
+        }
         let running = self.schedule.running();
         let (mut steps, mut context) = (usize::MAX, 0);
         for id in running {
@@ -258,8 +261,8 @@ impl DecodeWorker {
         world.at(next.max(world.now + 1).min(all.max(world.now + 1)), Event::Poked(self.worker));
     }
 
-    /// Sends away those for whom there are no pages.
-    fn make_room(&mut self, world: &mut World<'_>) {
+    /// Sends away those for whom there are no pages; whether one of them failed.
+    fn make_room(&mut self, world: &mut World<'_>) -> bool {
         let left = self.schedule.make_room();
         for id in left.preempted {
             if let Some(answer) = self.answers.get_mut(&id) {
@@ -270,9 +273,11 @@ impl DecodeWorker {
                 world.measure.preempted();
             }
         }
-        if let Some(answer) = left.failed.and_then(|id| self.answers.remove(&id)) {
+        let failed = left.failed.and_then(|id| self.answers.remove(&id));
+        if let Some(answer) = &failed {
             self.fail(answer.job, world);
         }
+        failed.is_some()
     }
 
     /// A burst has ended, unless it was cut.
