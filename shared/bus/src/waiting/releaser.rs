@@ -13,7 +13,10 @@ use baton_contract::{
     subject::Stage,
 };
 use futures::{FutureExt, StreamExt, TryStreamExt, future::join_all, stream};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    task::unconstrained,
+    time::{Instant, sleep, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{DEADLINE_HEADER, Line, Options, STAGE_HEADER, reading::Reading, rounds::Rounds};
@@ -77,8 +80,9 @@ impl Releaser {
         let mut pause = SHORTEST;
         while !shutdown.is_cancelled() {
             let began = Instant::now();
-            // Whatever was told up to now is seen in this round.
-            while let Some(Some(_)) = self.wakes.next().now_or_never() {}
+            // Whatever was told up to now is seen in this round: all of it, however much tokio would let one task take at a time,
+            // for it would pile up.
+            while let Some(Some(_)) = unconstrained(self.wakes.next()).now_or_never() {}
             let (wait, apart) = match self.round().await {
                 Ok(Round::Moved) => {
                     pause = SHORTEST;
