@@ -110,13 +110,7 @@ fn figures(report: &Report) -> String {
 fn latencies(report: &Report) -> String {
     let head = ["ms", "mean", "median", "std", "p50", "p90", "p95", "p99", "max"].map(str::to_owned);
     let mut all = vec![head.to_vec()];
-    for (name, summary) in [
-        ("ttft", report.ttft_ms),
-        ("tpot", report.tpot_ms),
-        ("itl", report.itl_ms),
-        ("e2el", report.e2el_ms),
-        ("(send delay)", report.send_delay_ms),
-    ] {
+    for (name, summary) in report.times() {
         if let Some(Summary { mean, median, std, p50, p90, p95, p99, max, .. }) = summary {
             let figures = [mean, median, std, p50, p90, p95, p99, max].map(|figure| format!("{figure:.1}"));
             all.push([name.to_owned()].into_iter().chain(figures).collect());

@@ -82,6 +82,17 @@ pub struct Failures {
 }
 
 impl Report {
+    /// The times that tables show, by their names.
+    pub(crate) fn times(&self) -> [(&'static str, Option<Summary>); 5] {
+        [
+            ("ttft", self.ttft_ms),
+            ("tpot", self.tpot_ms),
+            ("itl", self.itl_ms),
+            ("e2el", self.e2el_ms),
+            ("(send delay)", self.send_delay_ms),
+        ]
+    }
+
     /// The figures of `records`, which have all ended and hold no warm-up.
     pub(crate) fn new(target: &'static str, options: &Options, records: &[Record], steady: Option<Steady>) -> Self {
         let mut failures: BTreeMap<String, Failures> = BTreeMap::new();

@@ -40,13 +40,7 @@ pub fn plain(report: &Report) -> String {
     }
     let columns = ["mean", "std", "p50", "p90", "p95", "p99", "max"];
     let _ = writeln!(text, "\n{:<14}{}", "ms", columns.map(|column| format!("{column:>10}")).concat());
-    for (name, summary) in [
-        ("ttft", report.ttft_ms),
-        ("tpot", report.tpot_ms),
-        ("itl", report.itl_ms),
-        ("e2el", report.e2el_ms),
-        ("(send delay)", report.send_delay_ms),
-    ] {
+    for (name, summary) in report.times() {
         let _ = write!(text, "{name:<14}");
         match summary {
             Some(Summary { mean, std, p50, p90, p95, p99, max, .. }) => {

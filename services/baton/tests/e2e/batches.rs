@@ -8,13 +8,12 @@ use std::{
 
 use baton_bus::batches::Batch;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
+    process::Command,
     sync::OnceCell,
     time::{Duration, sleep, timeout},
 };
 
-use crate::support::{Ground, PATIENCE, job_id, name};
+use crate::support::{Ground, PATIENCE, Worker, job_id, name};
 
 const CLIENT: &str = include_str!("batches/client.py");
 const CROWD: &str = include_str!("batches/crowd.py");
@@ -49,33 +48,26 @@ async fn python(ground: &Ground, program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// A gateway process; killed when dropped.
+/// A gateway and where it is; killed when dropped.
 struct Gateway {
-    child: Child,
+    process: Worker,
     url: String,
 }
 
 impl Gateway {
     async fn start(ground: &Ground, settings: &[&str]) -> Self {
-        let mut command = ground.command(&["gateway", "--listen", "127.0.0.1:0"]);
-        for setting in settings {
-            command.args(["--set", setting]);
-        }
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = timeout(PATIENCE, lines.next_line()).await.expect("the gateway was not ready in time").unwrap();
-        let url = line.as_deref().and_then(|line| line.strip_prefix("ready ")).expect("the gateway ended").to_owned();
-        Self { child, url }
+        let (process, url) = ground.gateway(settings).await;
+        Self { process, url }
     }
 
     /// As a crash does.
-    async fn kill(mut self) {
-        self.child.kill().await.unwrap();
+    async fn kill(self) {
+        self.process.kill().await;
     }
 
     /// The most memory that it has had, in KiB.
     fn memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }

@@ -10,8 +10,7 @@ use baton_bus::Bus;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
+    process::Command,
     time::{Duration, interval, timeout},
 };
 
@@ -65,19 +64,6 @@ async fn visit(arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// A gateway's process, which ends when dropped, and its URL.
-async fn gateway(ground: &Ground, settings: &[&str]) -> (Child, String) {
-    let mut command = ground.command(&["gateway", "--listen", "127.0.0.1:0"]);
-    for setting in settings {
-        command.args(["--set", setting]);
-    }
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let line = timeout(PATIENCE, lines.next_line()).await.expect("the gateway was not ready in time").unwrap();
-    let url = line.as_deref().and_then(|line| line.strip_prefix("ready ")).expect("the gateway says where it is");
-    (child, url.to_owned())
-}
-
 /// Submits jobs until it is dropped.
 async fn keep_busy(bus: Bus) {
     let beginning = "Everything that the answers have in common stands first. ".repeat(8);
@@ -118,7 +104,7 @@ async fn people_see_the_pipeline_work_and_send_a_prompt_by_keyboard() {
     ])
     .await;
     let _workers = ground.workers().await;
-    let (_gateway, url) = gateway(&ground, &[]).await;
+    let (_gateway, url) = ground.gateway(&[]).await;
     let picture = ground.directory.path().join("page.png");
     let arguments = ["use", &url, picture.to_str().unwrap()];
     let found = tokio::select! {
@@ -171,7 +157,7 @@ async fn with_keys_the_page_asks_for_one_and_shows_its_tenants_jobs_only() {
     let made = ground.baton(&key).await;
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let key = String::from_utf8(made.stdout).unwrap();
-    let (_gateway, url) = gateway(&ground, &[&format!("gateway.keys_file={}", file.display())]).await;
+    let (_gateway, url) = ground.gateway(&[&format!("gateway.keys_file={}", file.display())]).await;
     let found = visit(&["keys", &url, key.trim(), "other-job"]).await;
     assert_eq!((&found["focus"], &found["before"]), (&json!("key"), &json!("")));
     assert_eq!(found["jobs"], json!(["acme-job"]));

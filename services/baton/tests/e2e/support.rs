@@ -130,12 +130,9 @@ impl Ground {
 
     /// Starts a command that serves until it is told to stop, and waits until it says that it is ready.
     pub async fn process(&self, arguments: &[&str]) -> Worker {
-        let mut command = self.command(arguments);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = timeout(PATIENCE, lines.next_line()).await.expect("the worker was not ready in time").unwrap();
-        assert_eq!(line.as_deref(), Some("ready"), "{arguments:?}");
-        Worker { child }
+        let (worker, told) = serving(self.command(arguments)).await;
+        assert_eq!(told, "ready", "{arguments:?}");
+        worker
     }
 
     /// Starts a gateway with `settings` besides the ground's and waits until it takes requests; also returns its URL.
@@ -144,11 +141,8 @@ impl Ground {
         for setting in settings {
             command.arg("--set").arg(setting);
         }
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = timeout(PATIENCE, lines.next_line()).await.expect("the gateway was not ready in time").unwrap();
-        let url = line.as_deref().and_then(|line| line.strip_prefix("ready ")).expect("the gateway ended").to_owned();
-        (Worker { child }, url)
+        let (gateway, told) = serving(command).await;
+        (gateway, told.strip_prefix("ready ").expect("the gateway says where it is").to_owned())
     }
 
     /// One worker of each stage.
@@ -189,6 +183,14 @@ pub fn outcomes(output: &Output) -> Vec<Outcome> {
     outcomes
 }
 
+/// Starts a command that serves, and waits for its first line, which tells that it does.
+async fn serving(mut command: Command) -> (Worker, String) {
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let line = timeout(PATIENCE, lines.next_line()).await.expect("it was not ready in time").unwrap();
+    (Worker { child }, line.expect("it ended"))
+}
+
 /// A worker process; killed when dropped.
 pub struct Worker {
     child: Child,
@@ -199,8 +201,12 @@ impl Worker {
         self.child.kill().await.unwrap();
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
     pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id().unwrap() as i32);
+        let pid = Pid::from_raw(self.id() as i32);
         kill(pid, signal).unwrap();
     }
 
