@@ -2,6 +2,8 @@
 //! Baton needs.
 
 mod range;
+#[cfg(target_os = "linux")]
+mod spare;
 
 use std::{fmt, io, path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -161,6 +163,8 @@ pub struct Store {
     root: Option<Arc<std::path::Path>>,
     /// Whether puts into it are flushed to the disk.
     synced: bool,
+    #[cfg(target_os = "linux")]
+    spares: Option<Arc<spare::Spares>>,
     touches: Arc<Touches>,
 }
 
@@ -199,13 +203,27 @@ impl Store {
 
     fn opened(url: &str, vars: impl IntoIterator<Item = (String, String)>, synced: bool) -> Result<Self, Error> {
         let backend::Opened { inner, root } = backend::open(url, vars, synced)?;
-        Ok(Self { inner, url: url.into(), root: root.map(Into::into), synced, touches: Arc::default() })
+        Ok(Self {
+            inner,
+            url: url.into(),
+            #[cfg(target_os = "linux")]
+            spares: root.clone().filter(|_| !synced).map(spare::Spares::new),
+            root: root.map(Into::into),
+            synced,
+            touches: Arc::default(),
+        })
     }
 
     /// Puts an object unless one of that path is there. Of many who try at once, exactly one creates it.
     ///
     /// If an answer was lost on the way and the put retried, `Exists` may mean this very put.
     pub async fn put_new(&self, path: &ObjectPath, bytes: Bytes) -> Result<Put, Error> {
+        #[cfg(target_os = "linux")]
+        if let (Some(spares), Some(file)) = (&self.spares, self.file(path))
+            && let Some(put) = spares.put_new(file, bytes.clone()).await
+        {
+            return Ok(put);
+        }
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.inner.put_opts(&path.0, bytes.into(), options).await {
             Ok(_) => Ok(Put::Created),
