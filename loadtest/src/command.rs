@@ -3,3 +3,4 @@
 pub mod compare;
 pub mod run;
 pub mod shift;
+pub mod splits;

@@ -1,7 +1,8 @@
 //! Load for a running pipeline, or for any server that speaks OpenAI's protocol, and what it answers with: arrivals, token
 //! counts, latencies, goodput, pictures; in [`compare`], two targets in turn; in [`peers`], our engine beside another; in
 //! [`prefixes`], a trace's prompts and what a cache of their prefixes would save; in [`chaos`], a pipeline under faults and
-//! what must hold of it; in [`shift`], a load that changes its shape under a planner.
+//! what must hold of it; in [`shift`], a load that changes its shape under a planner; in [`splits`], what `baton plan` predicts
+//! and what is so.
 //!
 //! An open loop decides every send time by itself: no request waits for another's answer, and latencies count from the
 //! *intended* send time. A pipeline (or a client) that falls behind therefore shows it in the figures instead of slowing
@@ -24,6 +25,7 @@ pub mod report;
 mod run;
 pub mod shift;
 pub mod slo;
+pub mod splits;
 mod statistics;
 pub mod table;
 pub mod target;

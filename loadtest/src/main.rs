@@ -29,6 +29,8 @@ enum Command {
     Run(command::run::Arguments),
     /// Change the load's shape under a planner; print how long it takes until the workers fit it
     Shift(command::shift::Arguments),
+    /// Measure every split of some workers under each of the named loads, beside what `baton plan` predicts
+    Splits(command::splits::Arguments),
     /// Put two targets under the same load in turn and print how they differ
     Compare(command::compare::Arguments),
     /// Run our engine and llama.cpp's in turn and print the speeds of both and their ratio
@@ -102,6 +104,7 @@ async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Run(arguments) => command::run::run(arguments).await,
         Command::Shift(arguments) => command::shift::run(arguments).await,
+        Command::Splits(arguments) => command::splits::run(arguments).await,
         Command::Compare(arguments) => command::compare::run(arguments).await,
         Command::Peers(arguments) => peers(arguments).await.map(|()| true),
         Command::Prefixes(arguments) => replay(&arguments).map(|()| true),

@@ -76,6 +76,11 @@ pub async fn connect(url: Option<String>, root: &Name, credentials: Option<PathB
     Ok(Bus::connect(baton_bus::Options { url, credentials, name: "baton-loadtest".into(), layout }).await?)
 }
 
+/// `baton` in the directory of the running program, where cargo puts both.
+pub(crate) fn baton_beside_this_program() -> PathBuf {
+    env::current_exe().map_or_else(|_| "baton".into(), |path| path.with_file_name("baton"))
+}
+
 /// A pipeline that was started from a file; it ends with this value, and with this process.
 pub struct Started {
     child: Child,

@@ -207,7 +207,7 @@ async fn start(options: &Options, file: &Path, prefill: u32, planned: bool) -> R
         format!("planner.roles={}", if planned { "flexible" } else { "fixed" }),
     ];
     let settings: Vec<String> = options.set.iter().cloned().chain(own).collect();
-    let baton = options.baton.clone().unwrap_or_else(beside_this_program);
+    let baton = options.baton.clone().unwrap_or_else(pipeline::baton_beside_this_program);
     Ok(Started::start(&baton, file, root, &settings).await?)
 }
 
@@ -307,11 +307,6 @@ fn reached(timeline: &Timeline, rate: f64, lasts: Duration) -> Option<Duration> 
         let (tokens, seconds) = timeline.tokens(*from, *from + WINDOW);
         tokens as f64 >= rate * seconds
     })
-}
-
-/// `baton` in the directory of the running program, where cargo puts both.
-fn beside_this_program() -> PathBuf {
-    std::env::current_exe().map_or_else(|_| "baton".into(), |path| path.with_file_name("baton"))
 }
 
 #[cfg(test)]

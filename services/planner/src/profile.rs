@@ -212,7 +212,8 @@ impl Profile {
         }
     }
 
-    /// Of the sim engine, whose times are known, on a store and a bus that cost nothing; `kv_bytes` is a token's KV in bf16.
+    /// Of the sim engine, whose times are known, with what small chunks and messages take on one machine; `kv_bytes` is a token's
+    /// KV in bf16.
     pub fn sim(prefill_s_per_token: f64, decode_s_per_step: f64, kv_bytes: f64) -> Self {
         let (s_per_token, s_per_step) = (prefill_s_per_token, decode_s_per_step);
         Self {
@@ -226,8 +227,8 @@ impl Profile {
             prefill: Prefill { s_per_token, ..Prefill::default() },
             decode: Decode { s_per_step, ..Decode::default() },
             transfer: Transfer::default(),
-            store: Store::default(),
-            bus: Bus::default(),
+            store: Store { put_s: 0.000_2, get_s: 0.000_1, ..Store::default() },
+            bus: Bus { hop_s: 0.000_4, ..Bus::default() },
             fit: None,
         }
     }

@@ -81,6 +81,19 @@ pub enum Flow {
     Concurrency(usize),
 }
 
+impl Flow {
+    /// Requests that fill the pipeline before a closed loop is in its steady state.
+    fn filling(self, options: &Options) -> u64 {
+        let slots = |pool: &Pool| pool.workers * pool.slots;
+        let filling = match self {
+            Self::Planned => 0,
+            Self::Saturated => slots(&options.prefill) + slots(&options.decode),
+            Self::Concurrency(most) => most,
+        };
+        filling as u64
+    }
+}
+
 /// Jobs that wait for each prefill slot when requests come as soon as there is room.
 const BACKLOG: usize = 4;
 
@@ -140,8 +153,12 @@ impl<'o> Simulation<'o> {
             while let Some(request) = &next
                 && self.may_come(request)
             {
-                let planned = self.world.options.flow == Flow::Planned;
-                let at = if planned { nanos(request.at.as_secs_f64()) } else { self.world.now };
+                let at = match self.world.options.flow {
+                    Flow::Planned => nanos(request.at.as_secs_f64()),
+                    Flow::Saturated => self.world.now,
+                    // The client learns first that there is room.
+                    Flow::Concurrency(_) => self.world.now + nanos(self.world.options.decode.profile.bus.hop_s),
+                };
                 if let Some(request) = next.take() {
                     self.arrive(request, at.max(self.world.now));
                 }
@@ -210,6 +227,7 @@ impl<'o> Simulation<'o> {
             }
             Event::Poked(worker) => self.with_decode(worker, |worker, world| worker.poked(world)),
             Event::Stepped(worker, burst) => self.with_decode(worker, |worker, world| worker.stepped(burst, world)),
+            Event::Freed(role, worker) => self.world.pool(role).free(worker),
             Event::Started(worker) => self.start(worker),
             Event::Tick => {
                 if let Some(mut control) = self.control.take() {

@@ -70,7 +70,8 @@ pub struct Options {
     pub models: Vec<Name>,
     /// The most urgent first.
     pub lanes: Vec<Name>,
-    /// Messages held at once.
+    /// Messages worked on at once. Where slots are many and queues several, one more for each further queue: a slot waits at
+    /// every idle one, and the busy one must not miss it.
     pub slots: usize,
     /// After this long without a sign of life the broker gives a message to another worker; heartbeats come thrice as often.
     pub ack_wait: Duration,
@@ -111,7 +112,6 @@ pub async fn run<R: Receiver>(
     receiver: Arc<R>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let slots = Arc::new(Semaphore::new(options.slots));
     // Fires when the drain's time is over: whoever still works then hands its message back.
     let abandon = CancellationToken::new();
     let queues = options.queues();
@@ -132,9 +132,11 @@ pub async fn run<R: Receiver>(
     }
     let lane_of = |queue: &Queue| options.lanes.iter().take_while(|&lane| *lane != queue.lane).count();
     let turns = Turns::new(&queues.iter().map(lane_of).collect::<Vec<_>>(), options.slots);
+    let all = options.slots + turns.waiting_slots();
+    let slots = Arc::new(Semaphore::new(all));
     take(pullers, turns, &slots, &shutdown).await;
     // Every slot free again means that every message is settled.
-    let all = options.slots as u32;
+    let all = all as u32;
     if timeout(options.drain, slots.acquire_many(all)).await.is_err() {
         abandon.cancel();
         let _ = timeout(Duration::from_secs(5), slots.acquire_many(all)).await;

@@ -94,7 +94,7 @@ impl DecodeWorker {
         let prefilled = state.stored >= state.prompt;
         if prefilled && state.generated == 0 {
             (state.generated, state.first, state.last) = (1, world.now, world.now);
-            world.measure.first_token(seconds(world.now - state.arrived));
+            world.measure.first_token(state, world.now);
             world.measure.sampled();
             if state.output == 1 {
                 return self.complete(job, world);
@@ -304,7 +304,7 @@ impl DecodeWorker {
             let job = &mut world.jobs[answer.job];
             if job.generated == 0 {
                 job.first = end;
-                world.measure.first_token(seconds(end - job.arrived));
+                world.measure.first_token(job, end);
             } else {
                 world.measure.gap(seconds(end - job.last), 1);
             }
@@ -330,13 +330,13 @@ impl DecodeWorker {
     fn complete(&mut self, job: JobId, world: &mut World<'_>) {
         world.complete(job);
         world.decode.done += 1;
-        world.decode.free(self.worker);
+        world.free(Role::Decode, self.worker);
         self.drain_if_empty(world);
     }
 
     fn fail(&mut self, job: JobId, world: &mut World<'_>) {
         world.fail(job);
-        world.decode.free(self.worker);
+        world.free(Role::Decode, self.worker);
         self.drain_if_empty(world);
     }
 
@@ -356,7 +356,7 @@ impl DecodeWorker {
         for (id, answer) in std::mem::take(&mut self.answers).into_iter().rev() {
             self.schedule.remove(id);
             world.at(world.now + hop, Event::Handed(answer.job));
-            world.decode.free(self.worker);
+            world.free(Role::Decode, self.worker);
         }
         self.drain_if_empty(world);
     }

@@ -52,7 +52,9 @@ pub struct Use {
     pub slots: f64,
 }
 
-/// What a workload comes to. Rates are per second from the first arrival to the last result, as in the load generator.
+/// What a workload comes to. Rates are per second from the first arrival to the last result. In a closed loop they are those of its
+/// steady state, as in the load generator: from the time at which as many have ended as fill the pipeline, to the last
+/// arrival; and the latencies of those that fill it don't count.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
     /// Requests that got their whole answer.
@@ -100,13 +102,15 @@ pub struct Report {
 
 pub(super) struct Measure {
     slo: Slo,
+    /// Requests that fill the pipeline.
+    filling: u64,
     first: Option<Nanos>,
     last: Nanos,
-    completed: u64,
+    sums: Sums,
+    /// When the pipeline was full, and when the last request came.
+    full: Option<(Nanos, Sums)>,
+    latest: (Nanos, Sums),
     failed: u64,
-    good: u64,
-    prompt_tokens: u64,
-    output_tokens: u64,
     pub(super) arrived: u64,
     reused_tokens: u64,
     pub(super) computed_tokens: u64,
@@ -121,6 +125,15 @@ pub(super) struct Measure {
     tpot: Times,
     e2el: Times,
     prefill: Times,
+}
+
+/// Of the requests that completed until some time.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    completed: u64,
+    good: u64,
+    prompt_tokens: u64,
+    output_tokens: u64,
 }
 
 /// Microseconds.
@@ -155,16 +168,16 @@ impl Times {
 }
 
 impl Measure {
-    pub(super) fn new(slo: Slo) -> Self {
+    pub(super) fn new(slo: Slo, filling: u64) -> Self {
         Self {
             slo,
+            filling,
             first: None,
             last: 0,
-            completed: 0,
+            sums: Sums::default(),
+            full: None,
+            latest: (0, Sums::default()),
             failed: 0,
-            good: 0,
-            prompt_tokens: 0,
-            output_tokens: 0,
             arrived: 0,
             reused_tokens: 0,
             computed_tokens: 0,
@@ -181,14 +194,19 @@ impl Measure {
         }
     }
 
-    pub(super) fn accepted(&mut self, at: Nanos) {
+    /// A request has come; whether its latencies count.
+    pub(super) fn accepted(&mut self, at: Nanos) -> bool {
         self.arrived += 1;
         self.first.get_or_insert(at);
+        self.latest = (at, self.sums);
+        self.arrived > self.filling
     }
 
-    pub(super) fn prefilled(&mut self, latency_s: f64, reused: usize) {
-        self.prefill.note(latency_s, 1);
-        self.reused_tokens += reused as u64;
+    pub(super) fn prefilled(&mut self, job: &Job, at: Nanos) {
+        if job.measured {
+            self.prefill.note(seconds(at - job.arrived), 1);
+        }
+        self.reused_tokens += job.reused as u64;
     }
 
     pub(super) fn computed(&mut self, tokens: usize) {
@@ -199,8 +217,10 @@ impl Measure {
         self.recomputed_tokens += tokens as u64;
     }
 
-    pub(super) fn first_token(&mut self, ttft_s: f64) {
-        self.ttft.note(ttft_s, 1);
+    pub(super) fn first_token(&mut self, job: &Job, at: Nanos) {
+        if job.measured {
+            self.ttft.note(seconds(at - job.arrived), 1);
+        }
     }
 
     /// Prefill has sampled a token.
@@ -228,23 +248,28 @@ impl Measure {
 
     /// Requests that ended.
     pub(super) fn ended(&self) -> u64 {
-        self.completed + self.failed
+        self.sums.completed + self.failed
     }
 
     pub(super) fn completed(&mut self, job: &Job, result: Nanos) {
-        self.completed += 1;
         self.last = self.last.max(result);
-        self.prompt_tokens += job.prompt as u64;
-        self.output_tokens += job.output as u64;
         let ttft = seconds(job.first - job.arrived);
         let gaps = job.output - 1;
         let tpot = if gaps == 0 { 0.0 } else { seconds(job.last - job.first) / gaps as f64 };
-        if gaps > 0 {
-            self.tpot.note(tpot, 1);
+        if job.measured {
+            if gaps > 0 {
+                self.tpot.note(tpot, 1);
+            }
+            self.e2el.note(seconds(result - job.arrived), 1);
         }
-        self.e2el.note(seconds(result - job.arrived), 1);
         let within = |bound: Option<f64>, value: f64| bound.is_none_or(|bound| value <= bound);
-        self.good += u64::from(within(self.slo.ttft_s, ttft) && within(self.slo.itl_s, tpot));
+        self.sums.completed += 1;
+        self.sums.good += u64::from(within(self.slo.ttft_s, ttft) && within(self.slo.itl_s, tpot));
+        self.sums.prompt_tokens += job.prompt as u64;
+        self.sums.output_tokens += job.output as u64;
+        if self.filling > 0 && self.sums.completed == self.filling {
+            self.full = Some((result, self.sums));
+        }
     }
 
     pub(super) fn report(
@@ -256,7 +281,16 @@ impl Measure {
         changes: Vec<Change>,
     ) -> Report {
         let duration_s = seconds(self.last.saturating_sub(self.first.unwrap_or(0)));
-        let rate = |count: u64| if duration_s > 0.0 { count as f64 / duration_s } else { 0.0 };
+        // Too few to have a steady state: all of it.
+        let all = ((self.first.unwrap_or(0), Sums::default()), (self.last, self.sums));
+        let ((from, before), (to, after)) = match self.full {
+            Some(full) if self.latest.1.completed >= 2 * self.filling => (full, self.latest),
+            _ => all,
+        };
+        let steady_s = seconds(to.saturating_sub(from));
+        let rate = |sum: fn(&Sums) -> u64| {
+            if steady_s > 0.0 { (sum(&after) - sum(&before)) as f64 / steady_s } else { 0.0 }
+        };
         let usage = |pool: &Shared, slots: usize| {
             let present = (pool.present_nanos as f64).max(1.0);
             Use {
@@ -266,13 +300,13 @@ impl Measure {
             }
         };
         Report {
-            completed: self.completed,
+            completed: self.sums.completed,
             failed: self.failed,
             duration_s,
-            request_throughput: rate(self.completed),
-            input_throughput: rate(self.prompt_tokens),
-            output_throughput: rate(self.output_tokens),
-            goodput: rate(self.good),
+            request_throughput: rate(|sums| sums.completed),
+            input_throughput: rate(|sums| sums.prompt_tokens),
+            output_throughput: rate(|sums| sums.output_tokens),
+            goodput: rate(|sums| sums.good),
             ttft: self.ttft.quantiles(),
             itl: self.itl.quantiles(),
             tpot: self.tpot.quantiles(),
@@ -281,7 +315,7 @@ impl Measure {
             prefill: usage(prefill, options.prefill.slots),
             decode: usage(decode, options.decode.slots),
             mean_batch: self.step_tokens as f64 / (self.steps as f64).max(1.0),
-            reused: self.reused_tokens as f64 / (self.prompt_tokens as f64).max(1.0),
+            reused: self.reused_tokens as f64 / (self.sums.prompt_tokens as f64).max(1.0),
             decode_prefilled_tokens: self.recomputed_tokens,
             preemptions: self.preemptions,
             events,

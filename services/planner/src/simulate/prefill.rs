@@ -10,7 +10,7 @@ use baton_prefill::{
 use super::{
     Options,
     reuse::Place,
-    world::{Event, JobId, Nanos, Role, World, nanos, seconds},
+    world::{Event, JobId, Nanos, Role, World, nanos},
 };
 
 pub(super) struct PrefillWorker {
@@ -218,7 +218,7 @@ impl PrefillWorker {
 
     fn hand_over(&mut self, job: JobId, world: &mut World<'_>) {
         let state = &mut world.jobs[job];
-        world.measure.prefilled(seconds(world.now - state.arrived), state.reused);
+        world.measure.prefilled(state, world.now);
         state.blocks = Vec::new();
         world.prefill.done += 1;
         world.at(world.now + nanos(world.options.prefill.profile.bus.hop_s), Event::Queued(job));
@@ -227,7 +227,7 @@ impl PrefillWorker {
 
     fn free(&mut self, world: &mut World<'_>) {
         self.held -= 1;
-        world.prefill.free(self.worker);
+        world.free(Role::Prefill, self.worker);
         self.drain_if_empty(world);
     }
 

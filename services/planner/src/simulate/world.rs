@@ -9,7 +9,7 @@ use std::{
 use baton_workload::Drawn;
 
 use super::{
-    Options,
+    Options, Pool,
     control::Change,
     measure::{Measure, Report},
     reuse::Prefixes,
@@ -47,11 +47,13 @@ pub(super) enum Event {
     Poked(usize),
     /// The burst of that number has ended.
     Stepped(usize, u32),
+    /// A worker of a role asks for a job again.
+    Freed(Role, usize),
     Started(usize),
     Tick,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Role {
     Prefill,
     Decode,
@@ -84,6 +86,8 @@ pub(super) struct Job {
     pub(super) generated: usize,
     pub(super) first: Nanos,
     pub(super) last: Nanos,
+    /// Whether its latencies count.
+    pub(super) measured: bool,
 }
 
 /// Jobs by their numbers, which are used again.
@@ -198,7 +202,7 @@ impl Shared {
     pub(super) fn free(&mut self, worker: usize) {
         self.held -= 1;
         let (free, takes) = &mut self.workers[worker];
-        *free += 1;
+        *free = (*free + 1).min(self.slots);
         if *takes && *free == 1 {
             self.asking.push_back(worker);
         }
@@ -239,7 +243,7 @@ impl<'o> World<'o> {
             decode: shared(options.decode.slots),
             ingesting: 0,
             prefixes: Prefixes::new(options.store_bytes),
-            measure: Measure::new(options.slo),
+            measure: Measure::new(options.slo, options.flow.filling(options)),
             drained: Vec::new(),
         }
     }
@@ -282,10 +286,23 @@ impl<'o> World<'o> {
     }
 
     pub(super) fn accept(&mut self, request: Drawn, at: Nanos) -> JobId {
-        self.measure.accepted(at);
+        let measured = self.measure.accepted(at);
         let Drawn { prompt_tokens, max_tokens, blocks, .. } = request;
         let (prompt, output) = (prompt_tokens.max(1) as usize, max_tokens.max(1) as usize);
-        self.jobs.add(Job { arrived: at, prompt, output, blocks, ..Job::default() })
+        self.jobs.add(Job { arrived: at, prompt, output, blocks, measured, ..Job::default() })
+    }
+
+    /// A worker is through with a job. It asks for another when what it has published is acknowledged.
+    pub(super) fn free(&mut self, role: Role, worker: usize) {
+        let hop = nanos(self.pool_options(role).profile.bus.hop_s);
+        self.at(self.now + hop, Event::Freed(role, worker));
+    }
+
+    fn pool_options(&self, role: Role) -> &'o Pool {
+        match role {
+            Role::Prefill => &self.options.prefill,
+            Role::Decode => &self.options.decode,
+        }
     }
 
     /// A job has its whole answer.

@@ -90,6 +90,11 @@ impl Turns {
         }
     }
 
+    /// Slots that wait at idle queues while another is busy, on top of those that it was made for.
+    pub(super) fn waiting_slots(&self) -> usize {
+        if self.standing { self.queues.len().saturating_sub(1) } else { 0 }
+    }
+
     /// Whether a free slot would have something to do.
     pub(super) fn wanted(&self, now: Instant) -> bool {
         self.choose(now).is_some()

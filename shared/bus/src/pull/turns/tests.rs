@@ -166,6 +166,25 @@ proptest! {
             worker.running /= 2;
         }
     }
+
+    #[test]
+    fn idle_queues_keep_no_slot_from_a_busy_one(queues in 1..5usize, extra in 0..40usize, busy in 0..5usize) {
+        let slots = 2 * queues + extra;
+        let mut worker = Worker::new(queues, 1, slots, 0);
+        worker.slots += worker.turns.waiting_slots();
+        // All wait, and then one has more than it is asked for, again and again.
+        for _ in 0..20 {
+            worker.settle(false);
+            worker.now += 10 * MS;
+        }
+        for _ in 0..50 {
+            worker.backlog[busy % queues] = 100;
+            worker.settle(false);
+            worker.now += 10 * MS;
+            prop_assert!(worker.running >= slots, "{} of {slots} slots work", worker.running);
+            worker.running /= 2;
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,307 @@
+//! Every split of some workers under each of the named loads: what `baton plan` predicts, and what is measured.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use baton_contract::Name;
+use baton_workload::Named;
+use serde::{Deserialize, Serialize};
+use tokio::process::Command;
+
+use crate::{
+    Options as Load, Target,
+    pipeline::{self, Started},
+};
+
+/// The pipeline that is run where no other is named.
+const PIPELINE: &str = include_str!("../splits.toml");
+/// The share of the best split's throughput that a recommended one is to have.
+const SHARE: f64 = 0.95;
+/// Requests that are simulated of each load.
+const PREDICTED: usize = 5_000;
+
+/// What to run.
+#[derive(clap::Args, Clone, Debug, Serialize)]
+pub struct Options {
+    /// A pipeline file; without it six workers of the sim engine
+    #[arg(value_name = "PIPELINE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<PathBuf>,
+    /// The program `baton`; without it the one beside this program
+    #[arg(long, value_name = "PATH")]
+    #[serde(skip)]
+    pub baton: Option<PathBuf>,
+    /// Set any key of the pipeline; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// What the model costs, for the prediction: see `baton calibrate`; the sim engine needs none
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<PathBuf>,
+    /// Prefill and decode workers together
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(2..=64))]
+    pub workers: u32,
+    /// The loads: long, mixed, prompts
+    #[arg(long = "workload", value_name = "NAMES", value_delimiter = ',', default_value = "long,mixed,prompts")]
+    pub workloads: Vec<Named>,
+    /// Makes every prompt and answer so many times as long
+    #[arg(long, value_name = "F", default_value_t = 0.25)]
+    pub length_scale: f64,
+    /// Requests under way at a time
+    #[arg(long, value_name = "N", default_value_t = 72)]
+    pub concurrency: usize,
+    /// Seconds of each load on each split
+    #[arg(long = "duration", value_name = "S", default_value_t = 20.0)]
+    pub duration_s: f64,
+    /// Equal seeds give equal prompts
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Pipeline(#[from] pipeline::Error),
+    #[error(transparent)]
+    Run(#[from] crate::Error),
+    #[error("cannot write the pipeline's file: {0}")]
+    File(std::io::Error),
+    #[error("cannot run {}: {source}; build baton first, or say where it is with --baton", program.display())]
+    Start { program: PathBuf, source: std::io::Error },
+    #[error("`baton plan` failed: {0}")]
+    Plan(String),
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub options: Options,
+    pub loads: Vec<Judged>,
+}
+
+/// One load on all splits.
+#[derive(Clone, Debug, Serialize)]
+pub struct Judged {
+    pub workload: Named,
+    pub splits: Vec<Compared>,
+    /// Prefill workers of the split that does most, and of the one that the plan recommends for most throughput.
+    pub best: u32,
+    pub recommended: u32,
+    /// Throughput of the recommended split by that of the best.
+    pub share: f64,
+}
+
+/// One load on one split.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Compared {
+    pub prefill: u32,
+    pub decode: u32,
+    pub measured: Figures,
+    pub predicted: Figures,
+    /// Requests that failed or got no result.
+    pub lost: usize,
+}
+
+/// Throughput in tokens a second; times in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Figures {
+    pub output_throughput: f64,
+    pub ttft_p50: f64,
+    pub ttft_p99: f64,
+    pub itl_p99: f64,
+}
+
+impl Figures {
+    /// How far these are from what was measured, as shares of it.
+    pub fn off(&self, measured: &Self) -> Self {
+        let off = |found: f64, expected: f64| if expected > 0.0 { found / expected - 1.0 } else { 0.0 };
+        Self {
+            output_throughput: off(self.output_throughput, measured.output_throughput),
+            ttft_p50: off(self.ttft_p50, measured.ttft_p50),
+            ttft_p99: off(self.ttft_p99, measured.ttft_p99),
+            itl_p99: off(self.itl_p99, measured.itl_p99),
+        }
+    }
+}
+
+impl Report {
+    /// Whether nothing was lost, and each recommended split does about as much as the best.
+    pub fn holds(&self) -> bool {
+        let lost: usize = self.loads.iter().flat_map(|load| &load.splits).map(|split| split.lost).sum();
+        lost == 0 && self.loads.iter().all(|load| load.share >= SHARE)
+    }
+}
+
+/// What of a plan is compared.
+#[derive(Deserialize)]
+struct Plan {
+    splits: Vec<Planned>,
+}
+
+#[derive(Deserialize)]
+struct Planned {
+    split: Split,
+    output_throughput: f64,
+    ttft: Quantiles,
+    itl: Quantiles,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+struct Split {
+    prefill: u32,
+    decode: u32,
+}
+
+#[derive(Deserialize)]
+struct Quantiles {
+    p50: f64,
+    p99: f64,
+}
+
+impl Plan {
+    fn of(&self, split: Split) -> Option<Figures> {
+        let planned = self.splits.iter().find(|planned| planned.split == split)?;
+        Some(Figures {
+            output_throughput: planned.output_throughput,
+            ttft_p50: planned.ttft.p50,
+            ttft_p99: planned.ttft.p99,
+            itl_p99: planned.itl.p99,
+        })
+    }
+}
+
+/// Predicts, then measures each split in turn. `progress` hears what is going on.
+pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<Report, Error> {
+    let directory = tempfile::tempdir().map_err(Error::File)?;
+    let file = match &options.pipeline {
+        Some(file) => file.clone(),
+        None => {
+            let file = directory.path().join("splits.toml");
+            std::fs::write(&file, PIPELINE).map_err(Error::File)?;
+            file
+        }
+    };
+    let baton = options.baton.clone().unwrap_or_else(pipeline::baton_beside_this_program);
+    let mut plans = Vec::new();
+    for workload in &options.workloads {
+        progress(format!("{workload} is planned"));
+        plans.push(plan(options, &baton, &file, *workload).await?);
+    }
+    let mut compared = vec![Vec::new(); options.workloads.len()];
+    for prefill in 1..options.workers {
+        let split = Split { prefill, decode: options.workers - prefill };
+        let started = start(options, &baton, &file, split).await?;
+        let target = Target::from(started.bus.clone());
+        let mut measured = Ok(());
+        for (index, workload) in options.workloads.iter().enumerate() {
+            progress(format!("{prefill}:{}, {workload}", split.decode));
+            match measure(options, &target, *workload, u64::from(prefill)).await {
+                Ok((measured, lost)) => {
+                    let predicted = plans[index].of(split).unwrap_or_default();
+                    compared[index].push(Compared { prefill, decode: split.decode, measured, predicted, lost });
+                }
+                Err(error) => {
+                    measured = Err(error);
+                    break;
+                }
+            }
+        }
+        started.stop().await;
+        measured?;
+    }
+    let loads = options.workloads.iter().zip(compared).map(|(workload, splits)| judge(*workload, splits)).collect();
+    Ok(Report { options: options.clone(), loads })
+}
+
+fn judge(workload: Named, splits: Vec<Compared>) -> Judged {
+    let most = |figure: fn(&Compared) -> f64| splits.iter().max_by(|a, b| figure(a).total_cmp(&figure(b)));
+    let best = most(|split| split.measured.output_throughput);
+    let recommended = most(|split| split.predicted.output_throughput);
+    let throughput = |split: Option<&Compared>| split.map_or(0.0, |split| split.measured.output_throughput);
+    let share = throughput(recommended) / throughput(best).max(f64::MIN_POSITIVE);
+    let prefill = |split: Option<&Compared>| split.map_or(0, |split| split.prefill);
+    let (best, recommended) = (prefill(best), prefill(recommended));
+    Judged { workload, splits, best, recommended, share }
+}
+
+async fn plan(options: &Options, baton: &Path, file: &Path, workload: Named) -> Result<Plan, Error> {
+    let mut command = Command::new(baton);
+    command.arg("plan").arg("--json").arg("--pipeline").arg(file);
+    for (key, value) in [
+        ("--workers", options.workers.to_string()),
+        ("--workload", workload.to_string()),
+        ("--length-scale", options.length_scale.to_string()),
+        ("--concurrency", options.concurrency.to_string()),
+        ("--num-prompts", PREDICTED.to_string()),
+        ("--seed", options.seed.to_string()),
+    ] {
+        command.arg(key).arg(value);
+    }
+    for setting in &options.set {
+        command.arg("--set").arg(setting);
+    }
+    if let Some(profile) = &options.profile {
+        command.arg("--profile").arg(profile);
+    }
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let planned = command.output().await.map_err(|source| Error::Start { program: baton.to_owned(), source })?;
+    if !planned.status.success() {
+        return Err(Error::Plan(String::from_utf8_lossy(&planned.stderr).trim().to_owned()));
+    }
+    serde_json::from_slice(&planned.stdout).map_err(|error| Error::Plan(error.to_string()))
+}
+
+async fn start(options: &Options, baton: &Path, file: &Path, split: Split) -> Result<Started, Error> {
+    let root = Name::new(&format!("splits-{}", std::process::id())).map_err(crate::Error::from)?;
+    let own = [
+        format!("stages.prefill.replicas={}", split.prefill),
+        format!("stages.decode.replicas={}", split.decode),
+        "planner.enabled=false".to_owned(),
+        "planner.roles=fixed".to_owned(),
+    ];
+    let settings: Vec<String> = options.set.iter().cloned().chain(own).collect();
+    Ok(Started::start(baton, file, root, &settings).await?)
+}
+
+/// Also the requests that failed or got no result.
+async fn measure(
+    options: &Options,
+    target: &Target,
+    workload: Named,
+    number: u64,
+) -> Result<(Figures, usize), crate::Error> {
+    let load = Load {
+        workload: Some(workload),
+        length_scale: options.length_scale,
+        warmup: options.concurrency,
+        // No run meets the KV of another.
+        seed: options.seed.wrapping_mul(10_000).wrapping_add(100 * workload as u64 + number),
+        ..Load::closed_loop(options.concurrency, Duration::from_secs_f64(options.duration_s))?
+    };
+    let report = crate::run(target, &load, |_| {}).await?.report;
+    let times = |summary: &Option<crate::Summary>| summary.as_ref().map_or((0.0, 0.0), |it| (it.p50, it.p99));
+    let ((ttft_p50, ttft_p99), (_, itl_p99)) = (times(&report.ttft_ms), times(&report.itl_ms));
+    let output_throughput = report.steady.map_or(report.output_throughput, |steady| steady.output_throughput);
+    Ok((Figures { output_throughput, ttft_p50, ttft_p99, itl_p99 }, report.failed + report.lost))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_recommended_split_is_judged_by_what_it_does() {
+        let split = |prefill, measured, predicted| {
+            let figures = |output_throughput| Figures { output_throughput, ..Figures::default() };
+            let (measured, predicted) = (figures(measured), figures(predicted));
+            Compared { prefill, decode: 6 - prefill, measured, predicted, lost: 0 }
+        };
+        let judged = judge(Named::Mixed, vec![split(1, 10.0, 8.0), split(2, 100.0, 90.0), split(3, 96.0, 99.0)]);
+        assert_eq!((judged.best, judged.recommended, judged.share), (2, 3, 0.96));
+        let off = judged.splits[1].predicted.off(&judged.splits[1].measured);
+        assert!((off.output_throughput + 0.1).abs() < 1e-9);
+    }
+}
