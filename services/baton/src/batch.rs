@@ -52,7 +52,7 @@ later line is told as an error without a custom_id. --salt makes new jobs of the
 
 Ctrl-C ends it at once; jobs that were sent go on, and the next run collects them. With --json it prints one object in the end \
 (on standard error if OUT is -): lines, answered_before, failed_before, completed, failed, collected, sent, prompt_tokens, \
-cached_tokens, completion_tokens, kv_saved_bytes, seconds.
+cached_tokens, completion_tokens, kv_saved_bytes, seconds, interrupted.
 
 Exit code: 0 if every line of IN is answered, 3 if a line of OUT is an error, 130 after Ctrl-C, 1 after another error.")]
 struct RunArguments {

@@ -118,6 +118,7 @@ enum Command {
     /// Write down a context
     Add(AddArguments),
     /// List the contexts
+    #[command(alias = "list")]
     Ls(ListArguments),
     /// Use a context wherever a command names none
     Select(NameArguments),
@@ -126,6 +127,7 @@ enum Command {
     /// Show a context
     Show(ShowArguments),
     /// Remove a context
+    #[command(alias = "remove")]
     Rm(NameArguments),
 }
 

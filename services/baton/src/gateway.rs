@@ -148,6 +148,7 @@ fn options(plan: &Plan) -> anyhow::Result<Options> {
             slots: settings.batches,
             ack_wait: settings.ack_wait,
             replicas: plan.broker.replicas,
+            max_output: settings.max_output.0,
         },
         webhooks: Some(webhooks::Options { allow }),
     })

@@ -85,6 +85,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         return screen::run(looks, &title).await;
     }
     let shown = async {
+        // Workers are heard of within the first second; until then there seem to be none.
+        looks.next().await;
         loop {
             let view = looks.next().await;
             let text = if arguments.json { line(&view)? } else { plain::line(&view) };

@@ -8,10 +8,10 @@ use tokio::time::Instant;
 
 use crate::engine::Held;
 
-/// Tokens that are imported between two steps, whoever joins: the running answers wait for that.
-pub const IMPORTED: usize = 2048;
-/// Computing a token takes about as long as importing so many.
-pub const COMPUTE_COST: usize = 8;
+/// Tokens that are imported between two steps, whoever joins: the running answers wait for that, some 6 ms on a CPU.
+pub const IMPORTED: usize = 512;
+/// A computed token counts as so many imported ones. It takes longer than that, but a pass of few tokens wastes its time.
+pub const COMPUTE_COST: usize = 2;
 /// Tokens that are computed at a time.
 pub(crate) const COMPUTED: usize = IMPORTED / COMPUTE_COST;
 

@@ -70,9 +70,10 @@ impl Caller {
                 ))
             })?),
         };
-        if self.key.allowance.as_ref().is_some_and(|allowance| !allowance.take()) {
+        if let Some(Err(wait)) = self.key.allowance.as_ref().map(Allowance::take) {
             let most = self.key.entry.requests_per_minute.unwrap_or_default();
-            return Err(ApiError::busy(format!("the key {name} may send {most} requests a minute; send fewer")));
+            let error = ApiError::busy(format!("the key {name} may send {most} requests a minute; send fewer"));
+            return Err(ApiError { retry_after: wait.as_secs_f64().ceil() as u32, ..error });
         }
         Ok(Permit { _open: open })
     }

@@ -5,6 +5,7 @@
 //! line, so that asking for it twice changes nothing, and what came of it is read from the stream of results.
 
 mod answers;
+mod chores;
 mod desk;
 mod drive;
 mod input;
@@ -27,7 +28,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub use self::desk::Options;
-pub(crate) use self::{desk::Desk, output::blobs, worker::run};
+pub(crate) use self::{chores::sweep_regularly, desk::Desk, output::blobs, worker::run};
 use crate::{
     State,
     auth::Tenant,
@@ -78,7 +79,7 @@ async fn create(
     let key = key(&id)?;
     let desk = &state.desk;
     desk.batches.put(&tenant, &key, &batch).await?;
-    // Should this fail, the sender hears of it, and a batch is left that nobody drives.
+    // Should this fail, the sender hears of it, and at worst a batch is left that he does not know of.
     if let Err(error) = desk.batch_errands.leave(&tenant, &id, id.clone().into_bytes()).await {
         let _ = desk.batches.remove(&tenant, &key).await;
         return Err(error.into());

@@ -28,6 +28,8 @@ use crate::{
 };
 use abandon::Abandon;
 
+/// Tells the job that a request became.
+pub(crate) const JOB_HEADER: HeaderName = HeaderName::from_static("baton-job-id");
 /// Names the lane of a request, as `service_tier` does.
 const LANE_HEADER: &str = "baton-lane";
 /// Names the job: the same request under the same key is the same job.
@@ -77,7 +79,7 @@ async fn answer(
     let mut response =
         posting.post(state, &caller.tenant, permit).instrument(span).await.unwrap_or_else(IntoResponse::into_response);
     if let Ok(job) = HeaderValue::from_str(job.as_str()) {
-        response.headers_mut().insert(HeaderName::from_static("baton-job-id"), job);
+        response.headers_mut().insert(JOB_HEADER, job);
     }
     response
 }

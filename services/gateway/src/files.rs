@@ -6,7 +6,7 @@ mod chores;
 mod form;
 mod page;
 
-use std::time::Duration;
+use std::{num::NonZeroUsize, time::Duration};
 
 use axum::{
     Json, Router,
@@ -35,6 +35,9 @@ use crate::{State, auth::Tenant, openai::ApiError};
 
 /// How long an upload may take altogether: who is slower than this holds a connection for nothing.
 pub(crate) const UPLOAD_WITHIN: Duration = Duration::from_secs(3_600);
+/// Parts of an upload that are on their way to the store at a time: a request takes some tens of milliseconds there, so these
+/// make some 100 MB/s.
+const PARTS_AT_ONCE: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 /// Files of one page at most, and without a limit.
 const PAGE: usize = 10_000;
 
@@ -128,7 +131,7 @@ async fn upload(
     let blob = Blob::of_upload(tenant.as_str(), &id);
     let slow =
         || ApiError::new(408, "invalid_request_error", None, "the upload took longer than an hour; split the file");
-    let received = timeout(UPLOAD_WITHIN, form::receive(request, files.upload(blob, form::MAX_BYTES)));
+    let received = timeout(UPLOAD_WITHIN, form::receive(request, files.upload(blob, form::MAX_BYTES, PARTS_AT_ONCE)));
     let received = received.await.map_err(|_| slow())??;
     let created_at = now();
     let file = File {

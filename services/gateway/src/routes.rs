@@ -3,7 +3,7 @@
 use axum::{
     Router,
     extract::{MatchedPath, Request, State as FromState},
-    http::Method,
+    http::{HeaderName, HeaderValue, Method},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -15,6 +15,9 @@ use crate::{
     openai::{ApiError, Endpoint},
     page, webhooks,
 };
+
+/// What OpenAI's clients call `request_id`.
+const REQUEST_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes.
 pub(crate) fn router(state: State) -> Router {
@@ -60,13 +63,26 @@ async fn wrong_method(method: Method) -> ApiError {
     ApiError::new(405, "invalid_request_error", Some("method_not_allowed"), message)
 }
 
-/// Counts requests by their route, never by the path that somebody wrote.
+/// Counts requests by their route, never by the path that somebody wrote, and gives each an id by which its client and the log
+/// speak of it.
 async fn count(FromState(state): FromState<State>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = request.method().clone();
-    let response = next.run(request).await.into_response();
-    state.metrics.answered(method.as_str(), route.as_deref(), response.status().as_u16(), began.elapsed());
+    let mut response = next.run(request).await.into_response();
+    let status = response.status();
+    state.metrics.answered(method.as_str(), route.as_deref(), status.as_u16(), began.elapsed());
+    let id = format!("req_{:032x}", rand::random::<u128>());
+    let (route, headers) = (route.as_deref().unwrap_or("none"), response.headers_mut());
+    let job = headers.get(completions::JOB_HEADER).and_then(|job| job.to_str().ok()).unwrap_or_default();
+    if status.is_server_error() {
+        tracing::warn!(request = id, %method, route, status = status.as_u16(), job, "a request failed");
+    } else {
+        tracing::debug!(request = id, %method, route, status = status.as_u16(), job, "a request was answered");
+    }
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert(REQUEST_HEADER, id);
+    }
     response
 }
 

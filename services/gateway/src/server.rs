@@ -50,8 +50,8 @@ pub struct Gateway {
     listener: TcpListener,
     address: SocketAddr,
     max_connections: usize,
-    /// Batches that it drives at a time.
-    batches: usize,
+    /// How it drives batches.
+    batches: batches::Options,
     state: State,
 }
 
@@ -83,7 +83,7 @@ impl Gateway {
             started: unix_ms() / 1_000,
             closing: CancellationToken::new(),
         };
-        Ok(Self { listener, address, max_connections, batches: batches.slots, state })
+        Ok(Self { listener, address, max_connections, batches, state })
     }
 
     /// Where it is found.
@@ -95,7 +95,8 @@ impl Gateway {
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { listener, max_connections, batches, state, .. } = self;
         let mut chores = JoinSet::new();
-        chores.spawn(batches::run(state.clone(), batches, shutdown.clone()));
+        chores.spawn(batches::run(state.clone(), batches.clone(), shutdown.clone()));
+        chores.spawn(batches::sweep_regularly(state.clone(), batches, shutdown.clone()));
         chores.spawn(webhooks::run(state.clone(), shutdown.clone()));
         chores.spawn(files::sweep_regularly(state.clone(), shutdown.clone()));
         let closing = state.closing.clone();

@@ -2,7 +2,7 @@
 //! is kept.
 //!
 //! ```text
-//! validating ──▶ in_progress ──▶ finalizing ──▶ completed | expired
+//! validating ──▶ in_progress ──▶ finalizing ──▶ completed | expired | failed (its answers are too long)
 //!     │              └─────▶ cancelling ─────▶ cancelled
 //!     └──▶ failed
 //! ```
@@ -12,11 +12,15 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use baton_contract::{JobId, Name};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Bus, Error,
+    errands::Errands,
     shelf::{Keeping, Shelf},
+    unix_ms,
 };
 
 /// How long a batch can be asked for after its last change.
@@ -54,7 +58,7 @@ impl Status {
     }
 }
 
-/// What is wrong with a batch's input file.
+/// What is wrong with a batch's input file, or its output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     pub code: String,
@@ -137,6 +141,10 @@ pub enum End {
     Completed,
     Expired,
     Cancelled,
+    /// Its answers, or its errors, have more bytes than a file of them may have.
+    Overgrown {
+        max_bytes: u64,
+    },
 }
 
 impl Batch {
@@ -217,6 +225,10 @@ impl Batch {
             End::Completed => Status::Completed,
             End::Expired => Status::Expired,
             End::Cancelled => Status::Cancelled,
+            End::Overgrown { max_bytes } => {
+                next.problems.push(overgrown(max_bytes));
+                Status::Failed
+            }
         };
         Some(Self { output_file_id, error_file_id, ..next.enter(status, now) })
     }
@@ -241,6 +253,40 @@ impl Batch {
         self.counts = Counts { completed: progress.completed, failed: progress.failed, ..self.counts };
         self.usage = progress.usage;
     }
+}
+
+fn overgrown(max_bytes: u64) -> Problem {
+    let message = format!(
+        "the answers have more than the {max_bytes} bytes that a batch's output file and its error file may have each; what fits \
+         is in these files: send the other requests in batches of fewer, or with a lower max_tokens"
+    );
+    Problem { code: "output_too_large".into(), line: None, message, param: None }
+}
+
+/// Finds batches that have not ended and that no errand is about, which takes a disaster such as a purged stream, and leaves
+/// the errand again; whoever takes it goes on where the last run was. One that was accepted less than `grace` ago may still
+/// get its first. Returns whose errand was lost. May run beside itself and beside whoever drives them.
+pub async fn revive(batches: &Shelf<Batch>, errands: &Errands, grace: Duration) -> Result<Vec<(Name, JobId)>, Error> {
+    let accepted_by = (unix_ms() / 1_000).saturating_sub(grace.as_secs());
+    let due = |batch: &Batch| !batch.status.is_final() && batch.created_at <= accepted_by;
+    // Batches first: an errand goes only when its batch has ended, so one that is there all the time is seen.
+    let open = batches.select(due).await?;
+    if open.is_empty() {
+        return Ok(Vec::new());
+    }
+    let known = errands.open().await?;
+    let mut lost = open;
+    lost.retain(|(tenant, id, _)| !known.contains(&(tenant.clone(), Bytes::from(id.as_str().to_owned()))));
+    let mut revived = Vec::new();
+    for (tenant, id, _) in lost {
+        let Some(batch) = batches.get(&tenant, &id).await?.map(|kept| kept.value).filter(due) else { continue };
+        // Two who look at once leave it once. The id it was first left with is still known to the broker.
+        let again = format!("{id}/after/{}", batch.run.as_deref().unwrap_or("none"));
+        errands.leave(&tenant, &again, id.as_str().into()).await?;
+        tracing::warn!(batch = %id, %tenant, "a batch had lost its errand, and got it again");
+        revived.push((tenant, id));
+    }
+    Ok(revived)
 }
 
 impl Bus {
@@ -290,6 +336,18 @@ mod tests {
         assert_eq!((ended.status, ended.usage.completion_tokens), (Status::Completed, 4));
         assert_eq!((ended.since(Status::InProgress), ended.since(Status::Completed)), (Some(11), Some(14)));
         assert!(ended.taken("three").is_none() && ended.cancelled(15).is_none());
+    }
+
+    #[test]
+    fn one_whose_answers_are_too_long_has_failed_and_keeps_what_fits() {
+        let driven = batch().taken("one").unwrap().validated("one", 5, 11).unwrap();
+        let driven = driven.finalizing("one", &progress(3, 1), 12).unwrap();
+        let end = End::Overgrown { max_bytes: 7 };
+        let ended = driven.ended("one", end, &progress(3, 1), (Some("out".into()), None), 13).unwrap();
+        assert_eq!((ended.status, ended.output_file_id.as_deref()), (Status::Failed, Some("out")));
+        assert_eq!(ended.counts, Counts { total: 5, completed: 3, failed: 1 });
+        assert_eq!(ended.problems.len(), 1);
+        assert!(ended.problems[0].message.contains("7 bytes"), "{:?}", ended.problems);
     }
 
     #[test]

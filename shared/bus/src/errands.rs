@@ -1,14 +1,15 @@
 //! What gateways have to do, whichever of them: durable messages in a work queue of their own, a permit for each, heartbeats
 //! as long as one is at work, and another delivery when nothing is heard of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
     consumer::{PullConsumer, pull},
     stream::{Config, DiscardPolicy, RetentionPolicy},
 };
 use baton_contract::Name;
-use futures::StreamExt;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
@@ -60,12 +61,18 @@ pub struct Errands {
     bus: Bus,
     kind: Kind,
     consumer: PullConsumer,
+    replicas: usize,
     ack_wait: Duration,
 }
 
 impl Bus {
     /// The errands of a kind; creates what it needs. One that is not heard of for `ack_wait` goes to another gateway.
     pub async fn errands(&self, kind: Kind, replicas: usize, ack_wait: Duration) -> Result<Errands, Error> {
+        let consumer = self.errand_consumer(kind, replicas, ack_wait).await?;
+        Ok(Errands { bus: self.clone(), kind, consumer, replicas, ack_wait })
+    }
+
+    async fn errand_consumer(&self, kind: Kind, replicas: usize, ack_wait: Duration) -> Result<PullConsumer, Error> {
         let name = kind.stream(self.layout.root());
         let failed = |message: String| Error::Provision { what: format!("stream {name}"), message };
         let stream = Config {
@@ -86,8 +93,7 @@ impl Bus {
             ..Default::default()
         };
         let consumer = self.jetstream.create_consumer_on_stream(consumer, name.as_str()).await;
-        let consumer = consumer.map_err(|error| failed(error.to_string()))?;
-        Ok(Errands { bus: self.clone(), kind, consumer, ack_wait })
+        consumer.map_err(|error| failed(error.to_string()))
     }
 }
 
@@ -101,7 +107,19 @@ impl Errands {
 
     /// The tenant of a delivered errand.
     pub fn tenant(delivery: &Delivery) -> Option<Name> {
-        Name::new(delivery.subject().rsplit('.').next()?).ok()
+        tenant_of(delivery.subject())
+    }
+
+    /// The tenants and payloads of all errands that are not done, those in somebody's hands included.
+    pub async fn open(&self) -> Result<HashSet<(Name, Bytes)>, Error> {
+        let layout = &self.bus.layout;
+        let mut waiting =
+            self.bus.messages_of(self.kind.stream(layout.root()), layout.errands(self.kind.as_str())).await?.tasks;
+        let mut open = HashSet::new();
+        while let Some(message) = waiting.try_next().await? {
+            open.extend(tenant_of(&message.subject).map(|tenant| (tenant, message.payload)));
+        }
+        Ok(open)
     }
 
     /// Runs errands, up to `slots` at once, until `shutdown`; then gives back what is not done.
@@ -124,6 +142,10 @@ impl Errands {
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(%error, kind = self.kind.as_str(), "errands could not be asked for; trying again");
+                    // Their stream may have been removed, with all that it had.
+                    if let Err(error) = self.bus.errand_consumer(self.kind, self.replicas, self.ack_wait).await {
+                        tracing::debug!(%error, "the stream of errands is not there, and could not be made again");
+                    }
                     tokio::select! {
                         () = shutdown.cancelled() => break,
                         () = sleep(PAUSE) => {}
@@ -160,4 +182,8 @@ impl Errands {
         delivery.settle(settle).await;
         drop(permit);
     }
+}
+
+fn tenant_of(subject: &str) -> Option<Name> {
+    Name::new(subject.rsplit('.').next()?).ok()
 }

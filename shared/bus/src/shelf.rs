@@ -111,19 +111,24 @@ impl<T: Serialize + DeserializeOwned> Shelf<T> {
 
     /// All values of a tenant, in no particular order.
     pub async fn of_tenant(&self, tenant: &Name) -> Result<Vec<T>, Error> {
-        Ok(self.matching(&format!("{tenant}.*")).await?.into_values().collect())
+        Ok(self.matching(&format!("{tenant}.*"), |_| true).await?.into_values().collect())
     }
 
     /// All values, with their tenants and ids, in no particular order.
     pub async fn all(&self) -> Result<Vec<(Name, JobId, T)>, Error> {
+        self.select(|_| true).await
+    }
+
+    /// Those of them that are `wanted`; no other is held in memory.
+    pub async fn select(&self, wanted: impl Fn(&T) -> bool) -> Result<Vec<(Name, JobId, T)>, Error> {
         let named = |(key, value): (String, T)| {
             let (tenant, id) = key.split_once('.')?;
             Some((Name::new(tenant).ok()?, JobId::new(id).ok()?, value))
         };
-        Ok(self.matching("*.*").await?.into_iter().filter_map(named).collect())
+        Ok(self.matching("*.*", wanted).await?.into_iter().filter_map(named).collect())
     }
 
-    async fn matching(&self, keys: &str) -> Result<HashMap<String, T>, Error> {
+    async fn matching(&self, keys: &str, wanted: impl Fn(&T) -> bool) -> Result<HashMap<String, T>, Error> {
         let prefix = &self.bucket.prefix;
         let scan = Scan::all(format!("KV_{}", self.bucket.name));
         let mut messages = scan::messages_of(&self.bus, scan, format!("{prefix}{keys}")).await?;
@@ -136,7 +141,10 @@ impl<T: Serialize + DeserializeOwned> Shelf<T> {
                 continue;
             }
             let value = serde_json::from_slice(&message.payload).map_err(|error| self.unreadable(key, error))?;
-            found.insert(key.to_owned(), value);
+            match wanted(&value) {
+                true => found.insert(key.to_owned(), value),
+                false => found.remove(key),
+            };
         }
         Ok(found)
     }

@@ -11,7 +11,7 @@
 mod sweep;
 mod upload;
 
-use std::{fmt, ops::Range, str::FromStr};
+use std::{fmt, num::NonZeroUsize, ops::Range, str::FromStr};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
@@ -19,10 +19,9 @@ use futures::{Stream, StreamExt, TryStreamExt, stream};
 pub use self::{sweep::Swept, upload::Upload};
 use crate::store::{self, ObjectPath, Store};
 
-/// Bytes of a part where each object costs a request. A part is in memory, and another on its way.
-const REMOTE_PART_BYTES: u64 = 8 << 20;
-/// The same in a local directory, where many small parts cost little.
-const LOCAL_PART_BYTES: u64 = 512 << 10;
+/// Bytes of a part. Parts are objects of their own, not those of S3's multipart uploads, so they may be smaller than the 5 MiB
+/// that S3 wants of these: what is written slowly then holds little, and what comes fast is written in several at once.
+const PART_BYTES: u64 = 512 << 10;
 /// Parts that are removed at once.
 const AT_ONCE: usize = 16;
 
@@ -118,16 +117,19 @@ pub struct Files {
 impl Files {
     /// The files of a store, which is best opened with [`Store::open`]: a file can't be computed again.
     pub fn new(store: Store) -> Self {
-        let part_bytes = if store.is_local() { LOCAL_PART_BYTES } else { REMOTE_PART_BYTES };
-        Self { store, part_bytes }
+        Self { store, part_bytes: PART_BYTES }
     }
 
-    /// Begins to write a blob of at most `max_bytes`; each blob is written once. At most two parts are in memory.
-    pub fn upload(&self, blob: Blob, max_bytes: u64) -> Upload {
-        Upload::new(self.clone(), blob, max_bytes)
+    /// Begins to write a blob of at most `max_bytes`; each blob is written once. Up to `at_once` parts are on their way to the
+    /// store while the next is filled, and these are all that is in memory: 1 is enough for what comes slower than the store
+    /// takes it.
+    pub fn upload(&self, blob: Blob, max_bytes: u64, at_once: NonZeroUsize) -> Upload {
+        Upload::new(self.clone(), blob, max_bytes, at_once)
     }
 
-    /// The bytes of a blob that lie in `range`, in order, a piece at a time.
+    /// The bytes of a blob that lie in `range`, in order, a piece at a time. Of each part all that is wanted is in memory
+    /// before the first piece of it comes: so no request to the store waits for the reader, who may take all the time he
+    /// wants, while stores and their clients cut off a request that lasts for minutes.
     pub fn read(
         &self,
         blob: Blob,
@@ -139,8 +141,8 @@ impl Files {
             let store = store.clone();
             async move {
                 let found = store.stream_range(&blob.part(part), range).await?;
-                let bytes = found.ok_or(Error::Damaged { blob, part })?;
-                Ok::<_, Error>(bytes.map_err(Error::from))
+                let pieces: Vec<Bytes> = found.ok_or(Error::Damaged { blob, part })?.try_collect().await?;
+                Ok::<_, Error>(stream::iter(pieces.into_iter().map(Ok)))
             }
         });
         parts.try_flatten()

@@ -245,6 +245,9 @@ pub struct Gateway {
     /// A batch or webhook whose gateway has not been heard of for this long goes to another.
     #[serde(serialize_with = "duration")]
     pub ack_wait: Duration,
+    /// Bytes that a batch's output file may have, and its error file: a batch whose answers have more ends as failed, with
+    /// those that fit.
+    pub max_output: Bytes,
     /// Ranges of internal addresses, as in `10.0.0.0/8`, that webhooks may call all the same.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub webhook_allow: Vec<String>,

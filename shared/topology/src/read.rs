@@ -288,6 +288,7 @@ fn gateway(mut section: Section<'_>) -> Option<Gateway> {
     let max_connections = section.integer("max_connections", 1..=65_536);
     let batches = section.integer("batches", 0..=1_024);
     let ack_wait = section.duration("ack_wait", SECOND..=HOUR);
+    let max_output = section.bytes("max_output");
     let webhook_allow = section.may_have("webhook_allow").then(|| section.ranges("webhook_allow"));
     section.finish();
     let listen = listen.parse().ok()?;
@@ -299,6 +300,7 @@ fn gateway(mut section: Section<'_>) -> Option<Gateway> {
         max_connections,
         batches,
         ack_wait,
+        max_output,
         webhook_allow: webhook_allow.unwrap_or_default(),
     })
 }

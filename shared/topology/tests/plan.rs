@@ -98,6 +98,7 @@ fn a_plan_states_everything() {
     max_connections = 4096
     batches = 4
     ack_wait = "30s"
+    max_output = "16GiB"
 
     [planner]
     enabled = false
@@ -336,12 +337,13 @@ proptest! {
 
 #[test]
 fn a_gateways_mistakes_are_told() {
-    let file = "[gateway]\nreplicas = 2\nlisten = \"localhost\"\nopen = \"yes\"\nwebhook_allow = [\"10.0.0.0/33\"]";
+    let file = "[gateway]\nreplicas = 2\nlisten = \"localhost\"\nopen = \"yes\"\nmax_output = \"5 files\"\nwebhook_allow = [\"10.0.0.0/33\"]";
     let problems = problems(file, &[], &[]);
     for expected in [
         "gateway.replicas: expected an integer from 0 to 1, found 2",
         "gateway.listen: expected an address and a port such as \"127.0.0.1:8080\", found \"localhost\"",
         "gateway.open: expected true or false, found \"yes\"",
+        "gateway.max_output: expected a size from 1MiB to 1024TiB such as \"2GiB\", found \"5 files\"",
         "gateway.webhook_allow: expected a list of ranges of addresses",
     ] {
         assert!(problems.contains(expected), "{expected}\n{problems}");

@@ -9,6 +9,9 @@ use serde_json::Value;
 /// The longest line: what the broker takes as one message.
 const LONGEST: u64 = envelope::MAX_BYTES as u64;
 
+/// What some editors begin a file with.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// What is the same for all lines of a run.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -43,11 +46,15 @@ impl Key {
     }
 }
 
+/// What an id that a digest makes begins with, and how many letters it has.
+const MADE: &str = "batch-";
+const MADE_ID: usize = MADE.len() + 32;
+
 /// The id that a digest makes: `batch-` and 32 hexadecimal digits.
 fn made_id(digest: &[u8; 32]) -> JobId {
     let hex: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
     // These letters are good for an id.
-    JobId::new(&format!("batch-{hex}")).unwrap_or_else(|_| JobId::generate(0, [0; 10]))
+    JobId::new(&format!("{MADE}{hex}")).unwrap_or_else(|_| JobId::generate(0, [0; 10]))
 }
 
 fn digest(parts: &[&[u8]]) -> [u8; 32] {
@@ -115,6 +122,11 @@ pub fn attempt_id(id: &JobId, attempt: u32) -> Option<JobId> {
     if attempt <= 1 { Some(id.clone()) } else { JobId::new(&format!("{id}-{attempt}")).ok() }
 }
 
+/// What all attempts at a line have of an id that was made here; another id as it is.
+pub fn first_of(id: &str) -> &str {
+    if id.starts_with(MADE) { id.get(..MADE_ID).unwrap_or(id) } else { id }
+}
+
 /// Reads lines until there are no more. Blocks.
 pub struct Lines<R> {
     input: R,
@@ -140,6 +152,9 @@ impl<R: BufRead> Lines<R> {
                 self.input.skip_until(b'\n')?;
                 let message = format!("the line is longer than {LONGEST} bytes");
                 return Ok(Some(self.bad(None, ApiError::invalid(message))));
+            }
+            if self.number == 1 && self.buffer.starts_with(BYTE_ORDER_MARK) {
+                self.buffer.drain(..BYTE_ORDER_MARK.len());
             }
             if !self.buffer.trim_ascii().is_empty() {
                 return Ok(Some(self.line()));
@@ -273,6 +288,8 @@ mod tests {
     fn a_line_is_the_same_job_wherever_it_stands_and_another_line_is_another() {
         let all = [line("a", "x"), line("b", "x"), line("a", "y")].concat();
         let first = lines(&all, "");
+        let windows = lines(&format!("\u{feff}{}", all.replace('\n', "\r\n")), "");
+        assert!(windows.iter().zip(&first).all(|(one, other)| one.tag == other.tag), "{windows:?}");
         let moved = lines(&format!("\n\n{}", line("b", "x")), "");
         assert_eq!(moved[0].number, 3);
         assert_eq!(moved[0].tag, first[1].tag);

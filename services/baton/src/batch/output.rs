@@ -7,13 +7,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
-use baton_contract::outcome::Outcome;
+use anyhow::{Context, bail, ensure};
+use baton_contract::{envelope, outcome::Outcome};
 use baton_gateway::openai::{self, ApiError};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json};
 
-use super::input::{Key, Tag};
+use super::input::{self, Key, Tag};
+
+/// Bytes of a line that can be an answer: several times what the broker takes as a result, of which OpenAI's form is longer.
+const LONGEST: u64 = 8 * envelope::MAX_BYTES as u64;
+/// What each line that is written begins with.
+const BEGINNING: &[u8] = b"{\"id\"";
 
 /// One line of answers, as far as it tells which it is.
 #[derive(Deserialize)]
@@ -23,6 +28,11 @@ struct Known {
     custom_id: Option<String>,
     #[serde(default)]
     error: Option<Value>,
+    /// Of an answer in OpenAI's form, and of a result in Baton's own. A request has neither.
+    #[serde(default)]
+    response: Option<IgnoredAny>,
+    #[serde(default)]
+    status: Option<IgnoredAny>,
 }
 
 /// What is known of a name that lines have.
@@ -61,9 +71,7 @@ pub struct Answered {
 
 /// A short digest of the part of an id that all attempts have.
 fn short(id: &str) -> u32 {
-    // `batch-` and 32 digits.
-    let base = if id.starts_with("batch-") { id.get(..38).unwrap_or(id) } else { id };
-    let hash = blake3::hash(base.as_bytes());
+    let hash = blake3::hash(input::first_of(id).as_bytes());
     u32::from_le_bytes(std::array::from_fn(|byte| hash.as_bytes()[byte]))
 }
 
@@ -106,22 +114,29 @@ pub enum Output {
 
 impl Output {
     /// Opens a file of answers, or makes it; repairs a last line that a kill cut off. With `again`, answers that are errors
-    /// are taken out first.
+    /// are taken out first. A file that is no file of answers is left as it is; what is no file at all (a pipe, a device) is
+    /// only written.
     pub fn open(path: &Path, again: bool) -> anyhow::Result<(Self, Answered)> {
         if path == Path::new("-") {
             return Ok((Self::Stdout, Answered::default()));
         }
+        if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+            let file = OpenOptions::new().write(true).open(path);
+            return Ok((
+                Self::File(file.with_context(|| format!("cannot open {}", path.display()))?),
+                Answered::default(),
+            ));
+        }
         let mut file = lock(OpenOptions::new().read(true).write(true).create(true).truncate(false), path)?;
-        repair(&mut file).with_context(|| format!("cannot repair {}", path.display()))?;
+        repair(&mut file, path)?;
         if again {
             file = without_errors(file, path)?;
         }
         let mut answered = Answered::default();
-        file.seek(SeekFrom::Start(0))?;
-        for (number, line) in (1..).zip(BufReader::new(&file).split(b'\n')) {
-            let line = line.with_context(|| format!("cannot read {}", path.display()))?;
-            answered.note(&known(&line, number, path)?);
-        }
+        each(&file, path, |_, known| {
+            answered.note(&known);
+            Ok(())
+        })?;
         file.seek(SeekFrom::End(0))?;
         Ok((Self::File(file), answered))
     }
@@ -197,41 +212,63 @@ fn lock(options: &OpenOptions, path: &Path) -> anyhow::Result<File> {
 }
 
 fn known(line: &[u8], number: u64, path: &Path) -> anyhow::Result<Known> {
-    serde_json::from_slice(line).with_context(|| {
-        format!(
-            "line {number} of {} is no answer of a batch; remove it, or choose another file for the answers",
-            path.display()
-        )
-    })
+    let strange = || {
+        let path = path.display();
+        format!("line {number} of {path} is no answer of a batch; remove it, or choose another file for the answers")
+    };
+    let known: Known = serde_json::from_slice(line).with_context(strange)?;
+    ensure!(known.error.is_some() || known.response.is_some() || known.status.is_some(), strange());
+    Ok(known)
 }
 
-/// Ends the last line if it is whole; else takes it away, for its job has its result in the broker.
-fn repair(file: &mut File) -> io::Result<()> {
-    let length = file.seek(SeekFrom::End(0))?;
-    let mut start = length;
-    let mut last = Vec::new();
-    while start > 0 {
-        let step = start.min(1 << 16);
-        start -= step;
-        file.seek(SeekFrom::Start(start))?;
-        let mut block = vec![0; step as usize];
-        file.read_exact(&mut block)?;
-        block.append(&mut last);
-        last = block;
-        if let Some(end) = last.iter().rposition(|byte| *byte == b'\n') {
-            start += end as u64 + 1;
-            last.drain(..=end);
+/// Shows each whole line of a file to `see`, without its end, and returns where the last line begins that has no end, and its
+/// bytes. Fails at the first line that is no answer.
+fn each(
+    mut file: &File,
+    path: &Path,
+    mut see: impl FnMut(&[u8], Known) -> anyhow::Result<()>,
+) -> anyhow::Result<(u64, Vec<u8>)> {
+    let failed = || format!("cannot read {}", path.display());
+    file.seek(SeekFrom::Start(0)).with_context(failed)?;
+    let (mut reader, mut line, mut start) = (BufReader::new(file), Vec::new(), 0);
+    for number in 1.. {
+        line.clear();
+        let read = reader.by_ref().take(LONGEST).read_until(b'\n', &mut line).with_context(failed)?;
+        if line.pop_if(|last| *last == b'\n').is_none() {
+            // The end of the file, unless the line goes on.
+            ensure!(
+                (read as u64) < LONGEST,
+                "line {number} of {} has more than {LONGEST} bytes, so it is no answer of a batch; choose another file",
+                path.display()
+            );
             break;
         }
+        see(&line, known(&line, number, path)?)?;
+        start += read as u64;
     }
+    Ok((start, line))
+}
+
+/// Ends the last line if it is whole; else takes it away, for its job has its result in the broker. Changes nothing where
+/// another line is no answer, or the last is no beginning of one.
+fn repair(file: &mut File, path: &Path) -> anyhow::Result<()> {
+    let failed = || format!("cannot repair {}", path.display());
+    let mut number = 1;
+    let (start, last) = each(file, path, |_, _| {
+        number += 1;
+        Ok(())
+    })?;
     if last.is_empty() {
         return Ok(());
     }
-    if serde_json::from_slice::<Value>(&last).is_ok() {
-        file.seek(SeekFrom::End(0))?;
-        return file.write_all(b"\n");
+    if serde_json::from_slice::<Known>(&last).is_ok() {
+        file.seek(SeekFrom::End(0)).with_context(failed)?;
+        return file.write_all(b"\n").with_context(failed);
     }
-    file.set_len(start)
+    if !BEGINNING.starts_with(&last) && !last.starts_with(BEGINNING) {
+        known(&last, number, path)?;
+    }
+    file.set_len(start).with_context(failed)
 }
 
 /// Puts a copy without the answers that are errors in the file's place.
@@ -242,14 +279,12 @@ fn without_errors(file: File, path: &Path) -> anyhow::Result<File> {
     let new: PathBuf = path.with_file_name(name);
     let copy = lock(OpenOptions::new().read(true).write(true).create(true).truncate(true), &new)?;
     let mut writer = BufWriter::new(&copy);
-    let mut file = file;
-    file.seek(SeekFrom::Start(0))?;
-    for (number, line) in (1..).zip(BufReader::new(&file).split(b'\n')) {
-        let line = line.with_context(failed)?;
-        if known(&line, number, path)?.error.is_none_or(|error| error.is_null()) {
-            writer.write_all(&line).and_then(|()| writer.write_all(b"\n")).with_context(failed)?;
+    each(&file, path, |line, known| {
+        if known.error.is_none_or(|error| error.is_null()) {
+            writer.write_all(line).and_then(|()| writer.write_all(b"\n")).with_context(failed)?;
         }
-    }
+        Ok(())
+    })?;
     writer.flush().with_context(failed)?;
     drop(writer);
     fs::rename(&new, path).with_context(failed)?;
@@ -291,67 +326,4 @@ fn line(value: &Value) -> serde_json::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use baton_contract::JobId;
-
-    use super::*;
-
-    fn tag(custom: &str, id: &str) -> Tag {
-        Tag { id: JobId::new(id).unwrap(), custom_id: Some(custom.into()), endpoint: None }
-    }
-
-    #[test]
-    fn a_file_cut_off_anywhere_is_repaired_and_continued() {
-        let error = ApiError::invalid("broken");
-        let lines: Vec<Vec<u8>> =
-            (0..3).map(|i| refusal(&tag(&format!("c{i}"), &format!("job-{i}")), i, &error).unwrap()).collect();
-        let whole = lines.concat();
-        let directory = tempfile::tempdir().unwrap();
-        for cut in 0..=whole.len() {
-            // A file of its own: a process that another test starts just then holds the last one's lock for a moment.
-            let path = directory.path().join(format!("out-{cut}.jsonl"));
-            fs::write(&path, &whole[..cut]).unwrap();
-            let (mut output, mut answered) = Output::open(&path, false).unwrap();
-            for (i, line) in lines.iter().enumerate() {
-                if answered.need(&tag(&format!("c{i}"), &format!("job-{i}"))) == Need::Run {
-                    output.add(line).unwrap();
-                }
-            }
-            assert_eq!(fs::read(&path).unwrap(), whole, "cut off after {cut} bytes");
-        }
-    }
-
-    #[test]
-    fn what_a_line_needs_depends_on_its_name_and_its_content() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("out.jsonl");
-        let hex = "0123456789abcdef0123456789abcdef";
-        fs::write(
-            &path,
-            format!(
-                "{}\n{}\n",
-                json!({ "id": format!("batch-{hex}-2"), "custom_id": "a", "error": null }),
-                json!({ "id": "own", "error": { "code": "internal" } }),
-            ),
-        )
-        .unwrap();
-        let (_output, mut answered) = Output::open(&path, false).unwrap();
-        assert_eq!((answered.before, answered.failed_before), (2, 1));
-        assert!(Output::open(&path, false).is_err(), "two runs write one file");
-        assert_eq!(answered.need(&tag("a", &format!("batch-{hex}"))), Need::Nothing);
-        assert_eq!(answered.need(&tag("a", &format!("batch-{hex}"))), Need::Twice);
-        assert_eq!(answered.need(&tag("b", &format!("batch-{hex}"))), Need::Run);
-        assert_eq!(answered.need(&tag("b", &format!("batch-{hex}"))), Need::Twice);
-        let own = Tag { custom_id: None, ..tag("", "own") };
-        assert_eq!(answered.need(&own), Need::Nothing);
-
-        let again = directory.path().join("again.jsonl");
-        fs::copy(&path, &again).unwrap();
-        let path = again;
-        let (_output, mut answered) = Output::open(&path, true).unwrap();
-        assert_eq!((answered.before, answered.failed_before), (1, 0));
-        assert_eq!(answered.need(&own), Need::Run, "its error was taken out");
-        assert_eq!(answered.need(&tag("a", "batch-another")), Need::Changed);
-        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
-    }
-}
+mod tests;

@@ -78,6 +78,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         size: arguments.concurrency as usize,
         answered,
         open: HashMap::new(),
+        looking: HashMap::new(),
         writer: Writer::new(output, arguments.in_order),
         figures,
         progress: Progress::new(arguments.quiet, total),
@@ -170,6 +171,9 @@ struct Open {
     since: Instant,
 }
 
+/// A call to the broker that is under way.
+type Call = BoxFuture<'static, anyhow::Result<Called>>;
+
 /// What a call to the broker came to.
 enum Called {
     /// The job has ended before.
@@ -236,6 +240,8 @@ struct Window {
     size: usize,
     answered: Answered,
     open: HashMap<JobId, Open>,
+    /// Lines whose results are looked for, by their first attempts, and whether one passed by meanwhile.
+    looking: HashMap<JobId, bool>,
     writer: Writer,
     figures: Figures,
     progress: Progress,
@@ -250,10 +256,9 @@ impl Window {
         mut lines: mpsc::Receiver<anyhow::Result<Line>>,
         mut results: Results,
     ) -> anyhow::Result<()> {
-        let mut calls: FuturesUnordered<BoxFuture<'static, anyhow::Result<Called>>> = FuturesUnordered::new();
+        let mut calls: FuturesUnordered<Call> = FuturesUnordered::new();
         // Sends whose refusals are to be told.
         let (refused, mut refusals) = mpsc::channel::<String>(1);
-        let mut looking = 0;
         let mut reading = true;
         let ticks = |every| {
             let mut ticks = interval(every);
@@ -261,16 +266,20 @@ impl Window {
             ticks
         };
         let (mut shows, mut looks) = (ticks(SHOW_EVERY), ticks(LOOK_EVERY));
-        while reading || looking > 0 || !self.open.is_empty() {
-            let room = self.open.len() + looking + self.writer.held() < self.size && calls.len() < CALLS;
+        while reading || !self.looking.is_empty() || !self.open.is_empty() {
+            let room = self.open.len() + self.looking.len() + self.writer.held() < self.size && calls.len() < CALLS;
             tokio::select! {
                 Some(called) = calls.next() => match called? {
                     Called::Found { number, tag, digest, outcome } => {
-                        looking -= 1;
+                        self.looking.remove(&tag.id);
                         self.ended(Open { number, tag, digest, since: Instant::now() }, &outcome, true)?;
                     }
                     Called::Missing { number, tag, asked, id } => {
-                        looking -= 1;
+                        // The job of an earlier run that ended just then is not sent again: nothing more would be heard of it.
+                        if self.looking.remove(&tag.id) == Some(true) {
+                            calls.push(self.look(number, tag, *asked));
+                            continue;
+                        }
                         let (body, digest) = asked.body(&id)?;
                         if body.len() > envelope::MAX_BYTES {
                             let message = format!("the request has {} bytes, more than {}", body.len(), envelope::MAX_BYTES);
@@ -289,8 +298,7 @@ impl Window {
                     None => reading = false,
                     Some(line) => {
                         if let Some((tag, asked)) = self.take(&line.tag, line.number, line.asked)? {
-                            looking += 1;
-                            calls.push(Box::pin(self.calls.clone().look(line.number, tag, asked)));
+                            calls.push(self.look(line.number, tag, asked));
                         }
                     }
                 },
@@ -298,6 +306,8 @@ impl Window {
                     let outcome = outcome?;
                     if let Some(open) = self.open.remove(&outcome.id) {
                         self.ended(open, &outcome, false)?;
+                    } else {
+                        self.passed_by(&outcome.id);
                     }
                 }
                 Some(reason) = refusals.recv(), if !self.told => {
@@ -309,6 +319,22 @@ impl Window {
             }
         }
         Ok(())
+    }
+
+    /// Begins to look whether a line's job has ended.
+    fn look(&mut self, number: u64, tag: Tag, asked: Asked) -> Call {
+        self.looking.insert(tag.id.clone(), false);
+        Box::pin(self.calls.clone().look(number, tag, asked))
+    }
+
+    /// A result was heard of whose line may still be looked for.
+    fn passed_by(&mut self, id: &JobId) {
+        let first = JobId::new(input::first_of(id.as_str())).ok();
+        for id in [Some(id), first.as_ref()].into_iter().flatten() {
+            if let Some(passed) = self.looking.get_mut(id) {
+                *passed = true;
+            }
+        }
     }
 
     /// A line that was read; returns it if it is to be run.

@@ -1,5 +1,7 @@
 //! Files, batches and webhooks, through OpenAI's own client.
 
+mod remote;
+
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
@@ -13,7 +15,10 @@ use tokio::{
     time::{Duration, sleep, timeout},
 };
 
-use crate::support::{Ground, PATIENCE, Worker, job_id, name};
+use crate::{
+    dead::destroy,
+    support::{Ground, PATIENCE, Worker, job_id, name},
+};
 
 const CLIENT: &str = include_str!("batches/client.py");
 const CROWD: &str = include_str!("batches/crowd.py");
@@ -178,4 +183,56 @@ async fn a_batch_that_expires_or_is_cancelled_keeps_what_was_done_and_answers_ev
     let said = python(&ground, CROWD, &[&gateway.url, "check", "3000", &id]).await;
     let (done, left) = said.split_once(' ').unwrap();
     assert!(done.parse::<u64>().unwrap() >= 20 && left.parse::<u64>().unwrap() > 1_000, "{said}");
+}
+
+#[tokio::test]
+async fn a_batch_whose_errand_is_lost_gets_it_again_and_goes_on_where_it_was() {
+    let settings = ["gateway.ack_wait=1s", "models.sim.sim.decode_s_per_step=0.01", "stages.decode.slots=8"];
+    let ground = Ground::sim(&settings).await;
+    let [_ingest, _prefill, decode] = ground.workers().await;
+    let gateway = Gateway::start(&ground, &[]).await;
+    let id = python(&ground, CROWD, &[&gateway.url, "begin", "400", "24h"]).await;
+    let first = watch(&ground, &id, |batch| batch.counts.completed >= 20).await;
+    // Nobody answers meanwhile, so that it does not end before.
+    decode.drain().await;
+    // Whoever drives it dies together with the errand, so that nothing is left but what is known about the batch; then the
+    // whole stream goes under a gateway that waits for errands.
+    gateway.kill().await;
+    destroy(&ground, "PURGE.baton_batchwork").await;
+    let gateway = Gateway::start(&ground, &[]).await;
+    let second = watch(&ground, &id, |batch| batch.run != first.run).await;
+    destroy(&ground, "DELETE.baton_batchwork").await;
+    let third = watch(&ground, &id, |batch| batch.run != second.run).await;
+    assert!(third.counts.completed >= 20 && !third.status.is_final(), "it was to be lost in the middle: {third:?}");
+    let _decode = ground.worker("decode", "decode-2").await;
+    let batch = watch(&ground, &id, |batch| batch.status.is_final()).await;
+    assert_eq!(batch.status.as_str(), "completed");
+    assert_eq!(python(&ground, CROWD, &[&gateway.url, "check", "400", &id]).await, "396 4");
+    // No line was asked for twice.
+    let jobs = ground.bus().await.jobs().await.unwrap();
+    for line in [1, 200, 400] {
+        let outcome = jobs.result(&name("default"), &job_id(&format!("{id}-{line}"))).await.unwrap().unwrap();
+        assert_eq!(outcome.timings.prefill_attempt, 1, "line {line}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_whose_answers_are_too_long_fails_and_keeps_what_fits() {
+    let ground = Ground::sim(&["gateway.max_output=1MiB", "stages.decode.slots=64"]).await;
+    let _workers = ground.workers().await;
+    let gateway = Gateway::start(&ground, &[]).await;
+    let id = python(&ground, CROWD, &[&gateway.url, "begin", "5000", "24h"]).await;
+    let batch = watch(&ground, &id, |batch| batch.status.is_final()).await;
+    let codes: Vec<&str> = batch.problems.iter().map(|problem| problem.code.as_str()).collect();
+    assert_eq!((batch.status.as_str(), codes), ("failed", vec!["output_too_large"]));
+    let said = python(&ground, CROWD, &[&gateway.url, "check", "5000", &id]).await;
+    let (kept, _) = said.split_once(' ').unwrap();
+    assert!((1_000..4_900).contains(&kept.parse::<u64>().unwrap()), "{said}");
+    // What was asked for and is wanted no more does not run on.
+    let open = async {
+        while ground.bus().await.reconcile(true).await.unwrap().open > 0 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, open).await.expect("its jobs run on");
 }

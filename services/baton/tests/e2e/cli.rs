@@ -135,7 +135,8 @@ async fn top_shows_stages_and_workers_as_json_text_and_screen() {
     let mut told = BufReader::new(piped.stdout.take().unwrap()).lines();
     for _ in 0..2 {
         let line = timeout(PATIENCE, told.next_line()).await.expect("no line").unwrap().unwrap();
-        assert!(line.contains("decode: 0 waiting") && !line.contains('\u{1b}'), "{line}");
+        let parts = ["decode: 0 waiting", "slots of 1 workers"];
+        assert!(parts.iter().all(|part| line.contains(part)) && !line.contains('\u{1b}'), "{line}");
     }
     piped.kill().await.unwrap();
 

@@ -287,9 +287,14 @@ async fn a_request_that_ingest_gave_up_is_tried_again_as_it_was_sent() {
 
 /// Removes all messages of a stream, as a disaster may.
 async fn purge(ground: &Ground, stream: &str) {
+    destroy(ground, &format!("PURGE.{stream}")).await;
+}
+
+/// Has the broker do to a stream what no part of Baton does.
+pub async fn destroy(ground: &Ground, what: &str) {
     let address = ground.server.url().trim_start_matches("nats://").to_owned();
     let mut broker = TcpStream::connect(address).await.unwrap();
-    let asked = format!("CONNECT {{}}\r\nSUB answer 1\r\nPUB $JS.API.STREAM.PURGE.{stream} answer 0\r\n\r\n");
+    let asked = format!("CONNECT {{}}\r\nSUB answer 1\r\nPUB $JS.API.STREAM.{what} answer 0\r\n\r\n");
     broker.write_all(asked.as_bytes()).await.unwrap();
     let mut said = String::new();
     while !said.contains("\"success\":true") {

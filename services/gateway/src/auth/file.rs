@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, SystemTime},
@@ -190,8 +191,8 @@ pub fn add(path: &Path, name: &str, tenant: &Name) -> Result<String, Error> {
     let malformed = |message: String| Error::Malformed { path: path.to_owned(), message };
     let table = toml::to_string(&File { keys: vec![entry], webhooks: Vec::new() })
         .map_err(|error| malformed(error.to_string()))?;
-    // Appended, so that what people wrote there stays.
-    let written = fs::OpenOptions::new().create(true).append(true).open(path).and_then(|mut file| {
+    // Appended, so that what people wrote there stays; for its owner only, since secrets of webhooks are in it, too.
+    let written = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).and_then(|mut file| {
         let between = if present.keys.is_empty() { "" } else { "\n" };
         file.write_all(format!("{between}{table}").as_bytes())?;
         file.sync_all()
@@ -217,6 +218,8 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -227,6 +230,7 @@ mod tests {
         let (acme, other) = (Name::new("acme").unwrap(), Name::new("other").unwrap());
         let first = add(&path, "first", &acme).unwrap();
         assert!(!fs::read_to_string(&path).unwrap().contains(&first), "the key itself is nowhere");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o077, 0, "others may not read it");
         assert!(matches!(add(&path, "first", &acme), Err(Error::Taken { .. })));
         let keys = KeysFile::open(&path).unwrap();
         let tenant = |key: &str| keys.find(&digest(key)).map(|key| key.entry.tenant.clone());

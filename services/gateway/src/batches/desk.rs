@@ -19,11 +19,13 @@ pub struct Options {
     pub ack_wait: Duration,
     /// Copies of what is kept, in a cluster: 1, 3 or 5.
     pub replicas: usize,
+    /// Bytes that a batch's output file may have, and its error file.
+    pub max_output: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { slots: 4, ack_wait: Duration::from_secs(30), replicas: 1 }
+        Self { slots: 4, ack_wait: Duration::from_secs(30), replicas: 1, max_output: 16 << 30 }
     }
 }
 

@@ -3,7 +3,7 @@
 //! At any time at most [`WINDOW`] lines are asked for and not written, and of these only their `custom_id` is in memory: an
 //! answer is read from the stream of results when its turn to be written comes.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, future::ready, time::Duration};
 
 use baton_bus::{
     batches::{self, Batch, End, Progress},
@@ -19,8 +19,12 @@ use baton_contract::{
 };
 use baton_storage::files;
 use bytes::Bytes;
-use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use futures::{
+    FutureExt, Stream, StreamExt,
+    future::BoxFuture,
+    stream::{self, FuturesUnordered},
+};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::{
     answers::{Answer, Place, Unfinished},
@@ -105,13 +109,10 @@ struct Work<'a> {
 
 impl<'a> Run<'a> {
     /// Goes over all lines. Returns why the batch ended and what was counted.
-    pub(super) async fn drive<S>(&'a self, mut lines: Lines<S>, output: &mut Output) -> Result<(End, Progress), Error>
+    pub(super) async fn drive<S>(&'a self, lines: Lines<S>, output: &mut Output) -> Result<(End, Progress), Error>
     where
         S: Stream<Item = Result<Bytes, files::Error>> + Unpin,
     {
-        // Before anything is looked up or asked for, so that no end is missed.
-        let mut ends: Ends = self.state.bus.ends(self.tenant).await?;
-        let clock = self.state.bus.clock();
         let mut work = Work {
             waiting: BTreeMap::new(),
             asking: FuturesUnordered::new(),
@@ -120,11 +121,38 @@ impl<'a> Run<'a> {
             progress: Progress::default(),
             stop: None,
         };
+        let end = match self.go_over(lines, &mut work, output).await {
+            Ok(()) => match work.stop {
+                None => End::Completed,
+                Some((Unfinished::Expired, _)) => End::Expired,
+                Some((Unfinished::Cancelled, _)) => End::Cancelled,
+            },
+            Err(Error::Files(files::Error::TooLarge { max })) => {
+                tracing::warn!(
+                    batch = self.batch.order.id,
+                    max_bytes = max,
+                    "a batch's answers are too long for its files"
+                );
+                self.give_up(&mut work).await;
+                End::Overgrown { max_bytes: max }
+            }
+            Err(error) => return Err(error),
+        };
+        Ok((end, work.progress))
+    }
+
+    async fn go_over<S>(&'a self, mut lines: Lines<S>, work: &mut Work<'a>, output: &mut Output) -> Result<(), Error>
+    where
+        S: Stream<Item = Result<Bytes, files::Error>> + Unpin,
+    {
+        // Before anything is looked up or asked for, so that no end is missed.
+        let mut ends: Ends = self.state.bus.ends(self.tenant).await?;
+        let clock = self.state.bus.clock();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.tick().await;
         // Whether the batch is to end early is known before anything is asked for.
-        self.tick(&mut work, &clock).await?;
+        self.tick(work, &clock).await?;
         let (mut ticks, mut exhausted) = (0u32, false);
         while !(exhausted && work.waiting.is_empty()) {
             let patience = work.stop.map(|(_, until)| until);
@@ -132,12 +160,12 @@ impl<'a> Run<'a> {
             tokio::select! {
                 Some((line, step)) = work.asking.next() => match step? {
                     Step::Asked => {}
-                    Step::Ended(outcome) => self.ended(&mut work, line, &outcome, output).await?,
-                    Step::Refused(error) => self.write(&mut work, line, output, |place| place.refused(&error)).await?,
-                    Step::Left(why) => self.write(&mut work, line, output, |place| place.unfinished(why)).await?,
+                    Step::Ended(outcome) => self.ended(work, line, &outcome, output).await?,
+                    Step::Refused(error) => self.write(work, line, output, |place| place.refused(&error)).await?,
+                    Step::Left(why) => self.write(work, line, output, |place| place.unfinished(why)).await?,
                 },
                 Some((line, outcome)) = work.reading.next() => match outcome? {
-                    Some(outcome) => self.ended(&mut work, line, &outcome, output).await?,
+                    Some(outcome) => self.ended(work, line, &outcome, output).await?,
                     None => {
                         if let Some(waiting) = work.waiting.get_mut(&line) {
                             waiting.read = false;
@@ -145,22 +173,22 @@ impl<'a> Run<'a> {
                     }
                 },
                 Some((line, answer)) = work.cancelling.next() => match (answer, work.stop) {
-                    (Some(cancel::Answer::Ended { .. }), _) => self.read(&mut work, line),
+                    (Some(cancel::Answer::Ended { .. }), _) => self.read(work, line),
                     (Some(cancel::Answer::Unknown), Some((why, _))) => {
-                        self.write(&mut work, line, output, |place| place.unfinished(why)).await?;
+                        self.write(work, line, output, |place| place.unfinished(why)).await?;
                     }
                     // It ends soon, or its deadline ends it.
                     _ => {}
                 },
                 job = ends.next(), if told => {
                     if let Some(line) = line_of(&self.batch.order.id, &job?) {
-                        self.read(&mut work, line);
+                        self.read(work, line);
                     }
                 }
                 line = lines.next(), if room && !exhausted => match line? {
                     None => exhausted = true,
                     Some(line) => match line.read(self.endpoint) {
-                        Ok(asked) => self.ask(&mut work, line.number, asked),
+                        Ok(asked) => self.ask(work, line.number, asked),
                         // It held when the file was validated.
                         Err(problem) => return Err(baton_bus::Error::Read {
                             what: format!("line {} of {}", line.number, self.batch.order.input_file_id),
@@ -170,10 +198,10 @@ impl<'a> Run<'a> {
                 },
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
-                    self.tick(&mut work, &clock).await?;
+                    self.tick(work, &clock).await?;
                     if ticks % LOOK_TICKS == 0 {
                         let oldest: Vec<u64> = work.waiting.keys().take(READS).copied().collect();
-                        oldest.into_iter().for_each(|line| self.read(&mut work, line));
+                        oldest.into_iter().for_each(|line| self.read(work, line));
                     }
                 }
                 () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => {
@@ -181,18 +209,22 @@ impl<'a> Run<'a> {
                     let Some((why, _)) = work.stop else { continue };
                     let given_up: Vec<u64> = work.waiting.keys().copied().collect();
                     for line in given_up {
-                        self.write(&mut work, line, output, |place| place.unfinished(why)).await?;
+                        self.write(work, line, output, |place| place.unfinished(why)).await?;
                     }
                     work.stop = Some((why, Instant::now() + LAST_ANSWERS));
                 }
             }
         }
-        let end = match work.stop {
-            None => End::Completed,
-            Some((Unfinished::Expired, _)) => End::Expired,
-            Some((Unfinished::Cancelled, _)) => End::Cancelled,
-        };
-        Ok((end, work.progress))
+        Ok(())
+    }
+
+    /// Cancels what was asked for and is not written, for nobody wants it any more. What this does not reach in time ends by
+    /// itself.
+    async fn give_up(&self, work: &mut Work<'a>) {
+        work.asking.clear();
+        let lines = stream::iter(work.waiting.keys().copied());
+        let cancelled = lines.map(|line| self.cancel(line)).buffer_unordered(ASKS).for_each(|_| ready(()));
+        let _ = timeout(LAST_ANSWERS, cancelled).await;
     }
 
     /// Begins to ask for a line.

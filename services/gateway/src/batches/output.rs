@@ -1,5 +1,7 @@
 //! The output and error files of a batch, written as answers come.
 
+use std::num::NonZeroUsize;
+
 use baton_bus::{
     batches::Batch,
     files::{File, Purpose},
@@ -27,12 +29,14 @@ pub(super) struct Output {
 pub(super) struct Stored([Option<(Blob, Extent)>; 2]);
 
 impl Output {
-    pub(super) fn begin(files: &Files, tenant: &Name, run: &str) -> Self {
+    /// Each of the two files may have `max_bytes`. They grow no faster than answers come, so one part on its way is enough.
+    pub(super) fn begin(files: &Files, tenant: &Name, run: &str, max_bytes: u64) -> Self {
         let blobs = blobs(tenant, run);
-        let [answers, errors] = blobs.map(|blob| files.upload(blob, u64::MAX));
+        let [answers, errors] = blobs.map(|blob| files.upload(blob, max_bytes, NonZeroUsize::MIN));
         Self { blobs, answers, errors }
     }
 
+    /// Appends an answer to the file it belongs to, or nothing if it does not fit.
     pub(super) async fn write(&mut self, answer: &Answer) -> Result<(), files::Error> {
         match answer.good {
             true => self.answers.push(&answer.line).await,

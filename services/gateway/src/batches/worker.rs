@@ -13,6 +13,7 @@ use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    Options,
     drive::{Error, Run},
     input::{self, Lines},
     output::Output,
@@ -27,16 +28,18 @@ use crate::{
 /// The pause before a batch that could not be driven is tried again.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Drives batches, up to `slots` at once, until `shutdown`; then gives them back for another gateway to go on.
-pub(crate) async fn run(state: State, slots: usize, shutdown: CancellationToken) {
+/// Drives batches until `shutdown`; then gives them back for another gateway to go on.
+pub(crate) async fn run(state: State, options: Options, shutdown: CancellationToken) {
     let Some(files) = state.files.clone() else { return };
     let errands = state.desk.batch_errands.clone();
-    errands.run(slots, Arc::new(Driver { state, files }), shutdown).await;
+    let Options { slots, max_output, .. } = options;
+    errands.run(slots, Arc::new(Driver { state, files, max_output }), shutdown).await;
 }
 
 struct Driver {
     state: State,
     files: Files,
+    max_output: u64,
 }
 
 impl Receiver for Driver {
@@ -132,7 +135,7 @@ impl Driver {
             let validated = validated.await?.filter(|batch| batch.is_of(run));
             batch = validated.ok_or(Stopped::Error(Error::Superseded))?;
         }
-        let mut output = Output::begin(&self.files, tenant, run);
+        let mut output = Output::begin(&self.files, tenant, run, self.max_output);
         let drive = Run { state, tenant, batch: &batch, run, endpoint, first };
         let (end, progress) = drive.drive(lines(), &mut output).await?;
         Ok((end, progress, output))

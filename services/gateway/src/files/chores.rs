@@ -65,10 +65,8 @@ async fn sweep(state: &State) -> Result<(), Error> {
     let named = async {
         let mut named: HashSet<Blob> = HashSet::new();
         // Batches first: one that ends in between has its files on the shelf by then.
-        for (tenant, _, batch) in state.desk.batches.all().await? {
-            if !batch.status.is_final() {
-                named.extend(batch.run.iter().flat_map(|run| batches::blobs(&tenant, run)));
-            }
+        for (tenant, _, batch) in state.desk.batches.select(|batch| !batch.status.is_final()).await? {
+            named.extend(batch.run.iter().flat_map(|run| batches::blobs(&tenant, run)));
         }
         named.extend(shelf.all().await?.iter().filter_map(|(_, _, file)| Some(place(file)?.0)));
         Ok::<_, Error>(named)

@@ -19,6 +19,8 @@ pub struct ApiError {
     /// The field that is to blame.
     pub param: Option<String>,
     pub message: String,
+    /// Seconds after which it is worth trying again; told with 429 and 503.
+    pub retry_after: u32,
 }
 
 impl ApiError {
@@ -33,7 +35,7 @@ impl ApiError {
     }
 
     pub fn new(status: u16, kind: &'static str, code: Option<&str>, message: impl Into<String>) -> Self {
-        Self { status, kind, code: code.map(str::to_owned), param: None, message: message.into() }
+        Self { status, kind, code: code.map(str::to_owned), param: None, message: message.into(), retry_after: 1 }
     }
 
     pub fn not_found(message: impl Into<String>) -> Self {
@@ -120,7 +122,7 @@ impl IntoResponse for ApiError {
         let mut response = (status, axum::Json(self.body())).into_response();
         let headers = response.headers_mut();
         if matches!(self.status, 429 | 503) {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(RETRY_AFTER, HeaderValue::from(self.retry_after));
         }
         if matches!(self.status, 408 | 409) {
             // OpenAI's clients would repeat these by themselves; it would not help.

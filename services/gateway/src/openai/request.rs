@@ -1,8 +1,14 @@
 //! Reads OpenAI's requests, with vLLM's additions.
 
+use std::collections::BTreeMap;
+
 use baton_contract::{
     Name,
-    request::{FormatKind, JsonSchema, Message, Prompt, Request, ResponseFormat, Stop, StructuredOutputs},
+    outcome::Code,
+    request::{
+        FormatKind, JsonSchema, MAX_METADATA, MAX_METADATA_VALUE_BYTES, Message, Prompt, Request, ResponseFormat, Stop,
+        StructuredOutputs,
+    },
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -58,18 +64,25 @@ pub fn read(endpoint: Endpoint, body: &[u8]) -> Result<Call, ApiError> {
     form(&mut fields, &mut request)?;
     about_the_job(&mut fields, &mut request)?;
     fields.finish()?;
-    check(&request)?;
+    check(endpoint, &request)?;
     Ok(Call { endpoint, request, stream, include_usage, model })
 }
 
 /// What a request must hold whatever the pipeline is.
-fn check(request: &Request) -> Result<(), ApiError> {
+fn check(endpoint: Endpoint, request: &Request) -> Result<(), ApiError> {
     // The lane is checked against the pipeline's later.
     let mut request = request.clone();
     let lane = request.lane.take().and_then(|lane| Name::new(&lane).ok());
     let unnamed = || Name::new("unnamed").map_err(|error| ApiError::internal(error.to_string()));
     let lane = lane.map_or_else(unnamed, Ok)?;
-    request.check(&lane, 0).map(drop).map_err(|failure| ApiError::from(&failure))
+    request.check(&lane, 0).map(drop).map_err(|failure| {
+        let error = ApiError::from(&failure);
+        match (failure.code, endpoint) {
+            (Code::EmptyPrompt, Endpoint::ChatCompletions) => ApiError { param: Some("messages".into()), ..error },
+            (Code::EmptyPrompt, Endpoint::Completions) => ApiError { param: Some("prompt".into()), ..error },
+            _ => error,
+        }
+    })
 }
 
 /// How tokens are drawn: the same in both endpoints.
@@ -134,6 +147,11 @@ fn chat(fields: &mut Fields, request: &mut Request) -> Result<(), ApiError> {
     fields.refuse("reasoning_effort", &[json!("none")], "no model has an effort to set")?;
     fields.refuse("verbosity", &[], "no model has a verbosity to set")?;
     fields.refuse("web_search_options", &[], "nothing is searched")?;
+    fields.refuse("moderation", &[], "nothing is moderated")?;
+    const REUSE: &str = "a prompt's stored beginning is reused by itself, for as long as store.max_age says";
+    fields.refuse("prompt_cache_key", &[], REUSE)?;
+    fields.refuse("prompt_cache_options", &[json!({})], REUSE)?;
+    fields.refuse("prompt_cache_retention", &[], REUSE)?;
     fields.refuse("store", &[json!(false)], "completions are not kept for later; a job's result is, see Baton-Job-Id")
 }
 
@@ -162,7 +180,7 @@ fn completion(fields: &mut Fields, request: &mut Request) -> Result<(), ApiError
         request.top_logprobs = Some(count);
     }
     let n = request.n.unwrap_or(1);
-    fields.refuse("best_of", &[json!(1), json!(n)], "every answer is returned; ask for them with n")?;
+    fields.refuse("best_of", &[json!(n)], "every answer is returned; ask for them with n")?;
     fields.refuse("echo", &[json!(false)], "the answer has no prompt in it")?;
     fields.refuse("suffix", &[json!("")], "text is not inserted")
 }
@@ -225,6 +243,8 @@ fn read_message(message: Value, place: usize) -> Result<Message, ApiError> {
     fields.refuse("audio", &[], "messages are text")?;
     fields.refuse("tool_calls", &[json!([])], "models call no tools here")?;
     fields.refuse("function_call", &[], "models call no tools here")?;
+    // What the SDKs' messages have when they are sent back as they came.
+    fields.refuse("annotations", &[json!([])], "messages are text")?;
     fields.finish()?;
     Ok(Message { role, content })
 }
@@ -252,6 +272,7 @@ fn read_content(content: Value, place: &str) -> Result<String, ApiError> {
             return Err(error);
         }
         let text: Option<String> = fields.take("text")?;
+        fields.refuse("prompt_cache_breakpoint", &[], "what is stored of a prompt is cut every store.chunk_tokens")?;
         fields.finish()?;
         text.ok_or_else(|| ApiError::field(format!("{place}.text"), format!("{place}.text: expected a text")))
     };
@@ -285,10 +306,28 @@ fn about_the_job(fields: &mut Fields, request: &mut Request) -> Result<(), ApiEr
     request.metadata = fields.take("metadata")?.unwrap_or_default();
     for name in ["user", "safety_identifier"] {
         if let Some(value) = fields.take::<String>(name)? {
-            request.metadata.entry(name.to_owned()).or_insert(value);
+            label(&mut request.metadata, name, value)?;
         }
     }
     request.lane = fields.take::<String>("service_tier")?.filter(|tier| tier != "auto" && tier != "default");
     request.deadline = fields.take("deadline")?;
+    Ok(())
+}
+
+/// Keeps a field that only says whose the request is as a pair of the metadata, under its own name.
+fn label(metadata: &mut BTreeMap<String, String>, name: &str, value: String) -> Result<(), ApiError> {
+    let refuse = |found: String| Err(ApiError::field(name, format!("{name}: {found}")));
+    if value.len() > MAX_METADATA_VALUE_BYTES {
+        return refuse(format!("expected at most {MAX_METADATA_VALUE_BYTES} bytes, found {}", value.len()));
+    }
+    if let Some(other) = metadata.get(name).filter(|other| **other != value) {
+        return refuse(format!("is kept in the metadata, expected no other value there, found {other:?}"));
+    }
+    if metadata.len() == MAX_METADATA && !metadata.contains_key(name) {
+        return refuse(format!(
+            "is kept in the metadata, expected less than {MAX_METADATA} pairs there, found as many"
+        ));
+    }
+    metadata.insert(name.to_owned(), value);
     Ok(())
 }

@@ -124,8 +124,11 @@ pub(super) fn logprobs_of(endpoint: Endpoint, content: &[TokenLogprob], offset: 
                 .collect();
             let tops: Vec<Value> = content
                 .iter()
-                .map(|logprob| logprob.top_logprobs.iter().map(|top| (top.token.clone(), top.logprob.into())).collect())
-                .map(Value::Object)
+                .map(|logprob| {
+                    // As with OpenAI, the token that was drawn is always there, so there may be one more than was asked for.
+                    let told = logprob.top_logprobs.iter().chain(std::iter::once(&logprob.chosen));
+                    Value::Object(told.map(|token| (token.token.clone(), token.logprob.into())).collect())
+                })
                 .collect();
             json!({
                 "tokens": content.iter().map(|logprob| logprob.chosen.token.as_str()).collect::<Vec<_>>(),

@@ -1,5 +1,7 @@
 //! Requests in, Baton's requests or errors that name the field out; results in, OpenAI's answers out.
 
+use std::collections::BTreeMap;
+
 use baton_contract::{
     JobId, Name,
     outcome::{
@@ -30,13 +32,13 @@ fn every_supported_field_arrives() {
         "messages": [
             { "role": "developer", "content": "Be brief." },
             { "role": "user", "content": [{ "type": "text", "text": "One" }, { "type": "text", "text": "two" }], "name": null },
-            { "role": "assistant", "content": "ok", "refusal": null, "tool_calls": [] },
+            { "role": "assistant", "content": "ok", "refusal": null, "tool_calls": [], "annotations": null, "audio": null },
         ],
         "stream": true, "stream_options": { "include_usage": true },
         "temperature": 0.5, "top_p": 0.9, "top_k": -1, "min_p": 0.1, "repetition_penalty": 1.1, "presence_penalty": 0.5,
         "frequency_penalty": -0.5, "logit_bias": { "7": -100 }, "logprobs": true, "top_logprobs": 3, "n": 2, "stop": ["a", "b"],
         "seed": -1, "max_completion_tokens": 9, "max_tokens": 9, "metadata": { "k": "v" }, "user": "u-1", "deadline": 30,
-        "service_tier": "batch", "store": false, "tools": [], "tool_choice": "none", "modalities": ["text"],
+        "service_tier": "batch", "store": false, "tools": [], "prompt_cache_key": null, "tool_choice": "none", "modalities": ["text"],
         "response_format": { "type": "json_schema", "json_schema": { "name": "x", "strict": true, "schema": { "type": "object" } } },
     }))
     .unwrap();
@@ -98,6 +100,16 @@ fn what_can_not_be_followed_is_refused_by_name() {
         (json!({ "response_format": { "type": "grammar" } }), "response_format.type"),
         (json!({ "seed": 1.5 }), "seed"),
         (json!({ "logit_bias": { "x": 1 } }), "logit_bias"),
+        (json!({ "messages": [] }), "messages"),
+        (
+            json!({ "messages": [{ "role": "assistant", "content": "x", "annotations": [{}] }] }),
+            "messages[0].annotations",
+        ),
+        (json!({ "moderation": { "model": "x" } }), "moderation"),
+        (json!({ "prompt_cache_key": "x" }), "prompt_cache_key"),
+        (json!({ "user": "u", "metadata": { "user": "v" } }), "user"),
+        (json!({ "safety_identifier": "x".repeat(513) }), "safety_identifier"),
+        (json!({ "user": "u", "metadata": (0..16).map(|i| (i.to_string(), "x")).collect::<BTreeMap<_, _>>() }), "user"),
     ] {
         let error = chat(extra.clone()).unwrap_err();
         assert_eq!((error.status, error.param.as_deref()), (400, Some(param)), "{extra}: {error}");
@@ -110,6 +122,8 @@ fn what_can_not_be_followed_is_refused_by_name() {
         (json!({ "echo": true }), "echo"),
         (json!({ "suffix": "x" }), "suffix"),
         (json!({ "best_of": 3 }), "best_of"),
+        (json!({ "best_of": 1, "n": 2 }), "best_of"),
+        (json!({ "prompt": "" }), "prompt"),
         (json!({ "messages": [] }), "messages"),
     ] {
         let error = completion(extra.clone()).unwrap_err();
@@ -177,7 +191,12 @@ fn answers_have_openais_shape() {
     assert_eq!(old["choices"][1]["text"], "c");
     let logprobs = &old["choices"][0]["logprobs"];
     assert_eq!((&logprobs["tokens"], &logprobs["text_offset"]), (&json!(["é", "b"]), &json!([0, 1])));
-    assert_eq!(logprobs["top_logprobs"][0]["z"], -2.0);
+    assert_eq!(logprobs["top_logprobs"][0], json!({ "é": -0.5, "z": -2.0 }));
+    // The token that was drawn is there though it is none of the likeliest.
+    let mut drawn = logprob("é");
+    drawn.top_logprobs.remove(0);
+    let told = response::logprobs_of(Endpoint::Completions, &[drawn], 0);
+    assert_eq!(told["top_logprobs"][0], json!({ "z": -2.0, "é": -0.5 }));
 
     for (code, status) in [
         (Code::InvalidValue, 400),

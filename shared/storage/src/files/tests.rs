@@ -16,7 +16,7 @@ fn files(directory: &tempfile::TempDir) -> Files {
 }
 
 async fn write(files: &Files, blob: Blob, bytes: &[u8], step: usize) -> Extent {
-    let mut upload = files.upload(blob, 1_000);
+    let mut upload = files.upload(blob, 1_000, NonZeroUsize::new(1 + step % 3).unwrap());
     for piece in bytes.chunks(step) {
         upload.push(piece).await.unwrap();
     }
@@ -62,12 +62,23 @@ async fn a_blob_comes_back_whole_and_in_ranges_however_it_was_written() {
 }
 
 #[tokio::test]
-async fn an_upload_that_ends_early_or_grows_too_large_leaves_nothing() {
+async fn an_upload_that_ends_early_leaves_nothing_and_one_that_grows_too_large_what_did_fit() {
     let directory = tempfile::tempdir().unwrap();
     let files = files(&directory);
-    let mut upload = files.upload(Blob::of_upload("acme", "a"), 50);
-    upload.push(&[7; 45]).await.unwrap();
-    assert!(matches!(upload.push(&[7; 6]).await, Err(Error::TooLarge { max: 50 })));
+    let at_once = NonZeroUsize::new(3).unwrap();
+    let full = async |name: &str| {
+        let mut upload = files.upload(Blob::of_upload("acme", name), 50, at_once);
+        upload.push(&[7; 45]).await.unwrap();
+        assert!(matches!(upload.push(&[8; 6]).await, Err(Error::TooLarge { max: 50 })));
+        upload
+    };
+    // What did fit is a file if its owner wants it.
+    let (blob, upload) = (Blob::of_upload("acme", "kept"), full("kept").await);
+    let extent = upload.finish().await.unwrap();
+    assert_eq!(read(&files, blob, extent, 0..100).await.unwrap(), [7; 45]);
+    files.delete(blob, extent).await.unwrap();
+
+    let upload = full("dropped").await;
     assert!(objects(&directory) > 0);
     drop(upload);
     // The removal runs by itself.

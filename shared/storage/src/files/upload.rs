@@ -1,8 +1,8 @@
 //! Writing a blob as it comes.
 
-use std::mem;
+use std::{collections::VecDeque, mem, num::NonZeroUsize};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::{runtime::Handle, task::JoinHandle};
 
 use super::{Blob, Error, Extent, Files};
@@ -17,18 +17,20 @@ pub struct Upload {
     /// Bytes that came, those of `part` included.
     bytes: u64,
     /// What no part has been made of yet.
-    part: BytesMut,
+    part: Vec<u8>,
     /// Parts that were handed to the store.
     parts: u64,
-    /// The last of them, on its way.
-    under_way: Option<JoinHandle<Result<store::Put, store::Error>>>,
+    /// The last of them, on their way.
+    under_way: VecDeque<JoinHandle<Result<store::Put, store::Error>>>,
+    /// How many these may be.
+    at_once: NonZeroUsize,
     finished: bool,
 }
 
 impl Upload {
-    pub(super) fn new(files: Files, blob: Blob, max_bytes: u64) -> Self {
-        let (part, under_way) = (BytesMut::new(), None);
-        Self { files, blob, max_bytes, bytes: 0, part, parts: 0, under_way, finished: false }
+    pub(super) fn new(files: Files, blob: Blob, max_bytes: u64, at_once: NonZeroUsize) -> Self {
+        let (part, under_way) = (Vec::new(), VecDeque::new());
+        Self { files, blob, max_bytes, bytes: 0, part, parts: 0, under_way, at_once, finished: false }
     }
 
     /// Bytes that came so far.
@@ -36,21 +38,33 @@ impl Upload {
         self.bytes
     }
 
-    /// Appends bytes. Waits when the store is slower than they come.
+    /// Appends bytes. Waits when the store is slower than they come. If they don't fit into what the blob may have, none of
+    /// them is appended, and what was before can still be finished.
     pub async fn push(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
-        self.bytes += bytes.len() as u64;
-        if self.bytes > self.max_bytes {
+        let grown = self.bytes.saturating_add(bytes.len() as u64);
+        if grown > self.max_bytes {
             return Err(Error::TooLarge { max: self.max_bytes });
         }
+        self.bytes = grown;
         let size = self.files.part_bytes as usize;
         while self.part.len() + bytes.len() >= size {
             let (fits, rest) = bytes.split_at(size - self.part.len());
-            self.part.extend_from_slice(fits);
+            self.fill(fits);
             self.put().await?;
             bytes = rest;
         }
-        self.part.extend_from_slice(bytes);
+        self.fill(bytes);
         Ok(())
+    }
+
+    /// Appends to the part. It grows as it is filled, but never holds more memory than a part has.
+    fn fill(&mut self, bytes: &[u8]) {
+        let (length, room) = (self.part.len() + bytes.len(), self.part.capacity());
+        if length > room {
+            let grown = length.max(2 * room).min(self.files.part_bytes as usize);
+            self.part.reserve_exact(grown - self.part.len());
+        }
+        self.part.extend_from_slice(bytes);
     }
 
     /// Stores the rest. When this returns, the blob is whole and as durable as its store keeps it.
@@ -58,29 +72,35 @@ impl Upload {
         if !self.part.is_empty() {
             self.put().await?;
         }
-        self.settled().await?;
+        while !self.under_way.is_empty() {
+            self.settle().await?;
+        }
         self.finished = true;
         Ok(Extent { bytes: self.bytes, part_bytes: self.files.part_bytes })
     }
 
-    /// Hands the present part to the store, once the one before is there.
+    /// Hands the present part to the store, once few enough are on their way.
     async fn put(&mut self) -> Result<(), Error> {
-        self.settled().await?;
-        let bytes: Bytes = mem::take(&mut self.part).freeze();
+        while self.under_way.len() >= self.at_once.get() {
+            self.settle().await?;
+        }
+        let bytes = Bytes::from(mem::take(&mut self.part));
         let (store, path) = (self.files.store.clone(), self.blob.part(self.parts));
         self.parts += 1;
-        self.under_way = Some(tokio::spawn(async move { store.put_new(&path, bytes).await }));
+        self.under_way.push_back(tokio::spawn(async move { store.put_new(&path, bytes).await }));
         Ok(())
     }
 
-    async fn settled(&mut self) -> Result<(), Error> {
-        let Some(put) = &mut self.under_way else { return Ok(()) };
+    /// Waits for the oldest part that is on its way.
+    async fn settle(&mut self) -> Result<(), Error> {
+        let part = self.parts - self.under_way.len() as u64;
+        let Some(put) = self.under_way.front_mut() else { return Ok(()) };
         let done = put.await;
-        self.under_way = None;
+        self.under_way.pop_front();
         match done {
             Ok(done) => done.map(drop).map_err(Error::from),
             // The runtime ends, or the put panicked: either way the part may not be there.
-            Err(_) => Err(Error::Damaged { blob: self.blob, part: self.parts.saturating_sub(1) }),
+            Err(_) => Err(Error::Damaged { blob: self.blob, part }),
         }
     }
 }
@@ -92,9 +112,10 @@ impl Drop for Upload {
         }
         // Where no runtime is left, a sweep does it.
         let Ok(runtime) = Handle::try_current() else { return };
-        let (files, blob, parts, under_way) = (self.files.clone(), self.blob, self.parts, self.under_way.take());
+        let (files, blob, parts, under_way) =
+            (self.files.clone(), self.blob, self.parts, mem::take(&mut self.under_way));
         runtime.spawn(async move {
-            if let Some(put) = under_way {
+            for put in under_way {
                 // Whatever came of it, it must not come after the deletion.
                 let _ = put.await;
             }

@@ -49,7 +49,7 @@ impl Spares {
     /// Puts an object unless `path` is there; `None` if no file was ready or could be used, and nothing was put.
     pub(super) async fn put_new(self: &Arc<Self>, path: PathBuf, bytes: Bytes) -> Option<Put> {
         let len = bytes.len() as u64;
-        if len < SMALL || len > READY {
+        if !(SMALL..=READY).contains(&len) {
             return None;
         }
         let file = self.take(len);

@@ -1,8 +1,10 @@
 # OpenAI's Python client against a gateway whose pipeline is the sim engine. Any assertion that fails ends it with an error.
 import json
 import os
+import typing
 
 import openai
+from openai.types import chat, completion_create_params
 
 client = openai.OpenAI(base_url=os.environ["GATEWAY"] + "/v1", api_key=os.environ["KEY"], timeout=120)
 ask = dict(model="sim", messages=[{"role": "user", "content": "Tell me a story."}], max_tokens=40, seed=7)
@@ -65,7 +67,9 @@ assert " " not in stopped.choices[0].message.content and stopped.choices[0].fini
 # The older endpoint.
 old = client.completions.create(model="sim", prompt="Once upon a time", max_tokens=20, seed=3, logprobs=2)
 assert old.object == "text_completion" and len(old.choices[0].logprobs.tokens) == 20
-assert old.choices[0].logprobs.text_offset == list(range(20)) and len(old.choices[0].logprobs.top_logprobs[0]) == 2
+assert old.choices[0].logprobs.text_offset == list(range(20))
+for drawn, top in zip(old.choices[0].logprobs.tokens, old.choices[0].logprobs.top_logprobs):
+    assert drawn in top and 2 <= len(top) <= 3, (drawn, top)
 text = "".join(chunk.choices[0].text for chunk in client.completions.create(
     model="sim", prompt="Once upon a time", max_tokens=20, seed=3, stream=True))
 assert text == old.choices[0].text
@@ -75,6 +79,20 @@ raw = client.chat.completions.with_raw_response.create(**ask, extra_headers={"Id
 again = client.chat.completions.with_raw_response.create(**ask, extra_headers={"Idempotency-Key": "once"})
 assert raw.headers["baton-job-id"] == "once" and raw.parse().id == again.parse().id == "chatcmpl-once"
 assert raw.parse().created == again.parse().created
+
+# Each request has an id, an answer can be sent back as it came, and what is null is as if it were not there: every parameter
+# that the SDK knows.
+assert raw.request_id.startswith("req_") and raw.request_id != again.request_id
+said = whole.choices[0].message
+for message in (said, said.model_dump()):
+    client.chat.completions.create(**{**ask, "messages": [*ask["messages"], message, {"role": "user", "content": "Go on."}]})
+for create, params, must in [
+    (client.chat.completions.create, chat.completion_create_params, {"messages": ask["messages"]}),
+    (client.completions.create, completion_create_params, {"prompt": "Once"}),
+]:
+    known = typing.get_type_hints(params.CompletionCreateParamsBase)
+    nothing = {name: None for name in known if name not in must}
+    create(**must, model="sim", extra_body={**nothing, "max_tokens": 2})
 
 
 def fails(error, param=None, code=None, **changes):
