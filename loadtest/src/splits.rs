@@ -87,7 +87,7 @@ pub struct Report {
 pub struct Judged {
     pub workload: Named,
     pub splits: Vec<Compared>,
-    /// Prefill workers of the split that does most, and of the one that the plan recommends for most throughput.
+    /// Prefill workers of the split that does most, and of the one that the plan recommends.
     pub best: u32,
     pub recommended: u32,
     /// Throughput of the recommended split by that of the best.
@@ -139,6 +139,12 @@ impl Report {
 #[derive(Deserialize)]
 struct Plan {
     splits: Vec<Planned>,
+    recommendation: Recommendation,
+}
+
+#[derive(Deserialize)]
+struct Recommendation {
+    split: Split,
 }
 
 #[derive(Deserialize)]
@@ -162,9 +168,11 @@ struct Quantiles {
 }
 
 impl Plan {
-    fn of(&self, split: Split) -> Option<Figures> {
-        let planned = self.splits.iter().find(|planned| planned.split == split)?;
-        Some(Figures {
+    fn of(&self, split: Split) -> Result<Figures, Error> {
+        let planned = self.splits.iter().find(|planned| planned.split == split);
+        let Split { prefill, decode } = split;
+        let planned = planned.ok_or_else(|| Error::Plan(format!("it has no split {prefill}:{decode}")))?;
+        Ok(Figures {
             output_throughput: planned.output_throughput,
             ttft_p50: planned.ttft.p50,
             ttft_p99: planned.ttft.p99,
@@ -193,15 +201,16 @@ pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<
     let mut compared = vec![Vec::new(); options.workloads.len()];
     for prefill in 1..options.workers {
         let split = Split { prefill, decode: options.workers - prefill };
+        let predicted = plans.iter().map(|plan| plan.of(split)).collect::<Result<Vec<_>, _>>()?;
         let started = start(options, &baton, &file, split).await?;
         let target = Target::from(started.bus.clone());
         let mut measured = Ok(());
         for (index, workload) in options.workloads.iter().enumerate() {
             progress(format!("{prefill}:{}, {workload}", split.decode));
             match measure(options, &target, *workload, u64::from(prefill)).await {
-                Ok((measured, lost)) => {
-                    let predicted = plans[index].of(split).unwrap_or_default();
-                    compared[index].push(Compared { prefill, decode: split.decode, measured, predicted, lost });
+                Ok((figures, lost)) => {
+                    let (decode, predicted) = (split.decode, predicted[index]);
+                    compared[index].push(Compared { prefill, decode, measured: figures, predicted, lost });
                 }
                 Err(error) => {
                     measured = Err(error);
@@ -212,18 +221,17 @@ pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<
         started.stop().await;
         measured?;
     }
-    let loads = options.workloads.iter().zip(compared).map(|(workload, splits)| judge(*workload, splits)).collect();
+    let judged = options.workloads.iter().zip(compared).zip(&plans);
+    let loads = judged.map(|((workload, splits), plan)| judge(*workload, splits, plan.recommendation.split)).collect();
     Ok(Report { options: options.clone(), loads })
 }
 
-fn judge(workload: Named, splits: Vec<Compared>) -> Judged {
-    let most = |figure: fn(&Compared) -> f64| splits.iter().max_by(|a, b| figure(a).total_cmp(&figure(b)));
-    let best = most(|split| split.measured.output_throughput);
-    let recommended = most(|split| split.predicted.output_throughput);
-    let throughput = |split: Option<&Compared>| split.map_or(0.0, |split| split.measured.output_throughput);
-    let share = throughput(recommended) / throughput(best).max(f64::MIN_POSITIVE);
-    let prefill = |split: Option<&Compared>| split.map_or(0, |split| split.prefill);
-    let (best, recommended) = (prefill(best), prefill(recommended));
+fn judge(workload: Named, splits: Vec<Compared>, recommended: Split) -> Judged {
+    let throughput = |split: &Compared| split.measured.output_throughput;
+    let best = splits.iter().max_by(|a, b| throughput(a).total_cmp(&throughput(b)));
+    let taken = splits.iter().find(|split| split.prefill == recommended.prefill);
+    let share = taken.map_or(0.0, throughput) / best.map_or(0.0, throughput).max(f64::MIN_POSITIVE);
+    let (best, recommended) = (best.map_or(0, |split| split.prefill), recommended.prefill);
     Judged { workload, splits, best, recommended, share }
 }
 
@@ -299,7 +307,8 @@ mod tests {
             let (measured, predicted) = (figures(measured), figures(predicted));
             Compared { prefill, decode: 6 - prefill, measured, predicted, lost: 0 }
         };
-        let judged = judge(Named::Mixed, vec![split(1, 10.0, 8.0), split(2, 100.0, 90.0), split(3, 96.0, 99.0)]);
+        let splits = vec![split(1, 10.0, 8.0), split(2, 100.0, 90.0), split(3, 96.0, 99.0)];
+        let judged = judge(Named::Mixed, splits, Split { prefill: 3, decode: 3 });
         assert_eq!((judged.best, judged.recommended, judged.share), (2, 3, 0.96));
         let off = judged.splits[1].predicted.off(&judged.splits[1].measured);
         assert!((off.output_throughput + 0.1).abs() < 1e-9);

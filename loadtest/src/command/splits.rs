@@ -22,8 +22,8 @@ Examples:
 It lets `baton plan` predict what each split of the workers makes of each load, then starts the pipeline with each split and \
 measures it. Shown are measured figures, and in brackets how far the prediction is from them.
 
-Exit status: 0 if nothing was lost and the split that the plan has in front does at least 95 % of what the best one does, for \
-each load; 1 otherwise.")]
+Exit status: 0 if nothing was lost and the split that the plan recommends does at least 95 % of what the best one does, for each \
+load; 1 otherwise.")]
 pub struct Arguments {
     #[command(flatten)]
     options: Options,

@@ -5,9 +5,10 @@ mod engine;
 mod store;
 
 use std::{
-    fs,
+    env, fs,
     io::{self, IsTerminal},
     path::PathBuf,
+    process::Stdio,
 };
 
 use anyhow::{Context, ensure};
@@ -19,7 +20,10 @@ use baton_engine::{
 use baton_planner::profile::{Bus, Decode, Fit, Kv, Prefill, Profile, Transfer};
 use baton_topology::{Codec, Model, Plan};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::task::spawn_blocking;
+use tokio::{
+    process::{Child, Command},
+    task::spawn_blocking,
+};
 
 use crate::{context, local::EngineArguments, table};
 
@@ -27,10 +31,11 @@ use crate::{context, local::EngineArguments, table};
 #[command(after_help = "\
 Examples:
   baton calibrate -o profile.toml                                    the default model on this CPU, about a minute
+  baton calibrate --threads 1 --beside 1 -o profile.toml             of workers with a thread each, two on this machine
   baton calibrate --model hf:owner/name --device cuda --kv-memory 8GiB -o profile.toml
   baton calibrate --pipeline sim.toml --model sim -o profile.toml    a pipeline's model: of a sim its times are taken as they are
 
-Nothing else should run on the machine. The engine computes passes and steps of many sizes, each of which is measured --repeat \
+Nothing else should run on the machine but what --beside starts: workers share its caches and its memory's bandwidth. The engine computes passes and steps of many sizes, each of which is measured --repeat \
 times; the coefficients of the cost model come from the medians by least squares, and what they are off by is shown. The store is a \
 directory of its own unless one is named; chunks that are put into a named one are left to its collection. The bus is measured by a \
 pipeline of its own, whose engine takes no time.")]
@@ -52,6 +57,9 @@ pub struct Arguments {
     /// How often every size is measured
     #[arg(long, value_name = "TIMES", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=100))]
     repeat: u16,
+    /// So many other engines compute meanwhile, each with as many threads, as workers that share this machine do
+    #[arg(long, value_name = "ENGINES", default_value_t = 0, conflicts_with = "pipeline", value_parser = clap::value_parser!(u16).range(..=64))]
+    beside: u16,
     /// Write the profile here; without it to standard output
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -80,6 +88,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     bar.set_message("the bus");
     let hop_s = bus::hop_s().await?;
     bar.set_message("loading the model");
+    let _beside = beside(&arguments)?;
     let (engine, repeat, memory) = (arguments.engine, usize::from(arguments.repeat), arguments.kv_memory);
     let (source, sim) = without_times(subject.source);
     let device = engine.device.clone();
@@ -163,6 +172,24 @@ async fn subject(arguments: &Arguments) -> anyhow::Result<Subject> {
         Codec::Raw => baton_storage::codec::Codec::Raw,
     };
     Ok(Subject { name: name.to_string(), source, codec, chunk_tokens: plan.store.chunk_tokens })
+}
+
+/// Engines that compute prompts until they are dropped.
+fn beside(arguments: &Arguments) -> anyhow::Result<Vec<Child>> {
+    let EngineArguments { model, device, threads } = &arguments.engine;
+    let compute = match arguments.compute {
+        Compute::Exact => "exact",
+        Compute::Fast => "fast",
+    };
+    let program = env::current_exe().context("cannot find this program")?;
+    let start = |_| {
+        let mut command = Command::new(&program);
+        command.args(["bench", "engine", "--model", model, "--device", device, "--compute", compute]);
+        command.args(["--threads", &threads.to_string(), "--batch", "1", "--repeat", "1000"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        command.spawn().context("cannot start another engine")
+    };
+    (0..arguments.beside).map(start).collect()
 }
 
 /// The sim engine's times, for a prompt's token and for a step, are known: what it takes besides is measured.

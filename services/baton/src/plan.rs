@@ -125,7 +125,8 @@ fn plan(arguments: &Arguments) -> anyhow::Result<()> {
     );
     let options = options(arguments, &plan, &load)?;
     let goal = match (&options.slo, options.flow, load.has_times()) {
-        (_, Flow::Concurrency(_), _) | (_, _, true) => Goal::Given,
+        (_, Flow::Concurrency(_), _) => Goal::ClosedLoop,
+        (_, _, true) => Goal::Given,
         (Slo { ttft_s: None, itl_s: None }, ..) => Goal::Saturated,
         _ => Goal::HighestRate,
     };

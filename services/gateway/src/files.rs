@@ -38,6 +38,8 @@ pub(crate) const UPLOAD_WITHIN: Duration = Duration::from_secs(3_600);
 /// Parts of an upload that are on their way to the store at a time: a request takes some tens of milliseconds there, so these
 /// make some 100 MB/s.
 const PARTS_AT_ONCE: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+/// The same of a file that is read: what a reader who has stopped reading holds in memory.
+const PARTS_READ_AT_ONCE: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 /// Files of one page at most, and without a limit.
 const PAGE: usize = 10_000;
 
@@ -200,7 +202,7 @@ async fn content(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): I
     let file = found(&state, &tenant, &id).await?;
     let (blob, extent) =
         place(&file).ok_or_else(|| ApiError::internal("the file's place in the store is unreadable"))?;
-    let bytes = files.read(blob, extent, 0..extent.bytes);
+    let bytes = files.read(blob, extent, 0..extent.bytes, PARTS_READ_AT_ONCE);
     let mut response = Response::new(Body::from_stream(bytes));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));

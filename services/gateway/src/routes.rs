@@ -9,6 +9,7 @@ use axum::{
     routing::{get, post},
 };
 use tokio::time::Instant;
+use tracing::{Instrument, info_span};
 
 use crate::{
     State, batches, completions, document, files, health, models,
@@ -18,6 +19,8 @@ use crate::{
 
 /// What OpenAI's clients call `request_id`.
 const REQUEST_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+
+const READY: &str = "/readyz";
 
 /// All routes.
 pub(crate) fn router(state: State) -> Router {
@@ -48,7 +51,7 @@ fn openai_routes() -> Router<State> {
 fn own_routes() -> Router<State> {
     Router::new()
         .route("/healthz", get(health::alive))
-        .route("/readyz", get(health::ready))
+        .route(READY, get(health::ready))
         .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(document::serve))
 }
@@ -69,13 +72,14 @@ async fn count(FromState(state): FromState<State>, request: Request, next: Next)
     let began = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = request.method().clone();
-    let mut response = next.run(request).await.into_response();
+    let id = format!("req_{:032x}", rand::random::<u128>());
+    let mut response = next.run(request).instrument(info_span!("request", id)).await.into_response();
     let status = response.status();
     state.metrics.answered(method.as_str(), route.as_deref(), status.as_u16(), began.elapsed());
-    let id = format!("req_{:032x}", rand::random::<u128>());
     let (route, headers) = (route.as_deref().unwrap_or("none"), response.headers_mut());
     let job = headers.get(completions::JOB_HEADER).and_then(|job| job.to_str().ok()).unwrap_or_default();
-    if status.is_server_error() {
+    // That it is not ready is what a probe wants to know.
+    if status.is_server_error() && route != READY {
         tracing::warn!(request = id, %method, route, status = status.as_u16(), job, "a request failed");
     } else {
         tracing::debug!(request = id, %method, route, status = status.as_u16(), job, "a request was answered");

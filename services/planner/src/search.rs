@@ -48,6 +48,8 @@ pub struct Prices {
 pub enum Goal {
     /// As the workload says when requests come: the cheapest that meets the SLO.
     Given,
+    /// So many requests under way at a time, so that a better split does more: of those that meet the SLO the highest throughput.
+    ClosedLoop,
     /// As much as there is room for: the highest throughput.
     Saturated,
     /// The highest rate at which the SLO is met.
@@ -174,25 +176,9 @@ pub fn recommend(candidates: &[Candidate], goal: Goal) -> Option<Recommendation>
     let cheaper = |a: &&Candidate, b: &&Candidate| {
         a.cost_per_hour.total_cmp(&b.cost_per_hour).then(a.report.ttft.p99.total_cmp(&b.report.ttft.p99))
     };
-    if goal == Goal::Given {
-        let meeting = candidates.iter().filter(|it| it.meets_slo);
-        if let Some(best) = meeting.clone().min_by(cheaper) {
-            let count = meeting.clone().count();
-            let same_price = meeting.clone().all(|it| it.cost_per_hour == best.cost_per_hour);
-            let what = match (count, same_price) {
-                (1, _) => "is the only split that meets the SLO".to_owned(),
-                (_, true) => format!("has the soonest first tokens of {count} splits of one price that meet the SLO"),
-                (_, false) => format!("is the cheapest of {count} splits that meet the SLO"),
-            };
-            let why = format!(
-                "{} {what}: TTFT p99 {:.0} ms, ITL p99 {:.1} ms; {}",
-                best.split,
-                best.report.ttft.p99,
-                best.report.itl.p99,
-                best.bottleneck()
-            );
-            return Some(Recommendation { split: best.split, why });
-        }
+    let judged = matches!(goal, Goal::Given | Goal::ClosedLoop);
+    let meeting: Vec<&Candidate> = candidates.iter().filter(|it| !judged || it.meets_slo).collect();
+    if meeting.is_empty() {
         let best = candidates.iter().max_by(|a, b| {
             a.report.goodput.total_cmp(&b.report.goodput).then(b.report.ttft.p99.total_cmp(&a.report.ttft.p99))
         })?;
@@ -204,14 +190,32 @@ pub fn recommend(candidates: &[Candidate], goal: Goal) -> Option<Recommendation>
         );
         return Some(Recommendation { split: best.split, why });
     }
-    let most = candidates.iter().map(throughput).max_by(f64::total_cmp)?;
+    if goal == Goal::Given {
+        let best = meeting.iter().copied().min_by(cheaper)?;
+        let count = meeting.len();
+        let same_price = meeting.iter().all(|it| it.cost_per_hour == best.cost_per_hour);
+        let what = match (count, same_price) {
+            (1, _) => "is the only split that meets the SLO".to_owned(),
+            (_, true) => format!("has the soonest first tokens of {count} splits of one price that meet the SLO"),
+            (_, false) => format!("is the cheapest of {count} splits that meet the SLO"),
+        };
+        let why = format!(
+            "{} {what}: TTFT p99 {:.0} ms, ITL p99 {:.1} ms; {}",
+            best.split,
+            best.report.ttft.p99,
+            best.report.itl.p99,
+            best.bottleneck()
+        );
+        return Some(Recommendation { split: best.split, why });
+    }
+    let most = meeting.iter().copied().map(throughput).max_by(f64::total_cmp)?;
     // Per price, so that a range of sizes does not always end with the largest.
     let per_price = |it: &Candidate| throughput(it) / it.cost_per_hour.max(1e-9);
-    let sizes = candidates.iter().map(|it| it.cost_per_hour);
+    let sizes = meeting.iter().map(|it| it.cost_per_hour);
     let same_price = sizes.clone().fold(f64::NEG_INFINITY, f64::max) - sizes.fold(f64::INFINITY, f64::min) < 1e-9;
     let value = |it: &Candidate| if same_price { throughput(it) / most.max(1e-9) } else { per_price(it) };
-    let top = candidates.iter().map(value).max_by(f64::total_cmp)?;
-    let best = candidates.iter().filter(|it| value(it) >= top * (1.0 - TIE)).min_by(cheaper)?;
+    let top = meeting.iter().copied().map(value).max_by(f64::total_cmp)?;
+    let best = meeting.iter().copied().filter(|it| value(it) >= top * (1.0 - TIE)).min_by(cheaper)?;
     let what = match (goal, same_price) {
         (Goal::HighestRate, true) => "meets the SLO at the highest rate",
         (Goal::HighestRate, false) => "meets the SLO at the highest rate for its price",

@@ -92,6 +92,11 @@ impl Owned {
         None
     }
 
+    /// Whether this prompt is the one that computes a chunk.
+    pub(crate) fn owns(&self, chunk: &ChunkId) -> bool {
+        self.chunks.contains_key(chunk)
+    }
+
     /// Gives a computed chunk to those who wait for it.
     pub(crate) fn computed(&self, chunk: &ChunkId, block: Arc<Block>) {
         if let Some(sender) = self.chunks.get(chunk) {

@@ -70,10 +70,12 @@ impl Reuse {
             if at >= shared {
                 return Ok(prefix);
             }
-            if prefix.owned.enter(&chunks[at..]).is_some() {
+            in_vain = if found > 0 { 0 } else { in_vain };
+            // One that another prompt was at during the look may have been stored since: it is looked for again.
+            let was_ours = prefix.owned.owns(&chunks[at]);
+            if prefix.owned.enter(&chunks[at..]).is_some() || !was_ours {
                 continue;
             }
-            in_vain = if found > 0 { 0 } else { in_vain };
             if in_vain >= IN_VAIN {
                 return Ok(prefix);
             }

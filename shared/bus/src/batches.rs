@@ -276,7 +276,7 @@ pub async fn revive(batches: &Shelf<Batch>, errands: &Errands, grace: Duration) 
     }
     let known = errands.open().await?;
     let mut lost = open;
-    lost.retain(|(tenant, id, _)| !known.contains(&(tenant.clone(), Bytes::from(id.as_str().to_owned()))));
+    lost.retain(|(tenant, id, _)| !known.contains_key(&(tenant.clone(), Bytes::from(id.as_str().to_owned()))));
     let mut revived = Vec::new();
     for (tenant, id, _) in lost {
         let Some(batch) = batches.get(&tenant, &id).await?.map(|kept| kept.value).filter(due) else { continue };

@@ -1,7 +1,7 @@
 //! What gateways have to do, whichever of them: durable messages in a work queue of their own, a permit for each, heartbeats
 //! as long as one is at work, and another delivery when nothing is heard of it.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
     consumer::{PullConsumer, pull},
@@ -110,14 +110,16 @@ impl Errands {
         tenant_of(delivery.subject())
     }
 
-    /// The tenants and payloads of all errands that are not done, those in somebody's hands included.
-    pub async fn open(&self) -> Result<HashSet<(Name, Bytes)>, Error> {
+    /// The tenants and payloads of all errands that are not done, those in somebody's hands included, and how often each is there.
+    pub async fn open(&self) -> Result<HashMap<(Name, Bytes), usize>, Error> {
         let layout = &self.bus.layout;
         let mut waiting =
             self.bus.messages_of(self.kind.stream(layout.root()), layout.errands(self.kind.as_str())).await?.tasks;
-        let mut open = HashSet::new();
+        let mut open = HashMap::new();
         while let Some(message) = waiting.try_next().await? {
-            open.extend(tenant_of(&message.subject).map(|tenant| (tenant, message.payload)));
+            if let Some(tenant) = tenant_of(&message.subject) {
+                *open.entry((tenant, message.payload)).or_default() += 1;
+            }
         }
         Ok(open)
     }
@@ -143,12 +145,15 @@ impl Errands {
                 Err(error) => {
                     tracing::warn!(%error, kind = self.kind.as_str(), "errands could not be asked for; trying again");
                     // Their stream may have been removed, with all that it had.
-                    if let Err(error) = self.bus.errand_consumer(self.kind, self.replicas, self.ack_wait).await {
-                        tracing::debug!(%error, "the stream of errands is not there, and could not be made again");
-                    }
+                    let again = async {
+                        if let Err(error) = self.bus.errand_consumer(self.kind, self.replicas, self.ack_wait).await {
+                            tracing::debug!(%error, "the stream of errands is not there, and could not be made again");
+                        }
+                        sleep(PAUSE).await;
+                    };
                     tokio::select! {
                         () = shutdown.cancelled() => break,
-                        () = sleep(PAUSE) => {}
+                        () = again => {}
                     }
                 }
             }

@@ -129,23 +129,27 @@ impl Files {
 
     /// The bytes of a blob that lie in `range`, in order, a piece at a time. Of each part all that is wanted is in memory
     /// before the first piece of it comes: so no request to the store waits for the reader, who may take all the time he
-    /// wants, while stores and their clients cut off a request that lasts for minutes.
+    /// wants, while stores and their clients cut off a request that lasts for minutes. Up to `at_once` parts are read at a time,
+    /// those that follow ahead of the reader.
     pub fn read(
         &self,
         blob: Blob,
         extent: Extent,
         range: Range<u64>,
+        at_once: NonZeroUsize,
     ) -> impl Stream<Item = Result<Bytes, Error>> + Send + 'static {
         let store = self.store.clone();
-        let parts = stream::iter(extent.cover(range)).then(move |(part, range)| {
+        let parts = stream::iter(extent.cover(range)).map(move |(part, range)| {
             let store = store.clone();
-            async move {
+            // A task of its own, which goes on while the reader does not ask.
+            let whole = tokio::spawn(async move {
                 let found = store.stream_range(&blob.part(part), range).await?;
                 let pieces: Vec<Bytes> = found.ok_or(Error::Damaged { blob, part })?.try_collect().await?;
                 Ok::<_, Error>(stream::iter(pieces.into_iter().map(Ok)))
-            }
+            });
+            async move { whole.await.unwrap_or(Err(Error::Damaged { blob, part })) }
         });
-        parts.try_flatten()
+        parts.buffered(at_once.get()).try_flatten()
     }
 
     /// Removes a blob. One that is not there is no error.

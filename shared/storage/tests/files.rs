@@ -30,7 +30,7 @@ async fn a_file_is_read_to_its_end_however_long_its_reader_takes() {
     let extent = upload.finish().await.unwrap();
 
     // A minute passes between any two pieces: more than the store's client lets a request last.
-    let mut pieces = files.read(blob, extent, 0..extent.bytes).boxed();
+    let mut pieces = files.read(blob, extent, 0..extent.bytes, MANY).boxed();
     let mut read = Vec::new();
     while let Some(piece) = pieces.try_next().await.unwrap() {
         read.extend_from_slice(&piece);
@@ -40,5 +40,5 @@ async fn a_file_is_read_to_its_end_however_long_its_reader_takes() {
     }
     assert!(read == sent, "{} of {} bytes came back, or others", read.len(), sent.len());
     files.delete(blob, extent).await.unwrap();
-    assert!(files.read(blob, extent, 0..1).boxed().next().await.unwrap().is_err());
+    assert!(files.read(blob, extent, 0..1, MANY).boxed().next().await.unwrap().is_err());
 }

@@ -262,6 +262,7 @@ fn repair(file: &mut File, path: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     if serde_json::from_slice::<Known>(&last).is_ok() {
+        known(&last, number, path)?;
         file.seek(SeekFrom::End(0)).with_context(failed)?;
         return file.write_all(b"\n").with_context(failed);
     }

@@ -118,8 +118,6 @@ async fn a_batch_that_was_killed_goes_on_and_computes_nothing_twice() {
     assert!(!messages.contains('\u{1b}'), "{messages}");
     let count = |key: &str| summary[key].as_u64().unwrap();
     assert_eq!(count("answered_before") as usize, answered, "{summary}");
-    // Jobs of the first run that ended while the second looked for their results are not waited for.
-    assert!(summary["seconds"].as_f64().unwrap() < 30.0, "{summary}");
     assert_eq!(count("answered_before") + count("completed") + count("failed"), LINES as u64, "{summary}");
     let mut names = BTreeMap::new();
     for line in read(&output) {

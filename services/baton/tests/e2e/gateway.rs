@@ -65,7 +65,7 @@ async fn keys_are_tenants_and_limits() {
     // Theirs is made while the gateway runs, with limits.
     let made = ground.baton(&["gateway", "key", "theirs", "--tenant", "other", "--file", keys.to_str().unwrap()]).await;
     let theirs = String::from_utf8(made.stdout).unwrap().trim().to_owned();
-    let text = std::fs::read_to_string(&keys).unwrap() + "requests_per_minute = 6\n";
+    let text = std::fs::read_to_string(&keys).unwrap() + "requests_per_minute = 1\n";
     assert!(!text.contains(&theirs) && !text.contains(&ours), "keys are written nowhere");
     std::fs::write(&keys, text).unwrap();
 
@@ -105,11 +105,11 @@ async fn keys_are_tenants_and_limits() {
     }
     assert_eq!(named(bearer(&ours), "something else").await.head.status, 409);
 
-    // Six a minute are one in ten seconds, and that one is spent.
+    // One a minute, and that one is spent.
     let answer = post(&url, path, &theirs, &ask).await;
     assert_eq!(answer.head.status, 429, "{}", answer.text());
     let wait: u32 = answer.head.headers["retry-after"].parse().unwrap();
-    assert!((2..=10).contains(&wait), "told to come back in {wait} s");
+    assert!((2..=60).contains(&wait), "told to come back in {wait} s");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Takes batches that are to be driven, and brings each to its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use baton_bus::{
     batches::{Batch, End, Problem, Progress, Status},
@@ -9,6 +9,7 @@ use baton_bus::{
 };
 use baton_contract::{JobId, Name};
 use baton_storage::files::{self, Files};
+use bytes::Bytes;
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
@@ -50,7 +51,7 @@ impl Receiver for Driver {
             Ok(()) => Settle::Ack,
             Err(Error::Superseded) => {
                 tracing::info!(batch = %id, %tenant, "another gateway drives the batch; leaving it");
-                Settle::Leave
+                self.leave(&tenant, delivery).await
             }
             Err(error) => {
                 tracing::warn!(%error, batch = %id, %tenant, "a batch could not be driven to its end and is tried again");
@@ -72,6 +73,16 @@ pub(super) async fn change(
 }
 
 impl Driver {
+    /// What becomes of the errand of a batch that another drives: it is his, too, unless he has one of his own, as after a
+    /// restored stream. Then this one would take the batch from him in its turn.
+    async fn leave(&self, tenant: &Name, delivery: &Delivery) -> Settle {
+        let errand = (tenant.clone(), Bytes::copy_from_slice(delivery.payload()));
+        match self.state.desk.batch_errands.open().await {
+            Ok(open) if open.get(&errand).is_some_and(|count| *count > 1) => Settle::Ack,
+            _ => Settle::Leave,
+        }
+    }
+
     /// Brings a batch to its end, wherever an earlier run has left it, and tells who wants to know.
     async fn drive(&self, tenant: &Name, id: &JobId, first: bool) -> Result<(), Error> {
         let state = &self.state;
@@ -127,7 +138,7 @@ impl Driver {
         let file =
             file.map_err(|error| baton_bus::Error::Read { what: "the input file".into(), message: error.message })?;
         let found = file.as_ref().and_then(place).ok_or_else(|| gone("the input file was deleted, or has expired"))?;
-        let lines = || Lines::new(self.files.read(found.0, found.1, 0..found.1.bytes).boxed());
+        let lines = || Lines::new(self.files.read(found.0, found.1, 0..found.1.bytes, NonZeroUsize::MIN).boxed());
         let mut batch = batch.clone();
         if batch.counts.total == 0 {
             let total = input::validate(lines(), endpoint).await?.map_err(Stopped::Refused)?;

@@ -6,7 +6,8 @@ use super::*;
 use crate::simulate::tests::sim;
 
 fn search(named: Named, goal: Goal, slo: Slo, prefill: f64) -> (Vec<Candidate>, Recommendation) {
-    let options = simulate::Options { slo, ..sim(1, 1) };
+    let flow = if goal == Goal::ClosedLoop { Flow::Concurrency(64) } else { Flow::Planned };
+    let options = simulate::Options { slo, flow, ..sim(1, 1) };
     let requests = |rate: Option<f64>| {
         let arrivals = Arrivals::poisson(Rate::new(rate.unwrap_or(5.0)).unwrap());
         Ok::<_, Infallible>(Draw::new(arrivals, named.shape(), 1).take(2000).map(Ok))
@@ -52,5 +53,16 @@ fn at_a_rate_the_cheapest_that_meets_the_slo_is_recommended() {
     let taken = candidates.iter().find(|it| it.split == best.split).unwrap();
     assert!(taken.meets_slo && taken.cost_per_hour == cheapest, "{}", best.why);
     let (_, none) = search(Named::Mixed, Goal::Given, Slo { ttft_s: Some(1e-6), itl_s: None }, 2.0);
+    assert!(none.why.starts_with("no split meets the SLO; "), "{}", none.why);
+}
+
+#[test]
+fn in_a_closed_loop_the_split_that_does_most_is_recommended() {
+    let slo = Slo { ttft_s: None, itl_s: Some(1.0) };
+    let (candidates, best) = search(Named::Prompts, Goal::ClosedLoop, slo, 1.0);
+    let most = candidates.iter().map(|it| it.report.request_throughput).fold(0.0, f64::max);
+    let taken = candidates.iter().find(|it| it.split == best.split).unwrap();
+    assert!(taken.meets_slo && taken.report.request_throughput >= most * (1.0 - TIE), "{}", best.why);
+    let (_, none) = search(Named::Prompts, Goal::ClosedLoop, Slo { ttft_s: Some(1e-6), itl_s: None }, 1.0);
     assert!(none.why.starts_with("no split meets the SLO; "), "{}", none.why);
 }

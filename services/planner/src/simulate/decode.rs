@@ -187,6 +187,11 @@ impl DecodeWorker {
             steps = self.schedule.steps_with_room(steps).max(1);
         }
         if steps == 0 && busy == 0.0 {
+            let goes_on = |id: u64| self.answers.get(&id).is_some_and(|it| it.can_go_on(now, chunk));
+            // An import that costs no time, and has more to come.
+            if self.schedule.joining().is_some_and(goes_on) {
+                self.round(world);
+            }
             return;
         }
         let burst = Burst::new(&world.options.decode.profile.decode, now + nanos(busy), steps, sequences, context);

@@ -52,9 +52,9 @@ pub struct Use {
     pub slots: f64,
 }
 
-/// What a workload comes to. Rates are per second from the first arrival to the last result. In a closed loop they are those of its
-/// steady state, as in the load generator: from the time at which as many have ended as fill the pipeline, to the last
-/// arrival; and the latencies of those that fill it don't count.
+/// What a workload comes to. Rates are per second from the first arrival to the last result. In a closed loop that is at least twice as
+/// long as what fills the pipeline, they are those of its steady state, from the time at which as many have ended as fill it to the
+/// last arrival, and the latencies of those that fill it don't count, but for the times from token to token.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
     /// Requests that got their whole answer.
@@ -120,11 +120,32 @@ pub(super) struct Measure {
     steps: u64,
     /// Tokens that steps generated.
     step_tokens: u64,
-    ttft: Times,
     itl: Times,
+    /// Of the requests that fill the pipeline, and of the others.
+    filling_times: Latencies,
+    times: Latencies,
+}
+
+/// One sample a request.
+#[derive(Clone)]
+struct Latencies {
+    ttft: Times,
     tpot: Times,
     e2el: Times,
     prefill: Times,
+}
+
+impl Latencies {
+    fn new() -> Self {
+        Self { ttft: Times::new(), tpot: Times::new(), e2el: Times::new(), prefill: Times::new() }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.ttft.add(&other.ttft);
+        self.tpot.add(&other.tpot);
+        self.e2el.add(&other.e2el);
+        self.prefill.add(&other.prefill);
+    }
 }
 
 /// Of the requests that completed until some time.
@@ -137,6 +158,7 @@ struct Sums {
 }
 
 /// Microseconds.
+#[derive(Clone)]
 struct Times(Option<Histogram<u64>>);
 
 impl Times {
@@ -148,6 +170,13 @@ impl Times {
     fn note(&mut self, seconds: f64, count: u64) {
         if let Some(histogram) = &mut self.0 {
             histogram.saturating_record_n((seconds * 1e6) as u64, count);
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        if let (Some(histogram), Some(other)) = (&mut self.0, &other.0) {
+            // Never fails: both have the same bounds.
+            let _ = histogram.add(other);
         }
     }
 
@@ -186,12 +215,14 @@ impl Measure {
             preemptions: 0,
             steps: 0,
             step_tokens: 0,
-            ttft: Times::new(),
             itl: Times::new(),
-            tpot: Times::new(),
-            e2el: Times::new(),
-            prefill: Times::new(),
+            filling_times: Latencies::new(),
+            times: Latencies::new(),
         }
+    }
+
+    fn times_of(&mut self, job: &Job) -> &mut Latencies {
+        if job.measured { &mut self.times } else { &mut self.filling_times }
     }
 
     /// A request has come; whether its latencies count.
@@ -203,9 +234,7 @@ impl Measure {
     }
 
     pub(super) fn prefilled(&mut self, job: &Job, at: Nanos) {
-        if job.measured {
-            self.prefill.note(seconds(at - job.arrived), 1);
-        }
+        self.times_of(job).prefill.note(seconds(at - job.arrived), 1);
         self.reused_tokens += job.reused as u64;
     }
 
@@ -218,9 +247,7 @@ impl Measure {
     }
 
     pub(super) fn first_token(&mut self, job: &Job, at: Nanos) {
-        if job.measured {
-            self.ttft.note(seconds(at - job.arrived), 1);
-        }
+        self.times_of(job).ttft.note(seconds(at - job.arrived), 1);
     }
 
     /// Prefill has sampled a token.
@@ -256,12 +283,11 @@ impl Measure {
         let ttft = seconds(job.first - job.arrived);
         let gaps = job.output - 1;
         let tpot = if gaps == 0 { 0.0 } else { seconds(job.last - job.first) / gaps as f64 };
-        if job.measured {
-            if gaps > 0 {
-                self.tpot.note(tpot, 1);
-            }
-            self.e2el.note(seconds(result - job.arrived), 1);
+        let times = self.times_of(job);
+        if gaps > 0 {
+            times.tpot.note(tpot, 1);
         }
+        times.e2el.note(seconds(result - job.arrived), 1);
         let within = |bound: Option<f64>, value: f64| bound.is_none_or(|bound| value <= bound);
         self.sums.completed += 1;
         self.sums.good += u64::from(within(self.slo.ttft_s, ttft) && within(self.slo.itl_s, tpot));
@@ -281,11 +307,14 @@ impl Measure {
         changes: Vec<Change>,
     ) -> Report {
         let duration_s = seconds(self.last.saturating_sub(self.first.unwrap_or(0)));
-        // Too few to have a steady state: all of it.
-        let all = ((self.first.unwrap_or(0), Sums::default()), (self.last, self.sums));
+        let mut times = self.times.clone();
         let ((from, before), (to, after)) = match self.full {
             Some(full) if self.latest.1.completed >= 2 * self.filling => (full, self.latest),
-            _ => all,
+            // Too few to have a steady state: all of it.
+            _ => {
+                times.add(&self.filling_times);
+                ((self.first.unwrap_or(0), Sums::default()), (self.last, self.sums))
+            }
         };
         let steady_s = seconds(to.saturating_sub(from));
         let rate = |sum: fn(&Sums) -> u64| {
@@ -307,11 +336,11 @@ impl Measure {
             input_throughput: rate(|sums| sums.prompt_tokens),
             output_throughput: rate(|sums| sums.output_tokens),
             goodput: rate(|sums| sums.good),
-            ttft: self.ttft.quantiles(),
+            ttft: times.ttft.quantiles(),
             itl: self.itl.quantiles(),
-            tpot: self.tpot.quantiles(),
-            e2el: self.e2el.quantiles(),
-            prefill_latency: self.prefill.quantiles(),
+            tpot: times.tpot.quantiles(),
+            e2el: times.e2el.quantiles(),
+            prefill_latency: times.prefill.quantiles(),
             prefill: usage(prefill, options.prefill.slots),
             decode: usage(decode, options.decode.slots),
             mean_batch: self.step_tokens as f64 / (self.steps as f64).max(1.0),

@@ -9,7 +9,7 @@ use crate::{
     profile::{Bus, Profile, Store, Transfer},
 };
 
-/// An engine of 4,000 prompt tokens a second and 10 ms a step, with a store and a bus of no cost.
+/// An engine of 4,000 prompt tokens a second and 10 ms a step, with a store and a bus on one machine.
 fn profile() -> Profile {
     Profile::sim(0.00025, 0.01, 1000.0)
 }
@@ -118,6 +118,17 @@ fn short_prompts_go_straight_to_decode_if_the_pipeline_says_so() {
     assert_eq!((report.completed, report.decode_prefilled_tokens), (20, 2000));
     // Two messages: to ingest, and from there to decode.
     near(report.ttft.p50, 2.0 * 0.4 + 100.0 * 0.25 + 10.0);
+}
+
+#[test]
+fn a_closed_loop_too_short_for_a_steady_state_is_measured_as_a_whole() {
+    let requests = |count| (0..count).map(|_| one(0, 100, 11, Vec::new()));
+    let closed = |count| simulated(&Options { flow: Flow::Concurrency(8), ..sim(1, 1) }, requests(count));
+    let (short, long) = (closed(8), closed(400));
+    // All eight at once: the last waits for the prompts of the others.
+    assert!(short.ttft.p50 > 0.0 && short.ttft.max > 4.0 * short.ttft.p50.min(25.0), "{short:?}");
+    // One prompt in 25 ms; what comes first and last does not count.
+    assert!((long.request_throughput / 40.0 - 1.0).abs() < 0.01, "{long:?}");
 }
 
 proptest! {

@@ -202,8 +202,9 @@ impl Shared {
     pub(super) fn free(&mut self, worker: usize) {
         self.held -= 1;
         let (free, takes) = &mut self.workers[worker];
+        let was_full = *free == 0;
         *free = (*free + 1).min(self.slots);
-        if *takes && *free == 1 {
+        if *takes && was_full {
             self.asking.push_back(worker);
         }
     }

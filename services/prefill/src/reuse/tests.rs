@@ -82,10 +82,23 @@ async fn a_prompt_finds_what_is_stored_waits_for_what_comes_and_takes_over_what_
     assert_eq!(reuse.find(&others, true).await.unwrap().sources.len(), 4, "the tail is another job's");
 }
 
-/// Sixty prompts of eight kinds at once, some of which leave half-way and come again: all end, and each chunk is computed
-/// once, and once more for each that left with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn prompts_at_once_compute_each_chunk_once_and_nobody_waits_for_ever() {
+async fn prompts_at_once_compute_each_chunk_exactly_once() {
+    for _ in 0..20 {
+        assert_eq!(sixty_at_once(false).await.0, 0, "chunks were computed again, and nobody left");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn prompts_that_leave_make_nobody_wait_for_ever() {
+    let (more, lost) = sixty_at_once(true).await;
+    // Mostly one for each; more where others had gone on from the lost chunk before somebody took it over.
+    assert!(more <= 2 * lost, "{more} chunks were computed again, and {lost} prompts left");
+}
+
+/// Sixty prompts of eight kinds at once, some of which may leave half-way and come again: all end. Returns the chunks that
+/// were computed again, and the prompts that left.
+async fn sixty_at_once(leaving: bool) -> (usize, usize) {
     let reuse = Arc::new(reuse());
     let computed: Arc<Mutex<HashMap<ChunkId, usize>>> = Arc::default();
     let lost = Arc::new(AtomicUsize::new(0));
@@ -99,7 +112,7 @@ async fn prompts_at_once_compute_each_chunk_once_and_nobody_waits_for_ever() {
         let (reuse, computed, lost) = (reuse.clone(), computed.clone(), lost.clone());
         prompts.spawn(async move {
             let pieces = plan(&reuse, &tokens, &format!("job-{number}"));
-            let mut leaves = (number % 5 == 0).then_some(number % 7);
+            let mut leaves = (leaving && number % 5 == 0).then_some(number % 7);
             'again: loop {
                 let mut prefix = reuse.find(&pieces, false).await.unwrap();
                 for piece in &pieces[prefix.sources.len()..] {
@@ -132,7 +145,5 @@ async fn prompts_at_once_compute_each_chunk_once_and_nobody_waits_for_ever() {
     let (computed, lost) = (computed.lock().unwrap(), lost.load(Ordering::Relaxed));
     // 4 common, 4 x 2 in the middle, 8 x 2 at the end, and the tails.
     assert_eq!(computed.len(), 4 + 8 + 16 + 60);
-    let more: usize = computed.values().map(|times| times - 1).sum();
-    // Now and then one is stored just between the looks at the store and at what is under way.
-    assert!(more <= 2 * lost, "{more} chunks were computed again, and {lost} prompts left");
+    (computed.values().map(|times| times - 1).sum(), lost)
 }

@@ -24,7 +24,7 @@ async fn write(files: &Files, blob: Blob, bytes: &[u8], step: usize) -> Extent {
 }
 
 async fn read(files: &Files, blob: Blob, extent: Extent, range: Range<u64>) -> Result<Vec<u8>, Error> {
-    let pieces: Vec<Bytes> = files.read(blob, extent, range).try_collect().await?;
+    let pieces: Vec<Bytes> = files.read(blob, extent, range, NonZeroUsize::new(3).unwrap()).try_collect().await?;
     Ok(pieces.concat())
 }
 

@@ -32,37 +32,48 @@ const SMALL: u64 = 256 << 10;
 /// What is made ready is made after the puts of one pass, and the jobs that wait for them, are through.
 const AFTER: Duration = Duration::from_millis(50);
 
-/// The files of one store. They are as large as the largest object lately put.
+/// The files of one store. They are as large as the largest object put so far.
 #[derive(Debug)]
 pub(super) struct Spares {
     root: PathBuf,
     ready: Mutex<Vec<File>>,
     bytes: AtomicU64,
     filling: AtomicBool,
+    /// The file system has no nameless files, or can't name them.
+    useless: AtomicBool,
 }
 
 impl Spares {
     pub(super) fn new(root: PathBuf) -> Arc<Self> {
-        Arc::new(Self { root, ready: Mutex::default(), bytes: AtomicU64::new(0), filling: AtomicBool::new(false) })
+        let (bytes, filling, useless) = (AtomicU64::new(0), AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { root, ready: Mutex::default(), bytes, filling, useless })
     }
 
     /// Puts an object unless `path` is there; `None` if no file was ready or could be used, and nothing was put.
     pub(super) async fn put_new(self: &Arc<Self>, path: PathBuf, bytes: Bytes) -> Option<Put> {
         let len = bytes.len() as u64;
-        if !(SMALL..=READY).contains(&len) {
+        if !(SMALL..=READY).contains(&len) || self.useless.load(Relaxed) {
             return None;
         }
         let file = self.take(len);
         self.fill_later();
-        let put = spawn_blocking(move || write(&file?, &path, &bytes).ok());
-        put.await.ok().flatten()
+        let file = file?;
+        let put = spawn_blocking(move || write(&file, &path, &bytes)).await.ok()?;
+        // Where the disk is full, for example, the ordinary way says so.
+        put.inspect_err(|_| self.give_up()).ok()
+    }
+
+    fn give_up(&self) {
+        self.useless.store(true, Relaxed);
+        self.with_ready(Vec::clear);
     }
 
     /// A file for an object of so many bytes.
     fn take(&self, len: u64) -> Option<File> {
         if self.bytes.fetch_max(len, Relaxed) < len {
-            // Those that are ready are too small from now on.
-            self.with_ready(Vec::clear);
+            // Those that are ready are too small from now on. To give their pages back takes a while.
+            let small = self.with_ready(std::mem::take);
+            spawn_blocking(move || drop(small));
         }
         // A far smaller object would give most of the pages back.
         if len < self.bytes.load(Relaxed) / 2 { None } else { self.with_ready(Vec::pop) }
@@ -75,9 +86,14 @@ impl Spares {
         let spares = self.clone();
         tokio::spawn(async move {
             sleep(AFTER).await;
-            spares.filling.store(false, Relaxed);
-            // A file system without nameless files, or without room, goes on without.
-            spawn_blocking(move || spares.fill()).await.is_ok_and(|filled| filled.is_ok())
+            let filled = spawn_blocking(move || {
+                if spares.fill().is_err() {
+                    spares.give_up();
+                }
+                spares.filling.store(false, Relaxed);
+            });
+            // Lost only as the runtime shuts down.
+            let _ = filled.await;
         });
     }
 
@@ -128,7 +144,11 @@ mod tests {
 
         // None is ready at first; those that are made then are as large as what was wanted.
         assert_eq!(spares.put_new(at("a"), object(1, 2 * SMALL)).await, None);
-        spares.fill().unwrap();
+        match spares.fill() {
+            // A file system that has no such files; the store does without.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => return,
+            filled => filled.unwrap(),
+        }
         assert_eq!(spares.put_new(at("a"), object(2, 2 * SMALL)).await, Some(Put::Created));
         assert_eq!(spares.put_new(at("a"), object(3, 2 * SMALL)).await, Some(Put::Exists));
         assert_eq!(spares.put_new(at("b"), object(4, SMALL + 1)).await, Some(Put::Created));
@@ -141,10 +161,15 @@ mod tests {
         spares.fill().unwrap();
         assert_eq!(spares.put_new(at("c"), object(5, 2 * SMALL)).await, None);
 
+        // Of many who put at once, one creates.
+        let puts = (0..8).map(|byte| spares.put_new(at("d"), object(byte, 5 * SMALL)));
+        let puts = futures::future::join_all(puts).await;
+        assert_eq!(puts.iter().filter(|put| **put == Some(Put::Created)).count(), 1, "{puts:?}");
+
         // What is ready has no name, and goes with the process.
         let names =
             |path: PathBuf| fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
         assert_eq!(names(directory.path().into()), ["kv"]);
-        assert_eq!(names(directory.path().join("kv")).len(), 2);
+        assert_eq!(names(directory.path().join("kv")).len(), 3);
     }
 }

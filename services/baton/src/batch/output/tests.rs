@@ -38,6 +38,7 @@ fn what_is_no_file_of_answers_stays_as_it_is() {
         "my notes".to_owned(),
         format!("{answer}\n{{\"id\": \"q1\", \"prompt\": \"x\"}}\n{{\"id\""),
         format!("{answer}\n{{\"custom_id\": \"q1\", \"met"),
+        r#"{"id": "q1", "prompt": "a whole line of requests, without its end"}"#.to_owned(),
     ];
     for (number, text) in strange.iter().enumerate() {
         let path = directory.path().join(format!("strange-{number}"));
