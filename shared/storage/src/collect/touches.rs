@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::TOUCH_EVERY;
 use crate::key::ChunkId;
 
-/// Chunks remembered at most: some megabytes. Beyond that a chunk may be touched more often than it had to be.
-const MOST: usize = 100_000;
+/// Chunks remembered at most: 1.6 MB. Beyond that a chunk may be touched more often than it had to be.
+const MOST: usize = 28_000;
 
 #[derive(Debug, Default)]
 pub(crate) struct Touches {
