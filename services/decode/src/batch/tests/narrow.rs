@@ -1,6 +1,7 @@
 //! What is computed in which pass, and what becomes of passes that a device can't take.
 
 use super::*;
+use crate::arrival::COMPUTE_COST;
 
 /// A device that is too small for large passes, and what was asked of it.
 pub(super) struct Narrow {
@@ -145,7 +146,8 @@ fn answers_go_on_where_another_worker_left_them() {
     }
     // What was generated is computed in as few passes as the running answers may wait for, not a token at a time. Importing
     // the prompt took its part of the first.
-    for (left, passes) in [(200, vec![200, 1, 1]), (400, vec![244, 156, 1])] {
+    let first = (IMPORTED - 90) / COMPUTE_COST;
+    for (left, passes) in [(200, vec![200, 1, 1]), (400, vec![first, 400 - first, 1])] {
         let (model, seen) = Narrow::new((1, 1 << 20), false);
         let mut batch = Batch::new(Box::new(model));
         let mut clients = [submit_left(&mut batch, 0, &job(0, 90, 420), left)];
