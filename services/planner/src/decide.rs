@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::profile::Profile;
 
 /// Observations fade by e in so many seconds.
-const MEMORY_S: f64 = 10.0;
+const MEMORY_S: f64 = 7.0;
 /// What a change gains is counted for so long, and a backlog is to be gone by then.
 const HORIZON_S: f64 = 60.0;
 /// The share by which the best split must be better at least.
