@@ -5,7 +5,7 @@
 
 mod report;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use baton_contract::Name;
 use serde::Serialize;
@@ -107,7 +107,7 @@ async fn turn(
         Spec::Pipeline(file) => {
             let root = format!("compare-{}-{}", side.to_string().to_lowercase(), std::process::id());
             let root = Name::new(&root).map_err(|error| Error::Run { side, source: error.into() })?;
-            let baton = options.baton.clone().unwrap_or_else(beside_this_program);
+            let baton = options.baton.clone().unwrap_or_else(pipeline::baton_beside_this_program);
             let begun = Started::start(&baton, file, root, &options.set).await.map_err(pipeline)?;
             let bus = begun.bus.clone();
             started = Some(begun);
@@ -119,11 +119,6 @@ async fn turn(
         started.stop().await;
     }
     measured
-}
-
-/// `baton` in the directory of the running program, where cargo puts both.
-fn beside_this_program() -> PathBuf {
-    std::env::current_exe().map_or_else(|_| "baton".into(), |path: PathBuf| Path::new(&path).with_file_name("baton"))
 }
 
 impl Spec {

@@ -105,7 +105,7 @@ pub struct Turn<'a> {
 
 /// Lets the engines run in turn and compares them.
 pub async fn run(options: &Options, mut progress: impl FnMut(Turn<'_>)) -> Result<Report, Error> {
-    let baton = options.baton.clone().unwrap_or_else(beside_this_program);
+    let baton = options.baton.clone().unwrap_or_else(crate::pipeline::baton_beside_this_program);
     let mut ours = Vec::new();
     let mut peers: Vec<(String, Vec<Speeds>)> = Vec::new();
     for model in &options.peer_models {
@@ -127,11 +127,6 @@ pub async fn run(options: &Options, mut progress: impl FnMut(Turn<'_>)) -> Resul
         }
     }
     report::compare(options, &ours, &peers)
-}
-
-/// `baton` in the directory of the running program, where cargo puts both.
-fn beside_this_program() -> PathBuf {
-    std::env::current_exe().map_or_else(|_| "baton".into(), |path| path.with_file_name("baton"))
 }
 
 async fn our_turn(options: &Options, baton: &Path) -> Result<Ours, Error> {

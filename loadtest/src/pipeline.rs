@@ -1,7 +1,7 @@
 //! Pipelines of this machine: the one that runs, and one that is started for a measurement.
 
 use std::{
-    env,
+    env, io,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -13,7 +13,7 @@ use nix::{
     sys::signal::{self, Signal},
     unistd::Pid,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::{
     process::{Child, Command},
     time::{Instant, sleep, timeout},
@@ -74,6 +74,55 @@ pub async fn connect(url: Option<String>, root: &Name, credentials: Option<PathB
     };
     let layout = Layout::new(root.clone());
     Ok(Bus::connect(baton_bus::Options { url, credentials, name: "baton-loadtest".into(), layout }).await?)
+}
+
+/// A pipeline that is started with one split of its workers after another.
+#[derive(clap::Args, Clone, Debug, Serialize)]
+pub struct Workers {
+    /// A pipeline file; without it six workers of the sim engine
+    #[arg(value_name = "PIPELINE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<PathBuf>,
+    /// The program `baton`; without it the one beside this program
+    #[arg(long, value_name = "PATH")]
+    #[serde(skip)]
+    pub baton: Option<PathBuf>,
+    /// Set any key of the pipeline; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Prefill and decode workers together
+    #[arg(long = "workers", value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(2..=64))]
+    #[serde(rename = "workers")]
+    pub count: u32,
+}
+
+impl Workers {
+    /// The pipeline's file; without one `default` is written into the directory.
+    pub(crate) fn file(&self, directory: &Path, default: &str) -> io::Result<PathBuf> {
+        let own = directory.join("pipeline.toml");
+        match &self.pipeline {
+            Some(file) => Ok(file.clone()),
+            None => std::fs::write(&own, default).map(|()| own),
+        }
+    }
+
+    /// The program.
+    pub(crate) fn baton(&self) -> PathBuf {
+        self.baton.clone().unwrap_or_else(baton_beside_this_program)
+    }
+
+    /// Starts the pipeline with so many prefill workers, the others for decode, whose roles a planner may change if it is
+    /// `planned`.
+    pub(crate) async fn start(&self, file: &Path, root: Name, prefill: u32, planned: bool) -> Result<Started, Error> {
+        let own = [
+            format!("stages.prefill.replicas={prefill}"),
+            format!("stages.decode.replicas={}", self.count - prefill),
+            format!("planner.enabled={planned}"),
+            format!("planner.roles={}", if planned { "flexible" } else { "fixed" }),
+        ];
+        let settings: Vec<String> = self.set.iter().cloned().chain(own).collect();
+        Started::start(&self.baton(), file, root, &settings).await
+    }
 }
 
 /// `baton` in the directory of the running program, where cargo puts both.

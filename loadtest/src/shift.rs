@@ -1,12 +1,7 @@
 //! A load that changes its shape while a planner looks on: how long it takes until the workers fit the new shape, measured
 //! against the best that workers of fixed roles make of it, and what is lost on the way.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    str::FromStr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::Path, str::FromStr, time::Duration};
 
 use baton_bus::{roles::PlannerWatch, unix_ms};
 use baton_contract::{Name, stats::RoleChange, subject::Stage};
@@ -16,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     Measured, Options as Load, Target,
-    pipeline::{self, Started},
+    pipeline::{self, Started, Workers},
     timeline::Timeline,
 };
 
@@ -36,20 +31,9 @@ const TIMEOUT_S: f64 = 180.0;
 /// What to run.
 #[derive(clap::Args, Clone, Debug, Serialize)]
 pub struct Options {
-    /// A pipeline file that has planner.enabled and planner.roles = "flexible"; without it six workers of the sim engine
-    #[arg(value_name = "PIPELINE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pipeline: Option<PathBuf>,
-    /// The program `baton`; without it the one beside this program
-    #[arg(long, value_name = "PATH")]
-    #[serde(skip)]
-    pub baton: Option<PathBuf>,
-    /// Set any key of the pipeline; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
-    /// Prefill and decode workers together; the planned pipeline begins with half and half
-    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(2..=64))]
-    pub workers: u32,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub workers: Workers,
     /// The load at first: tokens of prompt and answer
     #[arg(long, value_name = "PROMPT:OUTPUT", default_value = "400:8")]
     pub first: Size,
@@ -169,18 +153,11 @@ impl Report {
 /// Measures the fixed splits, then lets the load change under a planner. `progress` hears what is going on.
 pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<Report, Error> {
     let directory = tempfile::tempdir()?;
-    let file = match &options.pipeline {
-        Some(file) => file.clone(),
-        None => {
-            let file = directory.path().join("shift.toml");
-            std::fs::write(&file, PIPELINE)?;
-            file
-        }
-    };
+    let file = options.workers.file(directory.path(), PIPELINE)?;
     let mut fixed = Vec::new();
     if options.fixed_s > 0.0 {
-        for prefill in 1..options.workers {
-            progress(format!("{prefill}:{} fixed", options.workers - prefill));
+        for prefill in 1..options.workers.count {
+            progress(format!("{prefill}:{} fixed", options.workers.count - prefill));
             fixed.push(measure(options, &file, prefill).await?);
         }
     }
@@ -200,15 +177,7 @@ pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<
 
 async fn start(options: &Options, file: &Path, prefill: u32, planned: bool) -> Result<Started, Error> {
     let root = Name::new(&format!("shift-{}", std::process::id())).map_err(crate::Error::from)?;
-    let own = [
-        format!("stages.prefill.replicas={prefill}"),
-        format!("stages.decode.replicas={}", options.workers - prefill),
-        format!("planner.enabled={planned}"),
-        format!("planner.roles={}", if planned { "flexible" } else { "fixed" }),
-    ];
-    let settings: Vec<String> = options.set.iter().cloned().chain(own).collect();
-    let baton = options.baton.clone().unwrap_or_else(pipeline::baton_beside_this_program);
-    Ok(Started::start(&baton, file, root, &settings).await?)
+    Ok(options.workers.start(file, root, prefill, planned).await?)
 }
 
 async fn measure(options: &Options, file: &Path, prefill: u32) -> Result<Fixed, Error> {
@@ -220,7 +189,7 @@ async fn measure(options: &Options, file: &Path, prefill: u32) -> Result<Fixed, 
     let steady = report.steady;
     Ok(Fixed {
         prefill,
-        decode: options.workers - prefill,
+        decode: options.workers.count - prefill,
         request_throughput: steady.map_or(0.0, |steady| steady.request_throughput),
         output_throughput: steady.map_or(0.0, |steady| steady.output_throughput),
         lost: report.failed + report.lost,
@@ -229,7 +198,7 @@ async fn measure(options: &Options, file: &Path, prefill: u32) -> Result<Fixed, 
 
 /// Both loads, the second from the moment on at which the first ends; also what the second's tokens came at.
 async fn shift(options: &Options, file: &Path) -> Result<([Phase; 2], Timeline), Error> {
-    let started = start(options, file, options.workers / 2, true).await?;
+    let started = start(options, file, options.workers.count / 2, true).await?;
     let watch = started.bus.watch_planner().await?;
     let target = Target::from(started.bus.clone());
     let (first, second) = (

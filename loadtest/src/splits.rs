@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 use crate::{
     Options as Load, Target,
-    pipeline::{self, Started},
+    pipeline::{self, Workers},
 };
 
 /// The pipeline that is run where no other is named.
@@ -26,24 +26,13 @@ const PREDICTED: usize = 5_000;
 /// What to run.
 #[derive(clap::Args, Clone, Debug, Serialize)]
 pub struct Options {
-    /// A pipeline file; without it six workers of the sim engine
-    #[arg(value_name = "PIPELINE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pipeline: Option<PathBuf>,
-    /// The program `baton`; without it the one beside this program
-    #[arg(long, value_name = "PATH")]
-    #[serde(skip)]
-    pub baton: Option<PathBuf>,
-    /// Set any key of the pipeline; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub workers: Workers,
     /// What the model costs, for the prediction: see `baton calibrate`; the sim engine needs none
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<PathBuf>,
-    /// Prefill and decode workers together
-    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(2..=64))]
-    pub workers: u32,
     /// The loads: long, mixed, prompts
     #[arg(long = "workload", value_name = "NAMES", value_delimiter = ',', default_value = "long,mixed,prompts")]
     pub workloads: Vec<Named>,
@@ -184,25 +173,18 @@ impl Plan {
 /// Predicts, then measures each split in turn. `progress` hears what is going on.
 pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<Report, Error> {
     let directory = tempfile::tempdir().map_err(Error::File)?;
-    let file = match &options.pipeline {
-        Some(file) => file.clone(),
-        None => {
-            let file = directory.path().join("splits.toml");
-            std::fs::write(&file, PIPELINE).map_err(Error::File)?;
-            file
-        }
-    };
-    let baton = options.baton.clone().unwrap_or_else(pipeline::baton_beside_this_program);
+    let file = options.workers.file(directory.path(), PIPELINE).map_err(Error::File)?;
     let mut plans = Vec::new();
     for workload in &options.workloads {
         progress(format!("{workload} is planned"));
-        plans.push(plan(options, &baton, &file, *workload).await?);
+        plans.push(plan(options, &file, *workload).await?);
     }
     let mut compared = vec![Vec::new(); options.workloads.len()];
-    for prefill in 1..options.workers {
-        let split = Split { prefill, decode: options.workers - prefill };
+    for prefill in 1..options.workers.count {
+        let split = Split { prefill, decode: options.workers.count - prefill };
         let predicted = plans.iter().map(|plan| plan.of(split)).collect::<Result<Vec<_>, _>>()?;
-        let started = start(options, &baton, &file, split).await?;
+        let root = Name::new(&format!("splits-{}", std::process::id())).map_err(crate::Error::from)?;
+        let started = options.workers.start(&file, root, prefill, false).await?;
         let target = Target::from(started.bus.clone());
         let mut measured = Ok(());
         for (index, workload) in options.workloads.iter().enumerate() {
@@ -235,11 +217,12 @@ fn judge(workload: Named, splits: Vec<Compared>, recommended: Split) -> Judged {
     Judged { workload, splits, best, recommended, share }
 }
 
-async fn plan(options: &Options, baton: &Path, file: &Path, workload: Named) -> Result<Plan, Error> {
-    let mut command = Command::new(baton);
+async fn plan(options: &Options, file: &Path, workload: Named) -> Result<Plan, Error> {
+    let baton = options.workers.baton();
+    let mut command = Command::new(&baton);
     command.arg("plan").arg("--json").arg("--pipeline").arg(file);
     for (key, value) in [
-        ("--workers", options.workers.to_string()),
+        ("--workers", options.workers.count.to_string()),
         ("--workload", workload.to_string()),
         ("--length-scale", options.length_scale.to_string()),
         ("--concurrency", options.concurrency.to_string()),
@@ -248,30 +231,18 @@ async fn plan(options: &Options, baton: &Path, file: &Path, workload: Named) -> 
     ] {
         command.arg(key).arg(value);
     }
-    for setting in &options.set {
+    for setting in &options.workers.set {
         command.arg("--set").arg(setting);
     }
     if let Some(profile) = &options.profile {
         command.arg("--profile").arg(profile);
     }
     command.stdin(Stdio::null()).kill_on_drop(true);
-    let planned = command.output().await.map_err(|source| Error::Start { program: baton.to_owned(), source })?;
+    let planned = command.output().await.map_err(|source| Error::Start { program: baton, source })?;
     if !planned.status.success() {
         return Err(Error::Plan(String::from_utf8_lossy(&planned.stderr).trim().to_owned()));
     }
     serde_json::from_slice(&planned.stdout).map_err(|error| Error::Plan(error.to_string()))
-}
-
-async fn start(options: &Options, baton: &Path, file: &Path, split: Split) -> Result<Started, Error> {
-    let root = Name::new(&format!("splits-{}", std::process::id())).map_err(crate::Error::from)?;
-    let own = [
-        format!("stages.prefill.replicas={}", split.prefill),
-        format!("stages.decode.replicas={}", split.decode),
-        "planner.enabled=false".to_owned(),
-        "planner.roles=fixed".to_owned(),
-    ];
-    let settings: Vec<String> = options.set.iter().cloned().chain(own).collect();
-    Ok(Started::start(baton, file, root, &settings).await?)
 }
 
 /// Also the requests that failed or got no result.

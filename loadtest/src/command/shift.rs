@@ -14,8 +14,8 @@ Examples:
   loadtest shift --fixed 0 --phase 360 --first-concurrency 120 --first 200:100 --second 200:100    does it come to rest?
   loadtest shift pipelines/adaptive.toml --concurrency 32 --second 64:64
 
-It measures what each split of workers with fixed roles makes of the second load; then it starts the pipeline with a planner, puts \
-it under the first load, and at once after that under the second. reached_90_s tells how long it took from there until five \
+It measures what each split of workers with fixed roles makes of the second load; then it starts the pipeline with a planner \
+and half of the workers for prefill, puts it under the first load, and at once after that under the second. reached_90_s tells how long it took from there until five \
 seconds' throughput was 90 % of the best fixed split's, changes what the planner did, lost what has no result.
 
 Exit status: 0 if nothing was lost or failed and, with fixed splits, that was reached within 30 s; 1 otherwise.")]

@@ -56,7 +56,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<bool> {
 fn plain(report: &Report) -> String {
     let mut text = String::new();
     for Judged { workload, splits, best, recommended, share } in &report.loads {
-        let all = report.options.workers;
+        let all = report.options.workers.count;
         let ratio = |prefill: u32| format!("{prefill}:{}", all - prefill);
         text += &format!(
             "{workload}: {} does most; {} is recommended and does {:.0} % of it\n",

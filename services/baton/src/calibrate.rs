@@ -35,8 +35,8 @@ Examples:
   baton calibrate --model hf:owner/name --device cuda --kv-memory 8GiB -o profile.toml
   baton calibrate --pipeline sim.toml --model sim -o profile.toml    a pipeline's model: of a sim its times are taken as they are
 
-Nothing else should run on the machine but what --beside starts: workers share its caches and its memory's bandwidth. The engine computes passes and steps of many sizes, each of which is measured --repeat \
-times; the coefficients of the cost model come from the medians by least squares, and what they are off by is shown. The store is a \
+Nothing else should run on the machine but what --beside starts: workers share its caches and its memory's bandwidth. The \
+engine computes passes and steps of many sizes, each of which is measured --repeat times; the coefficients of the cost model come from the medians by least squares, and what they are off by is shown. The store is a \
 directory of its own unless one is named; chunks that are put into a named one are left to its collection. The bus is measured by a \
 pipeline of its own, whose engine takes no time.")]
 pub struct Arguments {
