@@ -146,6 +146,10 @@ struct SetupArguments {
     model: setup::Model,
 }
 
+/// A worker's threads for files and for packing chunks. The allocator keeps for each thread's arena the most that it ever
+/// held, so that with tokio's 512 a worker would grow for as long as it meets new coincidences.
+const BLOCKING: usize = 8;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // It replaces this process and must not start threads before.
@@ -155,7 +159,11 @@ fn main() -> ExitCode {
     let mut runtime = match arguments.command {
         // Its engine and whatever else computes have threads of their own; passing what is left from one thread to another
         // would take longer than doing it.
-        Command::Worker(_) => tokio::runtime::Builder::new_current_thread(),
+        Command::Worker(_) => {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            runtime.max_blocking_threads(BLOCKING);
+            runtime
+        }
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = match runtime.enable_all().build().context("cannot start the async runtime") {
