@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
+    thread,
     time::Duration,
 };
 
@@ -235,7 +236,9 @@ async fn plan(options: &Options, file: &Path, workload: Named) -> Result<Plan, E
         command.arg("--set").arg(setting);
     }
     if let Some(profile) = &options.profile {
-        command.arg("--profile").arg(profile);
+        // All that is measured runs on this machine. The sim engine takes no cores.
+        let cores = thread::available_parallelism().map_or(1, Into::<usize>::into);
+        command.arg("--profile").arg(profile).arg("--cores").arg(cores.to_string());
     }
     command.stdin(Stdio::null()).kill_on_drop(true);
     let planned = command.output().await.map_err(|source| Error::Start { program: baton, source })?;

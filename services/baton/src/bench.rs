@@ -7,7 +7,7 @@ mod machine;
 mod processes;
 mod runs;
 
-pub use self::runs::Runs;
+pub use self::{processes::Process, runs::Runs};
 
 #[derive(clap::Args)]
 pub struct Arguments {

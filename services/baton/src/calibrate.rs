@@ -17,9 +17,13 @@ use baton_engine::{
     model::{self, Compute},
     source::Source,
 };
-use baton_planner::profile::{Bus, Decode, Fit, Kv, Prefill, Profile, Transfer};
+use baton_planner::profile::{Bus, Decode, Fit, Host, Kv, Prefill, Profile, Transfer};
 use baton_topology::{Codec, Model, Plan};
 use indicatif::{ProgressBar, ProgressStyle};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::{
     process::{Child, Command},
     task::spawn_blocking,
@@ -57,7 +61,8 @@ pub struct Arguments {
     /// How often every size is measured
     #[arg(long, value_name = "TIMES", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=100))]
     repeat: u16,
-    /// So many other engines compute meanwhile, each with as many threads, as workers that share this machine do
+    /// So many other engines compute meanwhile, each with as many threads, as workers that share this machine do; beside messages
+    /// and chunks one more
     #[arg(long, value_name = "ENGINES", default_value_t = 0, conflicts_with = "pipeline", value_parser = clap::value_parser!(u16).range(..=64))]
     beside: u16,
     /// Write the profile here; without it to standard output
@@ -85,20 +90,21 @@ struct Subject {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let subject = subject(&arguments).await?;
     let bar = progress();
-    bar.set_message("the bus");
-    let hop_s = bus::hop_s().await?;
+    let beside = Beside::start(&arguments)?;
     bar.set_message("loading the model");
-    let _beside = beside(&arguments)?;
     let (engine, repeat, memory) = (arguments.engine, usize::from(arguments.repeat), arguments.kv_memory);
     let (source, sim) = without_times(subject.source);
     let device = engine.device.clone();
     let options = model::Options { compute: arguments.compute, kv_bytes: memory, ..model::Options::default() };
     let (measuring, chunk_tokens) = (bar.clone(), subject.chunk_tokens);
-    let measured = spawn_blocking(move || {
-        let mut model = engine.load(&source, options)?;
-        engine::measure(model.as_mut(), memory, chunk_tokens, repeat, &measuring)
-    });
+    let mut model = spawn_blocking(move || engine.load(&source, options)).await??;
+    // The others, which load the same, have about done so too.
+    beside.signal_own(Signal::SIGSTOP)?;
+    let measured = spawn_blocking(move || engine::measure(model.as_mut(), memory, chunk_tokens, repeat, &measuring));
     let engine::Measured { prefill, decode, transfer, kv, blocks, shape } = measured.await??;
+    beside.signal_own(Signal::SIGCONT)?;
+    bar.set_message("the bus");
+    let bus = bus::measure(&beside.processes()).await?;
     bar.set_message("the store");
     let store = store::measure(arguments.store.as_deref(), shape, subject.codec, &blocks, repeat).await?;
     bar.finish_and_clear();
@@ -124,7 +130,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         },
         transfer: Transfer { ..transfer },
         store: store.costs,
-        bus: Bus { hop_s, ingest_s: 0.0 },
+        bus: Bus { hop_s: bus.hop_s, ingest_s: 0.0 },
+        host: bus.cpu_s.map(|[cpu_s_per_job, cpu_s_per_token]| Host { cpu_s_per_job, cpu_s_per_token, ..store.host }),
         fit: Some(Fit {
             prefill_mean_error: prefill.mean_error,
             prefill_max_error: prefill.max_error,
@@ -174,22 +181,39 @@ async fn subject(arguments: &Arguments) -> anyhow::Result<Subject> {
     Ok(Subject { name: name.to_string(), source, codec, chunk_tokens: plan.store.chunk_tokens })
 }
 
-/// Engines that compute prompts until they are dropped.
-fn beside(arguments: &Arguments) -> anyhow::Result<Vec<Child>> {
+/// Engines that compute prompts until they are dropped: the others, and first the worker's own, which computes while messages and
+/// chunks are on their way, too.
+struct Beside(Vec<Child>);
+
+impl Beside {
+    fn start(arguments: &Arguments) -> anyhow::Result<Self> {
+        let engines = if arguments.beside > 0 { 1 + arguments.beside } else { 0 };
+        Ok(Self((0..engines).map(|_| start_engine(arguments)).collect::<anyhow::Result<_>>()?))
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        self.0.iter().filter_map(Child::id).collect()
+    }
+
+    /// Stops the worker's own while the one in this process is measured, or lets it go on.
+    fn signal_own(&self, signal: Signal) -> anyhow::Result<()> {
+        let Some(own) = self.processes().first().and_then(|id| i32::try_from(*id).ok()) else { return Ok(()) };
+        kill(Pid::from_raw(own), signal).context("an engine that was to compute meanwhile has ended")
+    }
+}
+
+fn start_engine(arguments: &Arguments) -> anyhow::Result<Child> {
     let EngineArguments { model, device, threads } = &arguments.engine;
     let compute = match arguments.compute {
         Compute::Exact => "exact",
         Compute::Fast => "fast",
     };
     let program = env::current_exe().context("cannot find this program")?;
-    let start = |_| {
-        let mut command = Command::new(&program);
-        command.args(["bench", "engine", "--model", model, "--device", device, "--compute", compute]);
-        command.args(["--threads", &threads.to_string(), "--batch", "1", "--repeat", "1000"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-        command.spawn().context("cannot start another engine")
-    };
-    (0..arguments.beside).map(start).collect()
+    let mut command = Command::new(program);
+    command.args(["bench", "engine", "--model", model, "--device", device, "--compute", compute]);
+    command.args(["--threads", &threads.to_string(), "--batch", "1", "--repeat", "1000"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command.spawn().context("cannot start another engine")
 }
 
 /// The sim engine's times, for a prompt's token and for a step, are known: what it takes besides is measured.
@@ -213,11 +237,11 @@ fn progress() -> ProgressBar {
 }
 
 fn print(profile: &Profile) {
-    let Profile { name, kv, prefill, decode, transfer, store, bus, fit } = profile;
+    let Profile { name, kv, prefill, decode, transfer, store, bus, host, fit } = profile;
     let micro = |seconds: f64| format!("{:.3} us", seconds * 1e6);
     let milli = |seconds: f64| format!("{:.3} ms", seconds * 1e3);
     let nano = |seconds: f64| format!("{:.4} ns", seconds * 1e9);
-    let rows = [
+    let mut rows = vec![
         ("prefill pass", milli(prefill.s_per_pass)),
         ("prefill, each prompt", milli(prefill.s_per_prompt)),
         ("prefill, each token", micro(prefill.s_per_token)),
@@ -235,6 +259,14 @@ fn print(profile: &Profile) {
         ("chunk got, each byte", nano(store.get_s_per_byte)),
         ("message", milli(bus.hop_s)),
     ];
+    if let Some(host) = host {
+        rows.extend([
+            ("processor time beside, each job", milli(host.cpu_s_per_job)),
+            ("the same, each token of an answer", micro(host.cpu_s_per_token)),
+            ("the same, each byte put", nano(host.put_cpu_s_per_byte)),
+            ("the same, each byte got", nano(host.get_cpu_s_per_byte)),
+        ]);
+    }
     let rows: Vec<Vec<String>> = rows.into_iter().map(|(what, value)| vec![what.to_owned(), value]).collect();
     println!("{name}\n");
     print!("{}", table::render(&["what", "takes"], &rows));

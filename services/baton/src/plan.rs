@@ -82,6 +82,10 @@ pub struct Arguments {
     /// What an hour of a decode worker costs
     #[arg(long, value_name = "PRICE", default_value_t = 1.0)]
     decode_price: f64,
+    /// All workers, the broker and the client share one machine of so many cores, as in an embedded pipeline: what the profile's
+    /// [host] says they do beside computing then holds the engines up; without it each worker has cores enough
+    #[arg(long, value_name = "CORES", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    cores: Option<usize>,
     /// Let a planner change the workers' roles in the simulation, from each split on
     #[arg(long)]
     planner: bool,
@@ -124,6 +128,9 @@ fn plan(arguments: &Arguments) -> anyhow::Result<()> {
         splits.len()
     );
     let options = options(arguments, &plan, &load)?;
+    if let Some(cores) = arguments.cores {
+        fit_the_cores(&options, &splits, cores)?;
+    }
     let goal = match (&options.slo, options.flow, load.has_times()) {
         (_, Flow::Concurrency(_), _) => Goal::ClosedLoop,
         (_, _, true) => Goal::Given,
@@ -168,6 +175,20 @@ fn splits(arguments: &Arguments, plan: &Plan) -> anyhow::Result<Vec<Split>> {
     Ok(Split::of(workers))
 }
 
+/// Engines that wait for each other's cores are not simulated.
+fn fit_the_cores(options: &simulate::Options, splits: &[Split], cores: usize) -> anyhow::Result<()> {
+    let threads = |split: &Split| split.prefill * options.prefill.threads + split.decode * options.decode.threads;
+    for split in splits {
+        ensure!(
+            threads(split) <= cores,
+            "the engines of {split} compute on {} cores, and --cores is {cores}: compare fewer workers, or give them fewer \
+             threads, as in --set stages.prefill.threads=1 --set stages.decode.threads=1",
+            threads(split)
+        );
+    }
+    Ok(())
+}
+
 /// What is simulated, but for the numbers of workers.
 fn options(arguments: &Arguments, plan: &Plan, load: &Load) -> anyhow::Result<simulate::Options> {
     let name = arguments.model.as_ref().unwrap_or(&plan.default_model);
@@ -193,13 +214,16 @@ fn options(arguments: &Arguments, plan: &Plan, load: &Load) -> anyhow::Result<si
         None => prefill.tokens_in(kv_bytes(&stages.prefill.compute)?),
     };
     let batch_tokens = prefill.prefill.batch_tokens.unwrap_or(stages.prefill.batch_tokens);
-    let prefill = simulate::Pool { workers: 1, slots, kv_tokens, profile: prefill };
+    // Those that the pipeline leaves open are all there are.
+    let threads = |settings: &Compute| Some(settings.threads).filter(|it| *it > 0).or(arguments.cores).unwrap_or(1);
+    let threads = [&stages.prefill.compute, &stages.decode.compute].map(threads);
+    let prefill = simulate::Pool { workers: 1, slots, kv_tokens, threads: threads[0], profile: prefill };
     let slots = decode.decode.slots.unwrap_or(stages.decode.compute.stage.slots);
     let kv_tokens = match decode.decode.kv_tokens {
         Some(tokens) => tokens,
         None => decode.tokens_in(kv_bytes(&stages.decode.compute)?),
     };
-    let decode = simulate::Pool { workers: 1, slots, kv_tokens, profile: decode };
+    let decode = simulate::Pool { workers: 1, slots, kv_tokens, threads: threads[1], profile: decode };
     let bounds = Bounds { floor: 1, ceiling: 256 };
     let planner = arguments.planner.then_some(decide::Options {
         interval_s: 1.0,
@@ -223,6 +247,7 @@ fn options(arguments: &Arguments, plan: &Plan, load: &Load) -> anyhow::Result<si
             itl_s: arguments.itl_p99.map(|time| time.as_secs_f64()),
         },
         planner,
+        cores: arguments.cores,
     })
 }
 

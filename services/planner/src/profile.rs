@@ -24,6 +24,9 @@ pub struct Profile {
     pub store: Store,
     /// The message bus.
     pub bus: Bus,
+    /// Processor time beside the engines'; matters where workers share a machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Host>,
     /// How well the coefficients explain what was measured; none in a profile that was written by hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fit: Option<Fit>,
@@ -122,6 +125,20 @@ pub struct Bus {
     pub ingest_s: f64,
 }
 
+/// Processor time that is spent beside the engines: in the workers' other threads, the broker and the client together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// Seconds for a job's messages, from its request to its result.
+    pub cpu_s_per_job: f64,
+    /// Seconds for each token on its way from decode to the client.
+    pub cpu_s_per_token: f64,
+    /// Seconds to pack and put a stored byte.
+    pub put_cpu_s_per_byte: f64,
+    /// Seconds to get and unpack a stored byte.
+    pub get_cpu_s_per_byte: f64,
+}
+
 /// How far the model's times are from the measured ones, as shares of these, over all sizes that were measured.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -171,7 +188,8 @@ impl Profile {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let Self { kv, prefill, decode, transfer, store, bus, .. } = self;
+        let Self { kv, prefill, decode, transfer, store, bus, host, .. } = self;
+        let host = host.unwrap_or_default();
         let seconds = [
             ("prefill.s_per_pass", prefill.s_per_pass),
             ("prefill.s_per_prompt", prefill.s_per_prompt),
@@ -188,6 +206,10 @@ impl Profile {
             ("store.get_s_per_byte", store.get_s_per_byte),
             ("bus.hop_s", bus.hop_s),
             ("bus.ingest_s", bus.ingest_s),
+            ("host.cpu_s_per_job", host.cpu_s_per_job),
+            ("host.cpu_s_per_token", host.cpu_s_per_token),
+            ("host.put_cpu_s_per_byte", host.put_cpu_s_per_byte),
+            ("host.get_cpu_s_per_byte", host.get_cpu_s_per_byte),
         ];
         let positive = |key, value: Option<usize>| (key, value.map_or(1.0, |value| value as f64));
         let counts = [
@@ -229,6 +251,7 @@ impl Profile {
             transfer: Transfer::default(),
             store: Store { put_s: 0.000_2, get_s: 0.000_1, ..Store::default() },
             bus: Bus { hop_s: 0.000_4, ..Bus::default() },
+            host: None,
             fit: None,
         }
     }

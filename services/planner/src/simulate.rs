@@ -11,6 +11,7 @@
 mod burst;
 mod control;
 mod decode;
+mod machine;
 mod measure;
 mod prefill;
 mod reuse;
@@ -41,6 +42,8 @@ pub struct Pool {
     pub slots: usize,
     /// Tokens that a worker's KV memory holds.
     pub kv_tokens: usize,
+    /// Cores that a worker's engine computes on; matters where [`Options::cores`] is given.
+    pub threads: usize,
 }
 
 /// What is simulated.
@@ -68,6 +71,9 @@ pub struct Options {
     pub slo: Slo,
     /// A planner in the loop: what it decides, is done.
     pub planner: Option<decide::Options>,
+    /// All workers, the broker and the client share a machine of so many cores, at least as many as the engines compute on
+    /// together; without it nothing holds an engine up.
+    pub cores: Option<usize>,
 }
 
 /// When requests come.
@@ -198,6 +204,7 @@ impl<'o> Simulation<'o> {
     fn arrive(&mut self, request: Drawn, at: Nanos) {
         let bus = self.world.options.prefill.profile.bus;
         let job = self.world.accept(request, at);
+        self.world.spend(Role::Decode, |host| host.cpu_s_per_job);
         let Some(free) = self.ingest.iter_mut().min() else { return };
         *free = (*free).max(at + nanos(bus.hop_s)) + nanos(bus.ingest_s);
         let done = *free + nanos(bus.hop_s);

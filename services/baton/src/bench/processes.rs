@@ -12,7 +12,8 @@ const TICKS: f64 = 100.0;
 pub struct Process {
     /// `nats-server`, a worker's name, or `client` for this process.
     pub name: String,
-    pid: u32,
+    /// As the system numbers it.
+    pub pid: u32,
 }
 
 impl Process {

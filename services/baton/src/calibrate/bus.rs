@@ -1,18 +1,22 @@
-//! What a message costs: jobs of no work, one at a time, through a pipeline of their own.
+//! What messages cost: jobs of little work through a pipeline of their own, one at a time and then many.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use anyhow::{Context, ensure};
+use baton_bus::Bus;
 use baton_contract::{
     JobId, Name,
     outcome::Status,
     request::{Prompt, Request},
 };
+use baton_loadtest::{Options as Load, Target};
+use baton_planner::fit::{Sample, fit};
 use baton_topology::Plan;
+use baton_workload::Lengths;
 use tokio::time::Instant;
 
 use crate::{
-    bench::Runs,
+    bench::{Process, Runs},
     context::{self, PipelineHome},
     setup,
     supervisor::{Logs, Pipeline},
@@ -24,9 +28,24 @@ const JOBS: (usize, usize) = (20, 60);
 const HOPS: f64 = 4.0;
 /// One chunk that all jobs share, so that the store has no part in it.
 const TOKENS: usize = 16;
+/// Jobs that are under way together where processor time is measured.
+const TOGETHER: usize = 16;
+/// Jobs, and tokens of the answers that they stream: at first the jobs cost the most, then the tokens.
+const STREAMS: [(usize, usize); 2] = [(480, 2), (96, 64)];
+/// A step of theirs, so that every token is sent for itself.
+const STEP_S: f64 = 0.01;
 
-/// Seconds from publishing a message until it is handled, handling included.
-pub(super) async fn hop_s() -> anyhow::Result<f64> {
+/// What was found.
+pub(super) struct Measured {
+    /// Seconds from publishing a message until it is handled, handling included.
+    pub(super) hop_s: f64,
+    /// Seconds of processor time for a job, and for a token of its answer, of all processes together; none on systems that don't
+    /// tell.
+    pub(super) cpu_s: Option<[f64; 2]>,
+}
+
+/// Starts the pipeline, and removes it afterwards. What the processes `beside` it do does not count.
+pub(super) async fn measure(beside: &[u32]) -> anyhow::Result<Measured> {
     let directory = setup::home().join("calibrate").join(format!("bus-{}", std::process::id()));
     // What a killed run of the same process id may have left.
     let _ = fs::remove_dir_all(&directory);
@@ -34,7 +53,7 @@ pub(super) async fn hop_s() -> anyhow::Result<f64> {
     let (home, log) = (PipelineHome { directory: directory.clone() }, directory.join("workers.log"));
     let mut pipeline = Pipeline::start_with(plan()?, home, Logs::File(log), false).await?;
     let measured = tokio::select! {
-        measured = measure(&mut pipeline) => measured,
+        measured = jobs(&mut pipeline, beside) => measured,
         stopped = context::asked_to_stop() => stopped.and(Err(anyhow::anyhow!("stopped"))),
     };
     pipeline.stop().await?;
@@ -49,6 +68,10 @@ fn plan() -> anyhow::Result<Plan> {
         "models.sim.sim.layers=1".to_owned(),
         "models.sim.sim.kv_width=2".to_owned(),
         "default_model=sim".to_owned(),
+        "models.paced.source=sim".to_owned(),
+        "models.paced.sim.layers=1".to_owned(),
+        "models.paced.sim.kv_width=2".to_owned(),
+        format!("models.paced.sim.decode_s_per_step={STEP_S}"),
         format!("store.chunk_tokens={TOKENS}"),
         "store.cache_memory=16MiB".to_owned(),
     ];
@@ -59,11 +82,48 @@ fn plan() -> anyhow::Result<Plan> {
     Ok(Plan::load(None, [], &settings)?)
 }
 
-async fn measure(pipeline: &mut Pipeline) -> anyhow::Result<f64> {
+async fn jobs(pipeline: &mut Pipeline, beside: &[u32]) -> anyhow::Result<Measured> {
     pipeline.ready().await?;
     let plan = pipeline.plan();
-    let (tenant, lane) = (Name::new("calibrate")?, plan.lanes[0].clone());
     let bus = context::connect(plan, "baton-calibrate").await?;
+    let hop_s = hop_s(&bus, plan).await?;
+    let processes: Vec<Process> = Process::all().into_iter().filter(|it| !beside.contains(&it.pid)).collect();
+    let mut samples = Vec::new();
+    for (jobs, tokens) in STREAMS {
+        let Some(seconds) = cpu_s(&bus, plan, &processes, jobs, tokens).await? else { break };
+        samples.push(Sample { features: [jobs as f64, (jobs * tokens) as f64], seconds });
+    }
+    let cpu_s = (samples.len() == STREAMS.len()).then(|| fit(&samples)).flatten().map(|fitted| fitted.coefficients);
+    Ok(Measured { hop_s, cpu_s })
+}
+
+/// Seconds of processor time that so many jobs take.
+async fn cpu_s(
+    bus: &Bus,
+    plan: &Plan,
+    processes: &[Process],
+    jobs: usize,
+    tokens: usize,
+) -> anyhow::Result<Option<f64>> {
+    let load = Load {
+        model: Some("paced".to_owned()),
+        lane: plan.lanes[0].clone(),
+        prompt_tokens: Lengths::Fixed(TOKENS as u32),
+        output_tokens: Lengths::Fixed(tokens as u32),
+        jobs: Some(jobs),
+        duration_s: None,
+        seed: tokens as u64,
+        ..Load::closed_loop(TOGETHER, Duration::ZERO)?
+    };
+    let spent = || processes.iter().map(Process::cpu_seconds).sum::<Option<f64>>().filter(|_| !processes.is_empty());
+    let before = spent();
+    let report = baton_loadtest::run(&Target::from(bus.clone()), &load, |_| {}).await?.report;
+    ensure!(report.completed == jobs, "{} of {jobs} jobs of the measurement ended", report.completed);
+    Ok(spent().zip(before).map(|(after, before)| after - before))
+}
+
+async fn hop_s(bus: &Bus, plan: &Plan) -> anyhow::Result<f64> {
+    let (tenant, lane) = (Name::new("calibrate")?, plan.lanes[0].clone());
     let mut results = bus.results(&tenant).await?;
     let mut seconds = Vec::new();
     for number in 0..JOBS.0 + JOBS.1 {

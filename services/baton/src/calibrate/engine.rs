@@ -33,7 +33,7 @@ const PASSES: [(usize, usize, usize); 12] = [
 /// Sequences in a step, and tokens that each has.
 const STEPS: [(usize, usize); 11] =
     [(1, 64), (1, 512), (1, 2048), (4, 64), (4, 512), (4, 2048), (8, 256), (16, 64), (16, 512), (32, 64), (32, 256)];
-/// Steps in a row that are measured as one.
+/// Steps in a row, of which the first warms up.
 const IN_A_ROW: usize = 6;
 
 /// What was found.
@@ -76,31 +76,49 @@ pub(super) fn measure(
         PASSES.into_iter().filter(|&(prompts, tokens, context)| room(prompts, tokens + context)).collect();
     let steps: Vec<_> = STEPS.into_iter().filter(|&(sequences, context)| room(sequences, context + IN_A_ROW)).collect();
     enough(passes.len().min(steps.len()), "passes and steps")?;
-    bar.set_length((passes.len() + steps.len() + 2) as u64);
+    // All sizes in turn, again and again, so that a slow minute of the machine touches them alike.
+    bar.set_length(((passes.len() + steps.len()) * (repeat + 1) + 2) as u64);
     bar.set_message("a history");
     let longest = passes.iter().map(|it| it.2).chain(steps.iter().map(|it| it.1)).max().unwrap_or(0);
     let longest = longest.max(chunk_tokens).min(spec.context).min(capacity);
     let mut measuring = Measuring { model, repeat, history: Vec::new(), pieces: Vec::new() };
     let export_s_per_token = measuring.remember(longest)?;
     bar.inc(1);
-    let mut prefill = Vec::new();
-    for (prompts, tokens, context) in passes {
-        bar.set_message(format!("prefill of {prompts} x {tokens} after {context}"));
-        let seconds = measuring.pass(prompts, tokens, context)?;
-        let all = (prompts * tokens) as f64;
-        let before = prompts as f64 * pairs(context as f64, tokens as f64);
-        prefill.push(Sample { features: [1.0, prompts as f64, all, before], seconds });
-        bar.inc(1);
+    let (mut pass_s, mut step_s) = (vec![Vec::new(); passes.len()], vec![Vec::new(); steps.len()]);
+    for run in 0..=repeat {
+        for (&(prompts, tokens, context), seconds) in passes.iter().zip(&mut pass_s) {
+            bar.set_message(format!("prefill of {prompts} x {tokens} after {context}"));
+            let pass = measuring.pass(prompts, tokens, context)?;
+            // The first of each size warms up.
+            if run > 0 {
+                seconds.push(pass);
+            }
+            bar.inc(1);
+        }
+        for (&(sequences, context), seconds) in steps.iter().zip(&mut step_s) {
+            bar.set_message(format!("decode of {sequences} at {context}"));
+            seconds.extend(measuring.steps(sequences, context)?);
+            bar.inc(1);
+        }
     }
-    let mut decode = Vec::new();
-    for (sequences, context) in steps {
-        bar.set_message(format!("decode of {sequences} at {context}"));
-        let seconds = measuring.steps(sequences, context)?;
-        // Halfway through the steps in a row.
-        let tokens = sequences as f64 * (context as f64 + IN_A_ROW as f64 / 2.0);
-        decode.push(Sample { features: [1.0, sequences as f64, tokens], seconds });
-        bar.inc(1);
-    }
+    let prefill: Vec<_> = passes
+        .into_iter()
+        .zip(pass_s)
+        .map(|((prompts, tokens, context), seconds)| {
+            let before = prompts as f64 * pairs(context as f64, tokens as f64);
+            let features = [1.0, prompts as f64, (prompts * tokens) as f64, before];
+            Sample { features, seconds: Runs::of(seconds).median }
+        })
+        .collect();
+    let decode: Vec<_> = steps
+        .into_iter()
+        .zip(step_s)
+        .map(|((sequences, context), seconds)| {
+            // Halfway through the steps in a row.
+            let tokens = sequences as f64 * (context as f64 + IN_A_ROW as f64 / 2.0);
+            Sample { features: [1.0, sequences as f64, tokens], seconds: Runs::of(seconds).median }
+        })
+        .collect();
     bar.set_message("KV caches");
     let import_s_per_token = measuring.import()?;
     let blocks = measuring.blocks(&[chunk_tokens / 4, chunk_tokens / 2, chunk_tokens])?;
@@ -140,13 +158,14 @@ impl Measuring<'_> {
         for tokens in self.history.chunks(512) {
             self.model.forward(&[Step { sequence, tokens, logits: 0 }])?;
         }
-        let started = Instant::now();
+        let mut seconds = Vec::new();
         for start in (0..tokens).step_by(PIECE) {
-            self.pieces.push(self.model.export(sequence, start..(start + PIECE).min(tokens))?);
+            let (started, end) = (Instant::now(), (start + PIECE).min(tokens));
+            self.pieces.push(self.model.export(sequence, start..end)?);
+            seconds.push(started.elapsed().as_secs_f64() / (end - start) as f64);
         }
-        let seconds = started.elapsed().as_secs_f64();
         self.model.close(sequence);
-        Ok(seconds / tokens.max(1) as f64)
+        Ok(Runs::of(seconds).median)
     }
 
     /// So many sequences that have the history's first tokens, in whole pieces.
@@ -166,30 +185,24 @@ impl Measuring<'_> {
         sequences.into_iter().for_each(|sequence| self.model.close(sequence));
     }
 
-    /// The median of the seconds that a pass takes; the first run of each size warms up.
+    /// The seconds that a pass takes.
     fn pass(&mut self, prompts: usize, tokens: usize, context: usize) -> anyhow::Result<f64> {
         let ids = self.tokens(tokens);
-        let mut seconds = Vec::new();
-        for run in 0..=self.repeat {
-            let sequences = self.sequences(prompts, context)?;
-            let step = |&sequence| Step { sequence, tokens: &ids, logits: 1 };
-            let steps: Vec<_> = sequences.iter().map(step).collect();
-            let started = Instant::now();
-            self.model.forward(&steps)?;
-            if run > 0 {
-                seconds.push(started.elapsed().as_secs_f64());
-            }
-            self.close(sequences);
-        }
-        Ok(Runs::of(seconds).median)
+        let sequences = self.sequences(prompts, context)?;
+        let step = |&sequence| Step { sequence, tokens: &ids, logits: 1 };
+        let steps: Vec<_> = sequences.iter().map(step).collect();
+        let started = Instant::now();
+        self.model.forward(&steps)?;
+        let seconds = started.elapsed().as_secs_f64();
+        self.close(sequences);
+        Ok(seconds)
     }
 
-    /// The median of the seconds that a step takes.
-    fn steps(&mut self, sequences: usize, context: usize) -> anyhow::Result<f64> {
+    /// The seconds that steps in a row take.
+    fn steps(&mut self, sequences: usize, context: usize) -> anyhow::Result<Vec<f64>> {
         let ids = self.tokens(sequences * IN_A_ROW);
         let sequences = self.sequences(sequences, context)?;
         let mut seconds = Vec::new();
-        // The first warms up.
         for (run, row) in ids.chunks(sequences.len()).enumerate() {
             let step = |(&sequence, token)| Step { sequence, tokens: slice::from_ref(token), logits: 1 };
             let steps: Vec<_> = sequences.iter().zip(row).map(step).collect();
@@ -200,7 +213,7 @@ impl Measuring<'_> {
             }
         }
         self.close(sequences);
-        Ok(Runs::of(seconds).median)
+        Ok(seconds)
     }
 
     /// Seconds a token that a KV cache takes into the engine.

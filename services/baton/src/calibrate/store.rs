@@ -1,14 +1,15 @@
 //! Real chunks put into a store and got from it.
 
-use std::{fs, sync::Arc};
+use std::{fs, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use baton_contract::kv::{Block, Shape};
 use baton_planner::{
     fit::{Sample, fit},
-    profile::Store as Costs,
+    profile::{Host, Store as Costs},
 };
 use baton_storage::{codec::Codec, key, kv::KvStore, store::Store};
+use nix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
 use crate::{bench::Runs, setup};
@@ -16,6 +17,8 @@ use crate::{bench::Runs, setup};
 /// What was found.
 pub(super) struct Measured {
     pub(super) costs: Costs,
+    /// Processor time, of packing and unpacking too; nothing of jobs.
+    pub(super) host: Host,
     /// What a token takes in the store, of the longest chunk.
     pub(super) bytes_per_token: f64,
     /// Of puts and gets together.
@@ -49,6 +52,7 @@ async fn chunks(store: KvStore, blocks: &[Block], repeat: usize) -> anyhow::Resu
     let salt = uuid::Uuid::now_v7();
     let root = store.root(&[0; 32], salt.as_bytes());
     let (mut puts, mut gets, mut bytes_per_token) = (Vec::new(), Vec::new(), 0.0);
+    let (mut put_cpu_s, mut get_cpu_s, mut all_bytes) = (0.0, 0.0, 0.0);
     for (number, block) in (0u32..).zip(blocks) {
         let block = Arc::new(block.clone());
         let (mut put_s, mut get_s, mut bytes) = (Vec::new(), Vec::new(), 0);
@@ -56,15 +60,18 @@ async fn chunks(store: KvStore, blocks: &[Block], repeat: usize) -> anyhow::Resu
         for run in 0..=repeat as u32 {
             let tokens = vec![number << 16 | run; block.tokens];
             let Some(piece) = key::plan(&root, &tokens, block.tokens, "calibrate").pop() else { continue };
-            let started = Instant::now();
+            let (started, before) = (Instant::now(), cpu_s()?);
             let stored = store.put(&piece.id, block.clone()).await?;
             let put = started.elapsed().as_secs_f64();
-            let started = Instant::now();
+            let (started, between) = (Instant::now(), cpu_s()?);
             let fetched = store.get(&piece.id, block.tokens).await?;
             fetched.context("the store lost a chunk that was put just now; try `baton doctor`")?;
             if run > 0 {
                 put_s.push(put);
                 get_s.push(started.elapsed().as_secs_f64());
+                put_cpu_s += between - before;
+                get_cpu_s += cpu_s()? - between;
+                all_bytes += stored.stored_bytes as f64;
             }
             bytes = stored.stored_bytes;
         }
@@ -77,8 +84,19 @@ async fn chunks(store: KvStore, blocks: &[Block], repeat: usize) -> anyhow::Resu
     let ([put_s, put_s_per_byte], [get_s, get_s_per_byte]) = (puts.coefficients, gets.coefficients);
     Ok(Measured {
         costs: Costs { put_s, put_s_per_byte, get_s, get_s_per_byte },
+        host: Host {
+            put_cpu_s_per_byte: put_cpu_s / f64::max(all_bytes, 1.0),
+            get_cpu_s_per_byte: get_cpu_s / f64::max(all_bytes, 1.0),
+            ..Host::default()
+        },
         bytes_per_token,
         mean_error: (puts.mean_error + gets.mean_error) / 2.0,
         max_error: puts.max_error.max(gets.max_error),
     })
+}
+
+/// Seconds of processor time that this process has taken.
+fn cpu_s() -> anyhow::Result<f64> {
+    let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).context("cannot read the processor's time")?;
+    Ok(Duration::from(time).as_secs_f64())
 }

@@ -181,7 +181,9 @@ impl DecodeWorker {
             .schedule
             .joining()
             .is_some_and(|id| self.answers.get(&id).is_some_and(|it| it.can_go_on(now, chunk)))
+            || world.machine.is_some()
         {
+            // A piece of what joins comes with each step, and so may what holds the engine up.
             steps = 1;
         } else {
             steps = self.schedule.steps_with_room(steps).max(1);
@@ -194,6 +196,7 @@ impl DecodeWorker {
             }
             return;
         }
+        busy += world.computes(Role::Decode, self.worker);
         let burst = Burst::new(&world.options.decode.profile.decode, now + nanos(busy), steps, sequences, context);
         self.burst = Some(burst);
         self.number = world.next_burst();
@@ -210,6 +213,7 @@ impl DecodeWorker {
                 continue;
             };
             let chunks = answer.stored.div_ceil(chunk);
+            world.spend(Role::Decode, |host| host.get_cpu_s_per_byte * profile.stored_bytes(answer.stored));
             let bytes = |tokens: usize| nanos(profile.stored_bytes(tokens) * profile.store.get_s_per_byte);
             let begins = self.gets_until.max(world.now);
             self.gets_until = begins + bytes(answer.stored);
@@ -291,12 +295,16 @@ impl DecodeWorker {
             return;
         }
         let Some(burst) = self.burst.take() else { return };
+        world.rests(self.worker);
+        let tokens = burst.steps * self.schedule.running().len();
         world.decode.busy_nanos += u128::from(burst.after(burst.steps) - burst.begins);
         if burst.steps > 0 {
             self.schedule.advance(burst.steps);
             self.grow(&burst, world);
         }
         self.round(world);
+        // Sent while the next step is computed.
+        world.spend(Role::Decode, |host| host.cpu_s_per_token * tokens as f64);
     }
 
     /// Every running answer has grown by the burst's steps.

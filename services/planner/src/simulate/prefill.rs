@@ -127,6 +127,7 @@ impl PrefillWorker {
             world.measure.computed(tokens);
         }
         self.pass = Some(shares);
+        busy += world.computes(Role::Prefill, self.worker);
         world.prefill.busy_nanos += u128::from(nanos(busy));
         world.at(world.now + nanos(busy), Event::Passed(self.worker));
     }
@@ -135,6 +136,7 @@ impl PrefillWorker {
     fn fetch(&mut self, job: JobId, world: &mut World<'_>) {
         let profile = &world.options.prefill.profile;
         let reused = world.jobs[job].reused;
+        world.spend(Role::Prefill, |host| host.get_cpu_s_per_byte * profile.stored_bytes(reused));
         let trips = reused.div_ceil(world.options.chunk_tokens.max(1)).div_ceil(super::decode::FETCHES);
         let begins = self.gets_until.max(world.now);
         self.gets_until = begins + nanos(profile.stored_bytes(reused) * profile.store.get_s_per_byte);
@@ -167,9 +169,11 @@ impl PrefillWorker {
         let profile = &world.options.prefill.profile;
         let chunk = world.options.chunk_tokens.max(1);
         let shares = self.pass.take().unwrap_or_default();
+        world.rests(self.worker);
         if !shares.is_empty() {
             self.schedule.passed();
         }
+        let mut put_bytes = 0.0;
         for share in shares {
             let job = share.id as JobId;
             self.schedule.computed(share);
@@ -181,6 +185,7 @@ impl PrefillWorker {
             let tokens = left(after) - left(before).max(world.jobs[job].reused.min(left(after)));
             if tokens > 0 {
                 let bytes = profile.stored_bytes(tokens);
+                put_bytes += bytes;
                 self.puts_until = self.puts_until.max(world.now) + nanos(bytes * profile.store.put_s_per_byte);
                 let stored = self.puts_until + nanos(profile.store.put_s);
                 world.at(stored, Event::Stored(job, tokens as u32, self.worker));
@@ -191,6 +196,8 @@ impl PrefillWorker {
             }
         }
         self.round(world);
+        // Packed while the next pass is computed.
+        world.spend(Role::Prefill, |host| host.put_cpu_s_per_byte * put_bytes);
     }
 
     /// Tokens of a prompt are in the store.

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     decide::{Bounds, Switch},
-    profile::{Bus, Profile, Store, Transfer},
+    profile::{Bus, Host, Profile, Store, Transfer},
 };
 
 /// An engine of 4,000 prompt tokens a second and 10 ms a step, with a store and a bus on one machine.
@@ -16,7 +16,7 @@ fn profile() -> Profile {
 
 /// So many prefill and decode workers of it, as a pipeline has them that says nothing.
 pub(crate) fn sim(prefill: usize, decode: usize) -> Options {
-    let pool = |workers, slots| Pool { workers, profile: profile(), slots, kv_tokens: 1 << 20 };
+    let pool = |workers, slots| Pool { workers, profile: profile(), slots, kv_tokens: 1 << 20, threads: 1 };
     Options {
         prefill: pool(prefill, 8),
         decode: pool(decode, 16),
@@ -29,6 +29,7 @@ pub(crate) fn sim(prefill: usize, decode: usize) -> Options {
         flow: Flow::Planned,
         slo: Slo::default(),
         planner: None,
+        cores: None,
     }
 }
 
@@ -129,6 +130,31 @@ fn a_closed_loop_too_short_for_a_steady_state_is_measured_as_a_whole() {
     assert!(short.ttft.p50 > 0.0 && short.ttft.max > 4.0 * short.ttft.p50.min(25.0), "{short:?}");
     // One prompt in 25 ms; what comes first and last does not count.
     assert!((long.request_throughput / 40.0 - 1.0).abs() < 0.01, "{long:?}");
+}
+
+#[test]
+fn what_is_done_beside_the_engines_holds_them_up_where_they_fill_all_cores() {
+    let host = Host { cpu_s_per_token: 0.001, ..Host::default() };
+    let alone = |cores| {
+        let mut options = Options { decode_prefills: 128, flow: Flow::Concurrency(16), cores, ..sim(0, 1) };
+        options.decode.profile.host = Some(host);
+        simulated(&options, (0..320).map(|_| one(0, 1, 101, Vec::new())))
+    };
+    // Sixteen tokens a step, each of which takes 1 ms of the only core, or of another one.
+    near(alone(Some(1)).itl.p50, 10.0 + 16.0);
+    near(alone(Some(2)).itl.p50, 10.0);
+    assert_eq!(alone(Some(2)).e2el, alone(None).e2el);
+    // Of two engines that compute all the time each loses a half.
+    let host = Host { put_cpu_s_per_byte: 1e-7, ..Host::default() };
+    let busy = |cores| {
+        let mut options = Options { flow: Flow::Saturated, cores, ..sim(1, 1) };
+        options.prefill.profile.host = Some(host);
+        let prompts = (0..400).map(|_| one(0, 1000, 400, Vec::new()));
+        simulated(&options, prompts).request_throughput
+    };
+    // A prompt is a megabyte: 100 ms beside 250 ms that it takes to compute.
+    let lost = busy(Some(2)) / busy(Some(3));
+    assert!((0.82..0.86).contains(&lost), "{lost}");
 }
 
 proptest! {

@@ -11,9 +11,11 @@ use baton_workload::Drawn;
 use super::{
     Options, Pool,
     control::Change,
+    machine::Machine,
     measure::{Measure, Report},
     reuse::Prefixes,
 };
+use crate::profile::Host;
 
 /// Time since the beginning.
 pub(super) type Nanos = u64;
@@ -224,6 +226,7 @@ pub(super) struct World<'o> {
     pub(super) ingesting: usize,
     pub(super) prefixes: Prefixes,
     pub(super) measure: Measure,
+    pub(super) machine: Option<Machine>,
     /// Workers that hold nothing any more and change to a role.
     pub(super) drained: Vec<(usize, Role)>,
 }
@@ -245,6 +248,7 @@ impl<'o> World<'o> {
             ingesting: 0,
             prefixes: Prefixes::new(options.store_bytes),
             measure: Measure::new(options.slo, options.flow.filling(options)),
+            machine: options.cores.map(|cores| Machine::new(cores, options.prefill.workers + options.decode.workers)),
             drained: Vec::new(),
         }
     }
@@ -275,6 +279,27 @@ impl<'o> World<'o> {
 
     pub(super) fn first_event(&self) -> Option<Nanos> {
         self.events.peek().map(|Reverse((time, ..))| *time)
+    }
+
+    /// A worker's engine begins to compute; returns the seconds that it is held up first.
+    pub(super) fn computes(&mut self, role: Role, worker: usize) -> f64 {
+        let threads = self.pool_options(role).threads;
+        self.machine.as_mut().map_or(0.0, |machine| machine.computes(worker, threads))
+    }
+
+    /// A worker's engine has nothing to compute.
+    pub(super) fn rests(&mut self, worker: usize) {
+        if let Some(machine) = &mut self.machine {
+            machine.rests(worker);
+        }
+    }
+
+    /// Something of a role beside the engines takes processor time.
+    pub(super) fn spend(&mut self, role: Role, cpu_s: impl FnOnce(&Host) -> f64) {
+        let Some(host) = &self.pool_options(role).profile.host else { return };
+        if let Some(machine) = &mut self.machine {
+            machine.spend(cpu_s(host));
+        }
     }
 
     /// The next event; its time is now.
