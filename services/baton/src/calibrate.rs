@@ -1,14 +1,14 @@
 //! `baton calibrate`: measures what a model, the store and the bus cost on this machine, as a profile for `baton plan`.
 
+mod beside;
 mod bus;
 mod engine;
 mod store;
 
 use std::{
-    env, fs,
+    fs,
     io::{self, IsTerminal},
     path::PathBuf,
-    process::Stdio,
 };
 
 use anyhow::{Context, ensure};
@@ -20,15 +20,9 @@ use baton_engine::{
 use baton_planner::profile::{Bus, Decode, Fit, Host, Kv, Prefill, Profile, Transfer};
 use baton_topology::{Codec, Model, Plan};
 use indicatif::{ProgressBar, ProgressStyle};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use tokio::{
-    process::{Child, Command},
-    task::spawn_blocking,
-};
+use tokio::task::spawn_blocking;
 
+use self::beside::Beside;
 use crate::{context, local::EngineArguments, table};
 
 #[derive(clap::Args)]
@@ -61,8 +55,8 @@ pub struct Arguments {
     /// How often every size is measured
     #[arg(long, value_name = "TIMES", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=100))]
     repeat: u16,
-    /// So many other engines compute meanwhile, each with as many threads, as workers that share this machine do; beside messages
-    /// and chunks one more
+    /// So many other engines compute meanwhile, each with as many threads, as workers that share this machine do: they decode while
+    /// prefill is measured and the other way round, and beside messages and chunks one more computes
     #[arg(long, value_name = "ENGINES", default_value_t = 0, conflicts_with = "pipeline", value_parser = clap::value_parser!(u16).range(..=64))]
     beside: u16,
     /// Write the profile here; without it to standard output
@@ -90,23 +84,25 @@ struct Subject {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let subject = subject(&arguments).await?;
     let bar = progress();
-    let beside = Beside::start(&arguments)?;
-    bar.set_message("loading the model");
     let (engine, repeat, memory) = (arguments.engine, usize::from(arguments.repeat), arguments.kv_memory);
+    let beside = Beside::start(arguments.beside, &engine, arguments.compute, repeat)?;
+    let neighbours = beside.neighbours();
+    bar.set_message("loading the model");
     let (source, sim) = without_times(subject.source);
     let device = engine.device.clone();
     let options = model::Options { compute: arguments.compute, kv_bytes: memory, ..model::Options::default() };
     let (measuring, chunk_tokens) = (bar.clone(), subject.chunk_tokens);
     let mut model = spawn_blocking(move || engine.load(&source, options)).await??;
-    // The others, which load the same, have about done so too.
-    beside.signal_own(Signal::SIGSTOP)?;
-    let measured = spawn_blocking(move || engine::measure(model.as_mut(), memory, chunk_tokens, repeat, &measuring));
+    let during = neighbours.clone();
+    let measured =
+        spawn_blocking(move || engine::measure(model.as_mut(), memory, chunk_tokens, repeat, &during, &measuring));
     let engine::Measured { prefill, decode, transfer, kv, blocks, shape } = measured.await??;
-    beside.signal_own(Signal::SIGCONT)?;
+    neighbours.with_own()?;
     bar.set_message("the bus");
-    let bus = bus::measure(&beside.processes()).await?;
+    let bus = bus::measure(neighbours.all().collect()).await?;
     bar.set_message("the store");
     let store = store::measure(arguments.store.as_deref(), shape, subject.codec, &blocks, repeat).await?;
+    beside.end()?;
     bar.finish_and_clear();
 
     let [s_per_pass, s_per_prompt, s_per_token, s_per_token_context] = prefill.coefficients;
@@ -179,41 +175,6 @@ async fn subject(arguments: &Arguments) -> anyhow::Result<Subject> {
         Codec::Raw => baton_storage::codec::Codec::Raw,
     };
     Ok(Subject { name: name.to_string(), source, codec, chunk_tokens: plan.store.chunk_tokens })
-}
-
-/// Engines that compute prompts until they are dropped: the others, and first the worker's own, which computes while messages and
-/// chunks are on their way, too.
-struct Beside(Vec<Child>);
-
-impl Beside {
-    fn start(arguments: &Arguments) -> anyhow::Result<Self> {
-        let engines = if arguments.beside > 0 { 1 + arguments.beside } else { 0 };
-        Ok(Self((0..engines).map(|_| start_engine(arguments)).collect::<anyhow::Result<_>>()?))
-    }
-
-    fn processes(&self) -> Vec<u32> {
-        self.0.iter().filter_map(Child::id).collect()
-    }
-
-    /// Stops the worker's own while the one in this process is measured, or lets it go on.
-    fn signal_own(&self, signal: Signal) -> anyhow::Result<()> {
-        let Some(own) = self.processes().first().and_then(|id| i32::try_from(*id).ok()) else { return Ok(()) };
-        kill(Pid::from_raw(own), signal).context("an engine that was to compute meanwhile has ended")
-    }
-}
-
-fn start_engine(arguments: &Arguments) -> anyhow::Result<Child> {
-    let EngineArguments { model, device, threads } = &arguments.engine;
-    let compute = match arguments.compute {
-        Compute::Exact => "exact",
-        Compute::Fast => "fast",
-    };
-    let program = env::current_exe().context("cannot find this program")?;
-    let mut command = Command::new(program);
-    command.args(["bench", "engine", "--model", model, "--device", device, "--compute", compute]);
-    command.args(["--threads", &threads.to_string(), "--batch", "1", "--repeat", "1000"]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    command.spawn().context("cannot start another engine")
 }
 
 /// The sim engine's times, for a prompt's token and for a step, are known: what it takes besides is measured.

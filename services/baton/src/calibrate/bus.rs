@@ -29,11 +29,11 @@ const HOPS: f64 = 4.0;
 /// One chunk that all jobs share, so that the store has no part in it.
 const TOKENS: usize = 16;
 /// Jobs that are under way together where processor time is measured.
-const TOGETHER: usize = 16;
+const TOGETHER: usize = 8;
 /// Jobs, and tokens of the answers that they stream: at first the jobs cost the most, then the tokens.
-const STREAMS: [(usize, usize); 2] = [(480, 2), (96, 64)];
-/// A step of theirs, so that every token is sent for itself.
-const STEP_S: f64 = 0.01;
+const STREAMS: [(usize, usize); 2] = [(320, 2), (64, 64)];
+/// A step of theirs, as of a small model on few cores: what is sent after a step is for few, and not hidden behind the one before.
+const STEP_S: f64 = 0.02;
 
 /// What was found.
 pub(super) struct Measured {
@@ -45,7 +45,7 @@ pub(super) struct Measured {
 }
 
 /// Starts the pipeline, and removes it afterwards. What the processes `beside` it do does not count.
-pub(super) async fn measure(beside: &[u32]) -> anyhow::Result<Measured> {
+pub(super) async fn measure(beside: Vec<u32>) -> anyhow::Result<Measured> {
     let directory = setup::home().join("calibrate").join(format!("bus-{}", std::process::id()));
     // What a killed run of the same process id may have left.
     let _ = fs::remove_dir_all(&directory);
@@ -53,7 +53,7 @@ pub(super) async fn measure(beside: &[u32]) -> anyhow::Result<Measured> {
     let (home, log) = (PipelineHome { directory: directory.clone() }, directory.join("workers.log"));
     let mut pipeline = Pipeline::start_with(plan()?, home, Logs::File(log), false).await?;
     let measured = tokio::select! {
-        measured = jobs(&mut pipeline, beside) => measured,
+        measured = jobs(&mut pipeline, &beside) => measured,
         stopped = context::asked_to_stop() => stopped.and(Err(anyhow::anyhow!("stopped"))),
     };
     pipeline.stop().await?;

@@ -1,18 +1,25 @@
 //! Passes and steps of many sizes, and KV caches out of the engine and into it.
 
-use std::slice;
+use std::{hint::black_box, slice};
 
 use anyhow::Context;
 use baton_contract::kv::{self, Block};
-use baton_engine::model::{Model, SequenceId, Step};
+use baton_engine::{
+    model::{Model, SequenceId, Step},
+    sampling::greedy,
+};
 use baton_planner::{
     fit::{Fitted, Sample, fit},
     profile::{Kv, Transfer, pairs},
 };
 use indicatif::ProgressBar;
+use rayon::prelude::*;
 use tokio::time::Instant;
 
-use super::enough;
+use super::{
+    beside::{Do, Neighbours},
+    enough,
+};
 use crate::bench::Runs;
 
 /// Prompts in a pass, tokens of each, and tokens that each has already.
@@ -65,6 +72,7 @@ pub(super) fn measure(
     kv_bytes: u64,
     chunk_tokens: usize,
     repeat: usize,
+    neighbours: &Neighbours,
     bar: &ProgressBar,
 ) -> anyhow::Result<Measured> {
     let (spec, memory) = (model.spec().clone(), model.memory());
@@ -86,6 +94,7 @@ pub(super) fn measure(
     bar.inc(1);
     let (mut pass_s, mut step_s) = (vec![Vec::new(); passes.len()], vec![Vec::new(); steps.len()]);
     for run in 0..=repeat {
+        neighbours.only(Do::Decode)?;
         for (&(prompts, tokens, context), seconds) in passes.iter().zip(&mut pass_s) {
             bar.set_message(format!("prefill of {prompts} x {tokens} after {context}"));
             let pass = measuring.pass(prompts, tokens, context)?;
@@ -95,6 +104,7 @@ pub(super) fn measure(
             }
             bar.inc(1);
         }
+        neighbours.only(Do::Prefill)?;
         for (&(sequences, context), seconds) in steps.iter().zip(&mut step_s) {
             bar.set_message(format!("decode of {sequences} at {context}"));
             seconds.extend(measuring.steps(sequences, context)?);
@@ -198,7 +208,7 @@ impl Measuring<'_> {
         Ok(seconds)
     }
 
-    /// The seconds that steps in a row take.
+    /// The seconds that steps in a row take, choosing the tokens included.
     fn steps(&mut self, sequences: usize, context: usize) -> anyhow::Result<Vec<f64>> {
         let ids = self.tokens(sequences * IN_A_ROW);
         let sequences = self.sequences(sequences, context)?;
@@ -207,7 +217,10 @@ impl Measuring<'_> {
             let step = |(&sequence, token)| Step { sequence, tokens: slice::from_ref(token), logits: 1 };
             let steps: Vec<_> = sequences.iter().zip(row).map(step).collect();
             let started = Instant::now();
-            self.model.forward(&steps)?;
+            // The tokens are chosen and the logits let go before the next step can begin.
+            let chosen: u64 =
+                self.model.forward(&steps)?.into_par_iter().map(|logits| u64::from(greedy(&logits))).sum();
+            black_box(chosen);
             if run > 0 {
                 seconds.push(started.elapsed().as_secs_f64());
             }
