@@ -83,6 +83,10 @@ struct Subject {
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let subject = subject(&arguments).await?;
+    ensure!(
+        arguments.beside == 0 || !matches!(subject.source, Source::Sim(_)),
+        "the sim engine takes no cores of others; leave out --beside"
+    );
     let bar = progress();
     let (engine, repeat, memory) = (arguments.engine, usize::from(arguments.repeat), arguments.kv_memory);
     let beside = Beside::start(arguments.beside, &engine, arguments.compute, repeat)?;

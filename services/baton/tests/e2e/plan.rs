@@ -42,6 +42,8 @@ async fn a_calibrated_model_is_planned_with() {
     assert!((0.02..0.03).contains(&seconds("/decode/s_per_step")), "{measured}");
     assert!(seconds("/bus/hop_s") > 1e-5 && seconds("/kv/raw_bytes_per_token") == 512.0, "{measured}");
     assert!(seconds("/store/put_s") + seconds("/store/put_s_per_byte") > 0.0, "{measured}");
+    let host = ["cpu_s_per_job", "cpu_s_per_token", "put_cpu_s_per_byte", "get_cpu_s_per_byte"];
+    assert!(host.iter().all(|key| seconds(&format!("/host/{key}")) > 0.0), "{measured}");
 
     let plot = directory.path().join("splits.svg");
     let plan = ["plan", "--pipeline", pipeline, "--profile", profile, "--num-prompts", "400", "--plot", text(&plot)];
@@ -54,6 +56,17 @@ async fn a_calibrated_model_is_planned_with() {
     assert!(saturated["recommendation"]["split"]["prefill"].as_u64().unwrap() >= 4, "{saturated}");
     assert!(std::fs::read_to_string(&plot).unwrap().starts_with("<svg"));
 
+    // Two engines on two cores, or on more: what else is done takes time from them, or none.
+    let set = ["--set", "stages.prefill.threads=1", "--set", "stages.decode.threads=1", "--workers", "2", "--json"];
+    let throughput = async |cores: &str| {
+        let planned = json(&[&plan[..], &set, &["--workload", "mixed", "--cores", cores]].concat()).await;
+        planned["splits"][0]["output_throughput"].as_f64().unwrap()
+    };
+    assert!(throughput("2").await < throughput("3").await);
+    let refused = Command::new(BATON).args(plan).args(["--workload", "mixed", "--cores", "5"]).output().await.unwrap();
+    let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(complaint.contains("compute on 30 cores, and --cores is 5: compare fewer workers"), "{complaint}");
+
     let slo = ["--workload", "long", "--request-rate", "2", "--ttft-p99", "2s", "--itl-p99", "100ms"];
     let shown = run(&[&plan[..], &slo].concat()).await;
     assert!(
@@ -61,6 +74,18 @@ async fn a_calibrated_model_is_planned_with() {
             && (shown.contains("meet the SLO: TTFT p99") || shown.contains("meets the SLO: TTFT p99")),
         "{shown}"
     );
+}
+
+#[tokio::test]
+async fn a_model_is_measured_beside_other_engines() {
+    provisioned();
+    let few = ["--threads", "1", "--repeat", "1", "--kv-memory", "80MiB"];
+    let measured = json(&[&["calibrate", "--beside", "1", "--json"], &few[..]].concat()).await;
+    for key in ["/prefill/s_per_token", "/decode/s_per_step", "/host/cpu_s_per_job", "/host/put_cpu_s_per_byte"] {
+        // None of them takes a tenth of a second, be the machine ever so busy.
+        let seconds = measured.pointer(key).unwrap().as_f64().unwrap();
+        assert!(seconds > 0.0 && seconds < 0.1, "{key}: {measured}");
+    }
 }
 
 #[tokio::test]
