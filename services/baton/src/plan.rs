@@ -35,6 +35,7 @@ Examples:
   baton plan --pipeline sim.toml --workload mixed                     which split does most
   baton plan --profile pipelines/profiles/h100-llama-8b.toml --workers 8 --workload prompts --request-rate 20 --ttft-p99 2s
   baton plan --profile mine.toml --trace conversation.jsonl --time-scale 0.5 --itl-p99 100ms --plot splits.svg
+  baton plan --profile mine.toml --workers 2 --cores 2 --set stages.prefill.threads=1 --set stages.decode.threads=1 --workload mixed
   baton plan --profile mine.toml --workload long --prefill-workers 1..4 --decode-workers 1..12 --ttft-p99 1s --json
 
 A profile says what the model costs on the device: `baton calibrate` measures one. A pipeline of the sim engine needs none.

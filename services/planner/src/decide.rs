@@ -18,6 +18,8 @@ use crate::profile::Profile;
 const MEMORY_S: f64 = 7.0;
 /// What a change gains is counted for so long, and a backlog is to be gone by then.
 const HORIZON_S: f64 = 60.0;
+/// What waits for decode counts as this share of what comes at most.
+const BACKLOG: f64 = 0.5;
 /// The share by which the best split must be better at least.
 const MARGIN: f64 = 0.1;
 /// Jobs of each role that must have ended lately before anything is said about their work.
@@ -233,11 +235,12 @@ impl Planner {
 
     fn demand(&self, seen: &Statistics, prefill_s: f64, decode_s: f64) -> Demand {
         let (count, time) = self.arrivals;
-        let coming = count / time.max(1e-9) + seen.prefill.waiting as f64 / HORIZON_S;
+        let rate = count / time.max(1e-9);
+        let coming = rate + seen.prefill.waiting as f64 / HORIZON_S;
         // What waits for decode counts only where prefill can spare a worker: else a backlog that any split would have moves
-        // workers to and fro.
+        // workers to and fro. Nor does it weigh more than half of what comes: under a load that no split can bear it grows for ever.
         let spares = seen.prefill.busy * seen.prefill.workers as f64 <= FULL * (seen.prefill.workers as f64 - 1.0);
-        let waits = if spares { seen.decode.waiting as f64 / HORIZON_S } else { 0.0 };
+        let waits = if spares { (seen.decode.waiting as f64 / HORIZON_S).min(BACKLOG * rate) } else { 0.0 };
         Demand { prefill: coming * prefill_s, decode: (coming + waits) * decode_s }
     }
 

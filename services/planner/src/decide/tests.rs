@@ -83,7 +83,7 @@ fn run(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn a_steady_load_comes_to_rest_within_one_worker_of_the_best_split(

@@ -96,7 +96,9 @@ impl DecodeWorker {
             (state.generated, state.first, state.last) = (1, world.now, world.now);
             world.measure.first_token(state, world.now);
             world.measure.sampled();
-            if state.output == 1 {
+            let last = state.output == 1;
+            world.spend(Role::Decode, |host| host.cpu_s_per_token);
+            if last {
                 return self.complete(job, world);
             }
         }
@@ -153,7 +155,7 @@ impl DecodeWorker {
         let (now, chunk) = (world.now, world.options.chunk_tokens.max(1));
         let answers = &self.answers;
         while self.schedule.admit(|id| answers.get(&id).is_some_and(|answer| answer.can_join(now))).is_some() {}
-        self.ask(world);
+        let asked = self.ask(world);
         let mut busy = self.join(world);
         if self.make_room(world) && self.schedule.running().is_empty() {
             // What has failed left its pages to those that wait.
@@ -202,10 +204,13 @@ impl DecodeWorker {
         self.number = world.next_burst();
         world.at(burst.after(steps), Event::Stepped(self.worker, self.number));
         world.decode.busy_nanos += u128::from(nanos(busy));
+        // Got and unpacked while this is computed.
+        world.spend(Role::Decode, |host| host.get_cpu_s_per_byte * asked);
     }
 
-    /// Has the KV caches fetched of those that join next.
-    fn ask(&mut self, world: &mut World<'_>) {
+    /// Has the KV caches fetched of those that join next; returns the stored bytes.
+    fn ask(&mut self, world: &mut World<'_>) -> f64 {
+        let mut asked = 0.0;
         let profile = &world.options.decode.profile;
         let chunk = world.options.chunk_tokens.max(1);
         for id in self.schedule.waiting().take(AHEAD) {
@@ -213,7 +218,7 @@ impl DecodeWorker {
                 continue;
             };
             let chunks = answer.stored.div_ceil(chunk);
-            world.spend(Role::Decode, |host| host.get_cpu_s_per_byte * profile.stored_bytes(answer.stored));
+            asked += profile.stored_bytes(answer.stored);
             let bytes = |tokens: usize| nanos(profile.stored_bytes(tokens) * profile.store.get_s_per_byte);
             let begins = self.gets_until.max(world.now);
             self.gets_until = begins + bytes(answer.stored);
@@ -222,6 +227,7 @@ impl DecodeWorker {
             answer.fetch = Some(Fetch { first, all: all.max(first) });
             world.at(first, Event::Poked(self.worker));
         }
+        asked
     }
 
     /// Brings what has come of those that join, as much of it as the running answers can wait for; returns the seconds.

@@ -1,38 +1,113 @@
 //! The cores that the workers of one machine share with each other's threads, the broker and the client.
 
-/// A machine's cores. What is spent beside the engines while they fill all cores is taken from all of them alike, as a fair
-/// scheduler does it; what is spent while a core is free holds nobody up.
+use super::world::{Nanos, seconds};
+
+/// Seconds of other work that a free core may be behind before it is more than a core can do.
+const BEHIND_S: f64 = 0.01;
+
+/// A machine's cores. Engines compute on some; the free ones do what else there is to do. What these can't do is taken from all
+/// cores alike, as a fair scheduler does it, and holds up the engines.
 pub(super) struct Machine {
     cores: usize,
-    /// Of each worker: cores that its engine computes on now, and seconds that it will be held up for.
-    engines: Vec<(usize, f64)>,
+    engines: Vec<Engine>,
+    /// Cores that engines compute on.
     busy: usize,
+    /// Seconds of processor time that were asked for and not given, at the time `at`.
+    backlog_s: f64,
+    at: Nanos,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Engine {
+    /// Cores that it computes on now.
+    threads: usize,
+    /// Seconds that were taken from it since its pass or step began.
+    held_up_s: f64,
+    /// When it ended the last one.
+    rested: Nanos,
 }
 
 impl Machine {
     pub(super) fn new(cores: usize, workers: usize) -> Self {
-        Self { cores: cores.max(1), engines: vec![(0, 0.0); workers], busy: 0 }
+        Self { cores: cores.max(1), engines: vec![Engine::default(); workers], busy: 0, backlog_s: 0.0, at: 0 }
     }
 
-    /// An engine begins a pass or a step; returns the seconds that it is held up for.
-    pub(super) fn computes(&mut self, worker: usize, threads: usize) -> f64 {
-        let (computing, held_up_s) = &mut self.engines[worker];
-        self.busy += threads - *computing;
-        *computing = threads;
-        std::mem::take(held_up_s)
+    /// An engine begins a pass or a step; returns the seconds that it is held up for. What held up the one before shows now,
+    /// unless the engine has paused for as long since.
+    pub(super) fn computes(&mut self, now: Nanos, worker: usize, threads: usize) -> f64 {
+        self.drain(now);
+        let engine = &mut self.engines[worker];
+        self.busy += threads - engine.threads;
+        engine.threads = threads;
+        engine.held_up_s = (engine.held_up_s - seconds(now - engine.rested)).max(0.0);
+        self.charge();
+        std::mem::take(&mut self.engines[worker].held_up_s)
     }
 
     /// An engine has ended a pass or a step.
-    pub(super) fn rests(&mut self, worker: usize) {
-        self.busy -= std::mem::take(&mut self.engines[worker].0);
+    pub(super) fn rests(&mut self, now: Nanos, worker: usize) {
+        self.drain(now);
+        let engine = &mut self.engines[worker];
+        engine.rested = now;
+        self.busy -= std::mem::take(&mut engine.threads);
     }
 
     /// Something takes processor time.
-    pub(super) fn spend(&mut self, cpu_s: f64) {
-        if self.busy < self.cores {
+    pub(super) fn spend(&mut self, now: Nanos, cpu_s: f64) {
+        self.drain(now);
+        self.backlog_s += cpu_s;
+        self.charge();
+    }
+
+    fn free(&self) -> usize {
+        self.cores.saturating_sub(self.busy)
+    }
+
+    /// Free cores have worked until now.
+    fn drain(&mut self, now: Nanos) {
+        self.backlog_s = (self.backlog_s - seconds(now - self.at) * self.free() as f64).max(0.0);
+        self.at = now;
+    }
+
+    /// Takes from the engines their part of what the free cores can't do.
+    fn charge(&mut self) {
+        let each = (self.backlog_s - BEHIND_S * self.free() as f64) / self.cores.max(self.busy) as f64;
+        if each <= 0.0 || self.busy == 0 {
             return;
         }
-        let each = cpu_s / self.busy as f64;
-        self.engines.iter_mut().filter(|engine| engine.0 > 0).for_each(|engine| engine.1 += each);
+        self.backlog_s -= each * self.busy as f64;
+        self.engines.iter_mut().filter(|engine| engine.threads > 0).for_each(|engine| engine.held_up_s += each);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Nanos = 1_000_000_000;
+
+    #[test]
+    fn engines_that_fill_all_cores_share_what_else_is_done() {
+        let mut machine = Machine::new(2, 2);
+        assert_eq!((machine.computes(0, 0, 1), machine.computes(0, 1, 1)), (0.0, 0.0));
+        machine.spend(0, 0.2);
+        machine.rests(SECOND, 0);
+        assert!((machine.computes(SECOND, 0, 1) - 0.1).abs() < 1e-9);
+        // The other pauses for as long as it was held up, and so isn't.
+        machine.rests(SECOND, 1);
+        assert_eq!(machine.computes(SECOND + SECOND / 10, 1, 1), 0.0);
+    }
+
+    #[test]
+    fn a_free_core_does_as_much_as_a_core_can() {
+        let mut machine = Machine::new(2, 1);
+        machine.computes(0, 0, 1);
+        machine.spend(0, 0.01);
+        machine.rests(SECOND, 0);
+        assert_eq!(machine.computes(SECOND, 0, 1), 0.0);
+        // Two seconds of work: one of them is the engine's part.
+        machine.spend(SECOND, 2.0 + BEHIND_S);
+        machine.rests(2 * SECOND, 0);
+        assert!((machine.computes(2 * SECOND, 0, 1) - 1.0).abs() < 1e-9);
     }
 }

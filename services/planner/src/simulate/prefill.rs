@@ -106,9 +106,11 @@ impl PrefillWorker {
         if self.pass.is_some() {
             return;
         }
+        let mut asked = 0;
         while let Some(id) = self.schedule.admit() {
             if self.schedule.lacks(id) {
                 self.fetch(id as JobId, world);
+                asked += world.jobs[id as JobId].reused;
             }
         }
         let profile = &world.options.prefill.profile;
@@ -130,13 +132,14 @@ impl PrefillWorker {
         busy += world.computes(Role::Prefill, self.worker);
         world.prefill.busy_nanos += u128::from(nanos(busy));
         world.at(world.now + nanos(busy), Event::Passed(self.worker));
+        // Got and unpacked while this is computed.
+        world.spend(Role::Prefill, |host| host.get_cpu_s_per_byte * profile.stored_bytes(asked));
     }
 
     /// Asks for a prompt's beginning: its chunks come one after another, each a round trip after it was asked for, four at a time.
     fn fetch(&mut self, job: JobId, world: &mut World<'_>) {
         let profile = &world.options.prefill.profile;
         let reused = world.jobs[job].reused;
-        world.spend(Role::Prefill, |host| host.get_cpu_s_per_byte * profile.stored_bytes(reused));
         let trips = reused.div_ceil(world.options.chunk_tokens.max(1)).div_ceil(super::decode::FETCHES);
         let begins = self.gets_until.max(world.now);
         self.gets_until = begins + nanos(profile.stored_bytes(reused) * profile.store.get_s_per_byte);

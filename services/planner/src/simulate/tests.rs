@@ -140,20 +140,25 @@ fn what_is_done_beside_the_engines_holds_them_up_where_they_fill_all_cores() {
         options.decode.profile.host = Some(host);
         simulated(&options, (0..320).map(|_| one(0, 1, 101, Vec::new())))
     };
-    // Sixteen tokens a step, each of which takes 1 ms of the only core, or of another one.
+    // Sixteen tokens a step, each of which takes 1 ms of the only core, of two, or of others.
     near(alone(Some(1)).itl.p50, 10.0 + 16.0);
-    near(alone(Some(2)).itl.p50, 10.0);
-    assert_eq!(alone(Some(2)).e2el, alone(None).e2el);
+    assert!((alone(Some(2)).itl.mean - 13.0).abs() < 0.5, "{:?}", alone(Some(2)).itl);
+    near(alone(Some(3)).itl.p50, 10.0);
+    assert_eq!(alone(Some(3)).e2el, alone(None).e2el);
     // Of two engines that compute all the time each loses a half.
     let host = Host { put_cpu_s_per_byte: 1e-7, ..Host::default() };
-    let busy = |cores| {
+    let busy = |cores, host| {
         let mut options = Options { flow: Flow::Saturated, cores, ..sim(1, 1) };
-        options.prefill.profile.host = Some(host);
+        (options.prefill.profile.host, options.decode.profile.host) = (Some(host), Some(host));
         let prompts = (0..400).map(|_| one(0, 1000, 400, Vec::new()));
         simulated(&options, prompts).request_throughput
     };
     // A prompt is a megabyte: 100 ms beside 250 ms that it takes to compute.
-    let lost = busy(Some(2)) / busy(Some(3));
+    let lost = busy(Some(2), host) / busy(None, host);
+    assert!((0.82..0.86).contains(&lost), "{lost}");
+    // To get it takes as long as to put it.
+    let host = Host { get_cpu_s_per_byte: host.put_cpu_s_per_byte, ..Host::default() };
+    let lost = busy(Some(2), host) / busy(None, host);
     assert!((0.82..0.86).contains(&lost), "{lost}");
 }
 

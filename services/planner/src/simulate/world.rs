@@ -284,13 +284,13 @@ impl<'o> World<'o> {
     /// A worker's engine begins to compute; returns the seconds that it is held up first.
     pub(super) fn computes(&mut self, role: Role, worker: usize) -> f64 {
         let threads = self.pool_options(role).threads;
-        self.machine.as_mut().map_or(0.0, |machine| machine.computes(worker, threads))
+        self.machine.as_mut().map_or(0.0, |machine| machine.computes(self.now, worker, threads))
     }
 
     /// A worker's engine has nothing to compute.
     pub(super) fn rests(&mut self, worker: usize) {
         if let Some(machine) = &mut self.machine {
-            machine.rests(worker);
+            machine.rests(self.now, worker);
         }
     }
 
@@ -298,7 +298,7 @@ impl<'o> World<'o> {
     pub(super) fn spend(&mut self, role: Role, cpu_s: impl FnOnce(&Host) -> f64) {
         let Some(host) = &self.pool_options(role).profile.host else { return };
         if let Some(machine) = &mut self.machine {
-            machine.spend(cpu_s(host));
+            machine.spend(self.now, cpu_s(host));
         }
     }
 
