@@ -3,7 +3,6 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
-    thread,
     time::Duration,
 };
 
@@ -34,6 +33,10 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<PathBuf>,
+    /// This machine's cores, for the prediction: the workers share them with each other's threads, the broker and the client
+    #[arg(long, value_name = "CORES", requires = "profile")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cores: Option<usize>,
     /// The loads: long, mixed, prompts
     #[arg(long = "workload", value_name = "NAMES", value_delimiter = ',', default_value = "long,mixed,prompts")]
     pub workloads: Vec<Named>,
@@ -236,9 +239,10 @@ async fn plan(options: &Options, file: &Path, workload: Named) -> Result<Plan, E
         command.arg("--set").arg(setting);
     }
     if let Some(profile) = &options.profile {
-        // All that is measured runs on this machine. The sim engine takes no cores.
-        let cores = thread::available_parallelism().map_or(1, Into::<usize>::into);
-        command.arg("--profile").arg(profile).arg("--cores").arg(cores.to_string());
+        command.arg("--profile").arg(profile);
+    }
+    if let Some(cores) = options.cores {
+        command.arg("--cores").arg(cores.to_string());
     }
     command.stdin(Stdio::null()).kill_on_drop(true);
     let planned = command.output().await.map_err(|source| Error::Start { program: baton, source })?;

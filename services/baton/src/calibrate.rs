@@ -59,6 +59,9 @@ pub struct Arguments {
     /// prefill is measured and the other way round, and beside messages and chunks one more computes
     #[arg(long, value_name = "ENGINES", default_value_t = 0, conflicts_with = "pipeline", value_parser = clap::value_parser!(u16).range(..=64))]
     beside: u16,
+    /// Be one of those engines: what to do comes on standard input
+    #[arg(long, hide = true)]
+    keep_company: bool,
     /// Write the profile here; without it to standard output
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -82,6 +85,10 @@ struct Subject {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    ensure!(
+        arguments.beside == 0 || arguments.engine.threads > 0,
+        "engines on all cores would wait for each other: with --beside say how many each has, as in --threads 1"
+    );
     let subject = subject(&arguments).await?;
     ensure!(
         arguments.beside == 0 || !matches!(subject.source, Source::Sim(_)),
@@ -89,31 +96,38 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     );
     let bar = progress();
     let (engine, repeat, memory) = (arguments.engine, usize::from(arguments.repeat), arguments.kv_memory);
-    let beside = Beside::start(arguments.beside, &engine, arguments.compute, repeat)?;
-    let neighbours = beside.neighbours();
     bar.set_message("loading the model");
     let (source, sim) = without_times(subject.source);
     let device = engine.device.clone();
     let options = model::Options { compute: arguments.compute, kv_bytes: memory, ..model::Options::default() };
     let (measuring, chunk_tokens) = (bar.clone(), subject.chunk_tokens);
-    let mut model = spawn_blocking(move || engine.load(&source, options)).await??;
-    let during = neighbours.clone();
-    let measured =
-        spawn_blocking(move || engine::measure(model.as_mut(), memory, chunk_tokens, repeat, &during, &measuring));
-    let engine::Measured { prefill, decode, transfer, kv, blocks, shape } = measured.await??;
-    neighbours.with_own()?;
+    let measured = spawn_blocking(move || {
+        let mut model = engine.load(&source, options)?;
+        if arguments.keep_company {
+            return beside::keep_company(model.as_mut()).map(|()| None);
+        }
+        let mut beside = Beside::start(arguments.beside, &engine, arguments.compute)?;
+        let measured = engine::measure(model.as_mut(), memory, chunk_tokens, repeat, &mut beside, &measuring)?;
+        beside.all()?;
+        anyhow::Ok(Some((measured, beside)))
+    });
+    let Some((measured, beside)) = measured.await?? else { return Ok(()) };
+    let engine::Measured { prefill, decode, transfer, kv, blocks, shape } = measured;
     bar.set_message("the bus");
-    let bus = bus::measure(neighbours.all().collect()).await?;
+    let bus = bus::measure(beside.processes()).await?;
     bar.set_message("the store");
     let store = store::measure(arguments.store.as_deref(), shape, subject.codec, &blocks, repeat).await?;
-    beside.end()?;
+    drop(beside);
     bar.finish_and_clear();
 
     let [s_per_pass, s_per_prompt, s_per_token, s_per_token_context] = prefill.coefficients;
     let [s_per_step, s_per_sequence, s_per_context_token] = decode.coefficients;
     let (sim_token_s, sim_step_s) = sim;
     let profile = Profile {
-        name: format!("{} on {device}", subject.name),
+        name: match arguments.beside {
+            0 => format!("{} on {device}", subject.name),
+            others => format!("{} on {device}, beside {others}", subject.name),
+        },
         kv: Kv { stored_bytes_per_token: store.bytes_per_token, ..kv },
         prefill: Prefill {
             s_per_pass,

@@ -32,7 +32,7 @@ mod table;
 mod top;
 mod worker;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, thread};
 
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -146,8 +146,8 @@ struct SetupArguments {
     model: setup::Model,
 }
 
-/// A worker's threads for files and for packing chunks. The allocator keeps for each thread's arena the most that it ever
-/// held, so that with tokio's 512 a worker would grow for as long as it meets new coincidences.
+/// A worker's threads for what blocks: files, packing chunks, reading requests, grammars. The allocator keeps for each thread's
+/// arena the most that it ever held, so that with tokio's 512 a worker would grow for as long as it meets new coincidences.
 const BLOCKING: usize = 8;
 
 fn main() -> ExitCode {
@@ -161,7 +161,9 @@ fn main() -> ExitCode {
         // would take longer than doing it.
         Command::Worker(_) => {
             let mut runtime = tokio::runtime::Builder::new_current_thread();
-            runtime.max_blocking_threads(BLOCKING);
+            runtime.max_blocking_threads(
+                thread::available_parallelism().map_or(BLOCKING, |cores| BLOCKING.max(cores.get())),
+            );
             runtime
         }
         _ => tokio::runtime::Builder::new_multi_thread(),

@@ -19,7 +19,7 @@ use baton_planner::{
     search::{self, Goal, Prices, Search, Split},
     simulate::{self, Flow, Slo},
 };
-use baton_topology::{Compute, Model, Plan};
+use baton_topology::{Compute, Device, Model, Plan};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::spawn_blocking;
 
@@ -84,7 +84,8 @@ pub struct Arguments {
     #[arg(long, value_name = "PRICE", default_value_t = 1.0)]
     decode_price: f64,
     /// All workers, the broker and the client share one machine of so many cores, as in an embedded pipeline: what the profile's
-    /// [host] says they do beside computing then holds the engines up; without it each worker has cores enough
+    /// `[host]` says they do beside computing then holds the engines up, as far as these fill the cores; without it each worker has
+    /// cores enough
     #[arg(long, value_name = "CORES", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     cores: Option<usize>,
     /// Let a planner change the workers' roles in the simulation, from each split on
@@ -178,7 +179,17 @@ fn splits(arguments: &Arguments, plan: &Plan) -> anyhow::Result<Vec<Split>> {
 
 /// Engines that wait for each other's cores are not simulated.
 fn fit_the_cores(options: &simulate::Options, splits: &[Split], cores: usize) -> anyhow::Result<()> {
-    let threads = |split: &Split| split.prefill * options.prefill.threads + split.decode * options.decode.threads;
+    let profiles = [&options.prefill.profile, &options.decode.profile];
+    ensure!(
+        profiles.iter().all(|profile| profile.host.is_some()),
+        "--cores needs what a profile says under [host]: measure one with `baton calibrate`, on Linux"
+    );
+    let most = options.prefill.threads.max(options.decode.threads);
+    let threads = |split: &Split| match options.planner {
+        // Whoever changes his role brings his cores.
+        Some(_) => (split.prefill + split.decode) * most,
+        None => split.prefill * options.prefill.threads + split.decode * options.decode.threads,
+    };
     for split in splits {
         ensure!(
             threads(split) <= cores,
@@ -215,8 +226,12 @@ fn options(arguments: &Arguments, plan: &Plan, load: &Load) -> anyhow::Result<si
         None => prefill.tokens_in(kv_bytes(&stages.prefill.compute)?),
     };
     let batch_tokens = prefill.prefill.batch_tokens.unwrap_or(stages.prefill.batch_tokens);
-    // Those that the pipeline leaves open are all there are.
-    let threads = |settings: &Compute| Some(settings.threads).filter(|it| *it > 0).or(arguments.cores).unwrap_or(1);
+    let threads = |settings: &Compute| match (settings.device, settings.threads) {
+        (Device::Cuda | Device::Wgpu, _) => 0,
+        // Those that the pipeline leaves open are all there are.
+        (Device::Flex, 0) => arguments.cores.unwrap_or(1),
+        (Device::Flex, threads) => threads,
+    };
     let threads = [&stages.prefill.compute, &stages.decode.compute].map(threads);
     let prefill = simulate::Pool { workers: 1, slots, kv_tokens, threads: threads[0], profile: prefill };
     let slots = decode.decode.slots.unwrap_or(stages.decode.compute.stage.slots);

@@ -1,128 +1,176 @@
-//! Other engines that compute while something is measured, as workers do that share a machine.
+//! Other engines that compute while something is measured, as workers do that share a machine: this program again, which is told
+//! on its standard input what to do, tells on its standard output that it does it, and ends with its input.
 
-use std::{env, process::Stdio};
+use std::{
+    env,
+    io::{BufRead, BufReader, Write, stdin, stdout},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::mpsc::{self, Receiver, TryRecvError},
+    thread,
+};
 
 use anyhow::{Context, ensure};
-use baton_engine::model::Compute;
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use tokio::process::{Child, Command};
+use baton_engine::model::{Compute, Model, SequenceId, Step};
 
 use crate::local::EngineArguments;
 
-/// Tokens of the prompts of those that prefill, and of the few that the others begin with.
-const PROMPTS: (usize, usize) = (512, 16);
-/// Answers of those that decode: how many, tokens before them, and tokens that are generated.
-const ANSWERS: (usize, usize, usize) = (8, 256, 256);
+/// Tokens of a prompt that an engine beside prefills.
+const PROMPT: usize = 512;
+/// Answers that it decodes together, and the most tokens of each.
+const ANSWERS: (usize, usize) = (8, 512);
 
-/// What the engines beside do.
+/// What an engine beside does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Do {
+    Rest,
     Prefill,
     Decode,
 }
 
-/// Processes that compute until this is dropped: for each engine one that prefills and one that decodes, so that one of them
-/// can stand still.
+impl Do {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Rest => "rest",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+
+    fn read(word: &str) -> Option<Self> {
+        [Self::Rest, Self::Prefill, Self::Decode].into_iter().find(|it| it.as_str() == word)
+    }
+}
+
+/// Other workers' engines, and one that stands for the worker's own while messages and chunks are on their way.
 pub(super) struct Beside {
-    prefilling: Vec<Child>,
-    decoding: Vec<Child>,
+    others: Vec<Engine>,
+    own: Option<Engine>,
 }
 
 impl Beside {
-    /// Of so many engines like `engine`, which compute for longer than `repeat` measurements of every size take.
-    pub(super) fn start(
-        engines: u16,
-        engine: &EngineArguments,
-        compute: Compute,
-        repeat: usize,
-    ) -> anyhow::Result<Self> {
-        let all = |what| (0..engines).map(|_| start(what, engine, compute, repeat)).collect::<anyhow::Result<_>>();
-        Ok(Self { prefilling: all(Do::Prefill)?, decoding: all(Do::Decode)? })
-    }
-
-    pub(super) fn neighbours(&self) -> Neighbours {
-        let pids = |engines: &[Child]| engines.iter().filter_map(Child::id).collect();
-        Neighbours { prefilling: pids(&self.prefilling), decoding: pids(&self.decoding) }
-    }
-
-    /// Fails if one of them did not last.
-    pub(super) fn end(mut self) -> anyhow::Result<()> {
-        for engine in self.prefilling.iter_mut().chain(&mut self.decoding) {
-            let ended = engine.try_wait()?;
-            ensure!(
-                ended.is_none(),
-                "an engine that was to compute meanwhile ended too soon; try `baton bench engine` with as many threads"
-            );
+    /// So many others like `engine`, which rest; with none of them nothing stands for the own one either. Blocks until all have
+    /// loaded.
+    pub(super) fn start(others: u16, engine: &EngineArguments, compute: Compute) -> anyhow::Result<Self> {
+        let all = if others > 0 { others + 1 } else { 0 };
+        // All load at the same time.
+        let mut engines = (0..all).map(|_| Engine::start(engine, compute)).collect::<anyhow::Result<Vec<_>>>()?;
+        for engine in &mut engines {
+            engine.turn_to(Do::Rest)?;
         }
+        let own = engines.pop();
+        Ok(Self { others: engines, own })
+    }
+
+    /// The others do this, the own one rests. Returns when it is so.
+    pub(super) fn only(&mut self, what: Do) -> anyhow::Result<()> {
+        self.own.iter_mut().try_for_each(|own| own.turn_to(Do::Rest))?;
+        self.others.iter_mut().try_for_each(|engine| engine.turn_to(what))
+    }
+
+    /// The others decode, the own one prefills.
+    pub(super) fn all(&mut self) -> anyhow::Result<()> {
+        self.others.iter_mut().try_for_each(|engine| engine.turn_to(Do::Decode))?;
+        self.own.iter_mut().try_for_each(|own| own.turn_to(Do::Prefill))
+    }
+
+    pub(super) fn processes(&self) -> Vec<u32> {
+        self.others.iter().chain(&self.own).map(|engine| engine.process.id()).collect()
+    }
+}
+
+/// A process that computes.
+struct Engine {
+    process: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Engine {
+    fn start(engine: &EngineArguments, compute: Compute) -> anyhow::Result<Self> {
+        let EngineArguments { model, device, threads } = engine;
+        let compute = match compute {
+            Compute::Exact => "exact",
+            Compute::Fast => "fast",
+        };
+        let program = env::current_exe().context("cannot find this program")?;
+        let mut command = Command::new(program);
+        command.args(["calibrate", "--keep-company", "--model", model, "--device", device, "--compute", compute]);
+        command.args(["--threads", &threads.to_string()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().context("cannot start another engine")?;
+        let output = process.stdout.take().context("another engine has no output")?;
+        Ok(Self { input: process.stdin.take(), output: BufReader::new(output), process })
+    }
+
+    /// Returns when it does so.
+    fn turn_to(&mut self, what: Do) -> anyhow::Result<()> {
+        let told = self.input.as_mut().is_some_and(|input| writeln!(input, "{}", what.as_str()).is_ok());
+        let mut answer = String::new();
+        let heard = told && self.output.read_line(&mut answer).is_ok() && answer.trim() == what.as_str();
+        ensure!(heard, "an engine that was to compute meanwhile has ended; what it said of it stands above");
         Ok(())
     }
 }
 
-/// The engines' processes, by what they do.
-#[derive(Clone, Debug)]
-pub(super) struct Neighbours {
-    prefilling: Vec<u32>,
-    decoding: Vec<u32>,
-}
-
-impl Neighbours {
-    /// Every engine does this.
-    pub(super) fn only(&self, what: Do) -> anyhow::Result<()> {
-        let (go, stop) = match what {
-            Do::Prefill => (&self.prefilling, &self.decoding),
-            Do::Decode => (&self.decoding, &self.prefilling),
-        };
-        signal(stop, Signal::SIGSTOP)?;
-        signal(go, Signal::SIGCONT)
-    }
-
-    /// Every engine decodes, and one more prefills: the worker's own, which computes while messages and chunks are on their way.
-    pub(super) fn with_own(&self) -> anyhow::Result<()> {
-        self.only(Do::Decode)?;
-        signal(self.prefilling.get(..1).unwrap_or_default(), Signal::SIGCONT)
-    }
-
-    pub(super) fn all(&self) -> impl Iterator<Item = u32> {
-        self.prefilling.iter().chain(&self.decoding).copied()
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.input = None;
+        // It ends with its input, after the pass that it is at.
+        let _ = self.process.wait();
     }
 }
 
-fn signal(engines: &[u32], signal: Signal) -> anyhow::Result<()> {
-    for engine in engines.iter().filter_map(|id| i32::try_from(*id).ok()) {
-        kill(Pid::from_raw(engine), signal).context("an engine that was to compute meanwhile is gone")?;
+/// What an engine beside does until its input ends.
+pub(super) fn keep_company(model: &mut dyn Model) -> anyhow::Result<()> {
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        let words = stdin().lock().lines().map_while(Result::ok);
+        words.filter_map(|word| Do::read(word.trim())).try_for_each(|what| tell.send(what))
+    });
+    let memory = model.memory();
+    let most = (memory.pages * memory.page_tokens).min(model.spec().context).saturating_sub(1);
+    let (answers, longest) = ANSWERS;
+    let longest = longest.min(most / answers).max(2);
+    let prompt: Vec<u32> = (0..PROMPT.min(most)).map(|token| token as u32 % model.spec().vocabulary as u32).collect();
+    let mut what = Do::Rest;
+    let mut sequences: Vec<SequenceId> = Vec::new();
+    while let Some(next) = next(&told, what) {
+        what = next;
+        let full = sequences.first().is_some_and(|first| model.len(*first).unwrap_or(longest) >= longest);
+        if what != Do::Decode || full {
+            sequences.drain(..).for_each(|sequence| model.close(sequence));
+        }
+        match what {
+            Do::Rest => {}
+            Do::Prefill => {
+                let sequence = model.open();
+                model.forward(&[Step { sequence, tokens: &prompt, logits: 1 }])?;
+                model.close(sequence);
+            }
+            Do::Decode => {
+                let tokens = if sequences.is_empty() { longest.div_ceil(8) } else { 1 };
+                if sequences.is_empty() {
+                    sequences = (0..answers).map(|_| model.open()).collect();
+                }
+                let step = |&sequence| Step { sequence, tokens: &prompt[..tokens], logits: 1 };
+                model.forward(&sequences.iter().map(step).collect::<Vec<_>>())?;
+            }
+        }
     }
     Ok(())
 }
 
-fn start(what: Do, engine: &EngineArguments, compute: Compute, repeat: usize) -> anyhow::Result<Child> {
-    let EngineArguments { model, device, threads } = engine;
-    let compute = match compute {
-        Compute::Exact => "exact",
-        Compute::Fast => "fast",
+/// What to do now, after `what`; none if nobody wants anything any more. Who rests waits until he is told something.
+fn next(told: &Receiver<Do>, what: Do) -> Option<Do> {
+    let heard = match what {
+        Do::Rest => told.recv().ok()?,
+        what => match told.try_recv() {
+            Ok(next) => next,
+            Err(TryRecvError::Empty) => return Some(what),
+            Err(TryRecvError::Disconnected) => return None,
+        },
     };
-    let (long, short) = PROMPTS;
-    let (batch, context, generate) = ANSWERS;
-    // A round of all sizes takes as long as some ten of these prompts, or less than one of these batches of answers.
-    let (prefill, batch, repeat) = match what {
-        Do::Prefill => (long, 1, 200 + 20 * repeat),
-        Do::Decode => (short, batch, 20 + 2 * repeat),
-    };
-    let program = env::current_exe().context("cannot find this program")?;
-    let mut command = Command::new(program);
-    command.args(["bench", "engine", "--model", model, "--device", device, "--compute", compute]);
-    for (option, value) in [
-        ("--threads", *threads),
-        ("--prefill", prefill),
-        ("--batch", batch),
-        ("--context", context),
-        ("--generate", generate),
-        ("--repeat", repeat),
-    ] {
-        command.arg(option).arg(value.to_string());
-    }
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    command.spawn().context("cannot start another engine")
+    // Whoever waits for the answer may be gone.
+    writeln!(stdout(), "{}", heard.as_str()).ok()?;
+    Some(heard)
 }

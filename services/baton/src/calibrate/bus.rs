@@ -26,7 +26,7 @@ use crate::{
 const JOBS: (usize, usize) = (20, 60);
 /// Messages of a job, each after the one before: the request, to prefill, to decode, and the result.
 const HOPS: f64 = 4.0;
-/// One chunk that all jobs share, so that the store has no part in it.
+/// One chunk of a few bytes, so that the store has next to no part in it.
 const TOKENS: usize = 16;
 /// Jobs that are under way together where processor time is measured.
 const TOGETHER: usize = 8;

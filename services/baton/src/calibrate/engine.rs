@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use tokio::time::Instant;
 
 use super::{
-    beside::{Do, Neighbours},
+    beside::{Beside, Do},
     enough,
 };
 use crate::bench::Runs;
@@ -72,7 +72,7 @@ pub(super) fn measure(
     kv_bytes: u64,
     chunk_tokens: usize,
     repeat: usize,
-    neighbours: &Neighbours,
+    beside: &mut Beside,
     bar: &ProgressBar,
 ) -> anyhow::Result<Measured> {
     let (spec, memory) = (model.spec().clone(), model.memory());
@@ -89,12 +89,13 @@ pub(super) fn measure(
     bar.set_message("a history");
     let longest = passes.iter().map(|it| it.2).chain(steps.iter().map(|it| it.1)).max().unwrap_or(0);
     let longest = longest.max(chunk_tokens).min(spec.context).min(capacity);
+    beside.only(Do::Decode)?;
     let mut measuring = Measuring { model, repeat, history: Vec::new(), pieces: Vec::new() };
     let export_s_per_token = measuring.remember(longest)?;
     bar.inc(1);
     let (mut pass_s, mut step_s) = (vec![Vec::new(); passes.len()], vec![Vec::new(); steps.len()]);
     for run in 0..=repeat {
-        neighbours.only(Do::Decode)?;
+        beside.only(Do::Decode)?;
         for (&(prompts, tokens, context), seconds) in passes.iter().zip(&mut pass_s) {
             bar.set_message(format!("prefill of {prompts} x {tokens} after {context}"));
             let pass = measuring.pass(prompts, tokens, context)?;
@@ -104,10 +105,13 @@ pub(super) fn measure(
             }
             bar.inc(1);
         }
-        neighbours.only(Do::Prefill)?;
+        beside.only(Do::Prefill)?;
         for (&(sequences, context), seconds) in steps.iter().zip(&mut step_s) {
             bar.set_message(format!("decode of {sequences} at {context}"));
-            seconds.extend(measuring.steps(sequences, context)?);
+            let steps = measuring.steps(sequences, context)?;
+            if run > 0 {
+                seconds.extend(steps);
+            }
             bar.inc(1);
         }
     }

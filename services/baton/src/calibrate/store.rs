@@ -10,9 +10,12 @@ use baton_planner::{
 };
 use baton_storage::{codec::Codec, key, kv::KvStore, store::Store};
 use nix::time::{ClockId, clock_gettime};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::{bench::Runs, setup};
+
+/// After so long nothing of a put is under way.
+const SETTLES: Duration = Duration::from_millis(200);
 
 /// What was found.
 pub(super) struct Measured {
@@ -56,25 +59,32 @@ async fn chunks(store: KvStore, blocks: &[Block], repeat: usize) -> anyhow::Resu
     for (number, block) in (0u32..).zip(blocks) {
         let block = Arc::new(block.clone());
         let (mut put_s, mut get_s, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let (mut pieces, before) = (Vec::new(), cpu_s()?);
         // The first warms up.
         for run in 0..=repeat as u32 {
             let tokens = vec![number << 16 | run; block.tokens];
             let Some(piece) = key::plan(&root, &tokens, block.tokens, "calibrate").pop() else { continue };
-            let (started, before) = (Instant::now(), cpu_s()?);
-            let stored = store.put(&piece.id, block.clone()).await?;
-            let put = started.elapsed().as_secs_f64();
-            let (started, between) = (Instant::now(), cpu_s()?);
+            let started = Instant::now();
+            bytes = store.put(&piece.id, block.clone()).await?.stored_bytes;
+            if run > 0 {
+                put_s.push(started.elapsed().as_secs_f64());
+            }
+            pieces.push(piece);
+        }
+        // What is made ready for the next puts is part of them.
+        sleep(SETTLES).await;
+        let between = cpu_s()?;
+        for (run, piece) in pieces.iter().enumerate() {
+            let started = Instant::now();
             let fetched = store.get(&piece.id, block.tokens).await?;
             fetched.context("the store lost a chunk that was put just now; try `baton doctor`")?;
             if run > 0 {
-                put_s.push(put);
                 get_s.push(started.elapsed().as_secs_f64());
-                put_cpu_s += between - before;
-                get_cpu_s += cpu_s()? - between;
-                all_bytes += stored.stored_bytes as f64;
             }
-            bytes = stored.stored_bytes;
         }
+        put_cpu_s += between - before;
+        get_cpu_s += cpu_s()? - between;
+        all_bytes += pieces.len() as f64 * bytes as f64;
         let features = [1.0, bytes as f64];
         puts.push(Sample { features, seconds: Runs::of(put_s).median });
         gets.push(Sample { features, seconds: Runs::of(get_s).median });

@@ -81,6 +81,7 @@ async fn a_model_is_measured_beside_other_engines() {
     provisioned();
     let few = ["--threads", "1", "--repeat", "1", "--kv-memory", "80MiB"];
     let measured = json(&[&["calibrate", "--beside", "1", "--json"], &few[..]].concat()).await;
+    assert_eq!(measured["name"], "default on flex, beside 1");
     for key in ["/prefill/s_per_token", "/decode/s_per_step", "/host/cpu_s_per_job", "/host/put_cpu_s_per_byte"] {
         // None of them takes a tenth of a second, be the machine ever so busy.
         let seconds = measured.pointer(key).unwrap().as_f64().unwrap();
