@@ -4,9 +4,11 @@ use super::world::{Nanos, seconds};
 
 /// Seconds of other work that a free core may be behind before it is more than a core can do.
 const BEHIND_S: f64 = 0.01;
+/// Threads that other work is spread over at most, beyond those on free cores: one, and another for every [`BEHIND_S`] of it.
+const THREADS: f64 = 4.0;
 
-/// A machine's cores. Engines compute on some; the free ones do what else there is to do. What these can't do is taken from all
-/// cores alike, as a fair scheduler does it, and holds up the engines.
+/// A machine's cores. Engines compute on some; the free ones do what else there is to do. What these can't do takes turns with the
+/// engines, as with a fair scheduler, and holds them up.
 pub(super) struct Machine {
     cores: usize,
     engines: Vec<Engine>,
@@ -39,9 +41,8 @@ impl Machine {
         let engine = &mut self.engines[worker];
         self.busy += threads - engine.threads;
         engine.threads = threads;
-        engine.held_up_s = (engine.held_up_s - seconds(now - engine.rested)).max(0.0);
-        self.charge();
-        std::mem::take(&mut self.engines[worker].held_up_s)
+        let paused_s = seconds(now - engine.rested);
+        (std::mem::take(&mut engine.held_up_s) - paused_s).max(0.0)
     }
 
     /// An engine has ended a pass or a step.
@@ -56,27 +57,25 @@ impl Machine {
     pub(super) fn spend(&mut self, now: Nanos, cpu_s: f64) {
         self.drain(now);
         self.backlog_s += cpu_s;
-        self.charge();
     }
 
     fn free(&self) -> usize {
         self.cores.saturating_sub(self.busy)
     }
 
-    /// Free cores have worked until now.
+    /// What was asked for has had its turns until now: free cores do it and hold nobody up; of more than these can do, or without
+    /// any, there are more threads than cores, which all get the same share.
     fn drain(&mut self, now: Nanos) {
-        self.backlog_s = (self.backlog_s - seconds(now - self.at) * self.free() as f64).max(0.0);
+        let (free, cores) = (self.free() as f64, self.cores.max(self.busy) as f64);
+        let passed_s = seconds(now - self.at);
         self.at = now;
-    }
-
-    /// Takes from the engines their part of what the free cores can't do.
-    fn charge(&mut self) {
-        let each = (self.backlog_s - BEHIND_S * self.free() as f64) / self.cores.max(self.busy) as f64;
-        if each <= 0.0 || self.busy == 0 {
-            return;
-        }
-        self.backlog_s -= each * self.busy as f64;
-        self.engines.iter_mut().filter(|engine| engine.threads > 0).for_each(|engine| engine.held_up_s += each);
+        let more = (1.0 + self.backlog_s / BEHIND_S).min(THREADS);
+        let share = cores / (cores + more);
+        let rate = (free + more) * share;
+        let crowded_s = ((self.backlog_s - BEHIND_S * free).max(0.0) / rate).min(passed_s);
+        let computing = self.engines.iter_mut().filter(|engine| engine.threads > 0);
+        computing.for_each(|engine| engine.held_up_s += crowded_s * (1.0 - share));
+        self.backlog_s = (self.backlog_s - rate * crowded_s - free * (passed_s - crowded_s)).max(0.0);
     }
 }
 
@@ -95,7 +94,7 @@ mod tests {
         assert!((machine.computes(SECOND, 0, 1) - 0.1).abs() < 1e-9);
         // The other pauses for as long as it was held up, and so isn't.
         machine.rests(SECOND, 1);
-        assert_eq!(machine.computes(SECOND + SECOND / 10, 1, 1), 0.0);
+        assert_eq!(machine.computes(SECOND + SECOND / 9, 1, 1), 0.0);
     }
 
     #[test]
@@ -105,9 +104,9 @@ mod tests {
         machine.spend(0, 0.01);
         machine.rests(SECOND, 0);
         assert_eq!(machine.computes(SECOND, 0, 1), 0.0);
-        // Two seconds of work: one of them is the engine's part.
+        // Two seconds of work in one: six threads on two cores, one of them the engine's.
         machine.spend(SECOND, 2.0 + BEHIND_S);
         machine.rests(2 * SECOND, 0);
-        assert!((machine.computes(2 * SECOND, 0, 1) - 1.0).abs() < 1e-9);
+        assert!((machine.computes(2 * SECOND, 0, 1) - 2.0 / 3.0).abs() < 1e-9);
     }
 }

@@ -141,7 +141,7 @@ fn what_is_done_beside_the_engines_holds_them_up_where_they_fill_all_cores() {
         simulated(&options, (0..320).map(|_| one(0, 1, 101, Vec::new())))
     };
     // Sixteen tokens a step, each of which takes 1 ms of the only core, of two, or of others.
-    near(alone(Some(1)).itl.p50, 10.0 + 16.0);
+    assert!((alone(Some(1)).itl.mean - 26.0).abs() < 0.5, "{:?}", alone(Some(1)).itl);
     assert!((alone(Some(2)).itl.mean - 13.0).abs() < 0.5, "{:?}", alone(Some(2)).itl);
     near(alone(Some(3)).itl.p50, 10.0);
     assert_eq!(alone(Some(3)).e2el, alone(None).e2el);
