@@ -7,7 +7,7 @@ mod machine;
 mod processes;
 mod runs;
 
-pub use self::{processes::Process, runs::Runs};
+pub use self::{engine::name_of, processes::Process, runs::Runs};
 
 #[derive(clap::Args)]
 pub struct Arguments {

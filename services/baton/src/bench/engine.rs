@@ -198,7 +198,7 @@ fn measure(arguments: &Arguments, source: &Source) -> anyhow::Result<Report> {
 }
 
 /// As `--compute` takes it.
-pub(super) fn name_of(compute: Compute) -> &'static str {
+pub fn name_of(compute: Compute) -> &'static str {
     match compute {
         Compute::Exact => "exact",
         Compute::Fast => "fast",

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, ensure};
 use baton_engine::model::{Compute, Model, SequenceId, Step};
 
-use crate::local::EngineArguments;
+use crate::{bench::name_of, local::EngineArguments};
 
 /// Tokens of a prompt that an engine beside prefills.
 const PROMPT: usize = 512;
@@ -88,14 +88,10 @@ struct Engine {
 impl Engine {
     fn start(engine: &EngineArguments, compute: Compute) -> anyhow::Result<Self> {
         let EngineArguments { model, device, threads } = engine;
-        let compute = match compute {
-            Compute::Exact => "exact",
-            Compute::Fast => "fast",
-        };
         let program = env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(program);
-        command.args(["calibrate", "--keep-company", "--model", model, "--device", device, "--compute", compute]);
-        command.args(["--threads", &threads.to_string()]);
+        command.args(["calibrate", "--keep-company", "--model", model, "--device", device]);
+        command.args(["--compute", name_of(compute), "--threads", &threads.to_string()]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().context("cannot start another engine")?;
         let output = process.stdout.take().context("another engine has no output")?;

@@ -155,7 +155,7 @@ impl DecodeWorker {
         let (now, chunk) = (world.now, world.options.chunk_tokens.max(1));
         let answers = &self.answers;
         while self.schedule.admit(|id| answers.get(&id).is_some_and(|answer| answer.can_join(now))).is_some() {}
-        let asked = self.ask(world);
+        self.ask(world);
         let mut busy = self.join(world);
         if self.make_room(world) && self.schedule.running().is_empty() {
             // What has failed left its pages to those that wait.
@@ -204,13 +204,10 @@ impl DecodeWorker {
         self.number = world.next_burst();
         world.at(burst.after(steps), Event::Stepped(self.worker, self.number));
         world.decode.busy_nanos += u128::from(nanos(busy));
-        // Got and unpacked while this is computed.
-        world.spend(Role::Decode, |host| host.get_cpu_s_per_byte * asked);
     }
 
-    /// Has the KV caches fetched of those that join next; returns the stored bytes.
-    fn ask(&mut self, world: &mut World<'_>) -> f64 {
-        let mut asked = 0.0;
+    /// Has the KV caches fetched of those that join next.
+    fn ask(&mut self, world: &mut World<'_>) {
         let profile = &world.options.decode.profile;
         let chunk = world.options.chunk_tokens.max(1);
         for id in self.schedule.waiting().take(AHEAD) {
@@ -218,7 +215,7 @@ impl DecodeWorker {
                 continue;
             };
             let chunks = answer.stored.div_ceil(chunk);
-            asked += profile.stored_bytes(answer.stored);
+            world.spend(Role::Decode, |host| host.get_cpu_s_per_byte * profile.stored_bytes(answer.stored));
             let bytes = |tokens: usize| nanos(profile.stored_bytes(tokens) * profile.store.get_s_per_byte);
             let begins = self.gets_until.max(world.now);
             self.gets_until = begins + bytes(answer.stored);
@@ -227,7 +224,6 @@ impl DecodeWorker {
             answer.fetch = Some(Fetch { first, all: all.max(first) });
             world.at(first, Event::Poked(self.worker));
         }
-        asked
     }
 
     /// Brings what has come of those that join, as much of it as the running answers can wait for; returns the seconds.
@@ -303,14 +299,13 @@ impl DecodeWorker {
         let Some(burst) = self.burst.take() else { return };
         world.rests(self.worker);
         let tokens = burst.steps * self.schedule.running().len();
+        world.spend(Role::Decode, |host| host.cpu_s_per_token * tokens as f64);
         world.decode.busy_nanos += u128::from(burst.after(burst.steps) - burst.begins);
         if burst.steps > 0 {
             self.schedule.advance(burst.steps);
             self.grow(&burst, world);
         }
         self.round(world);
-        // Sent while the next step is computed.
-        world.spend(Role::Decode, |host| host.cpu_s_per_token * tokens as f64);
     }
 
     /// Every running answer has grown by the burst's steps.

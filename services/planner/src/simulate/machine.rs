@@ -53,7 +53,7 @@ impl Machine {
         self.busy -= std::mem::take(&mut engine.threads);
     }
 
-    /// Something takes processor time.
+    /// Something takes processor time from now on, whatever else begins or ends now.
     pub(super) fn spend(&mut self, now: Nanos, cpu_s: f64) {
         self.drain(now);
         self.backlog_s += cpu_s;

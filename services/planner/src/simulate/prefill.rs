@@ -106,11 +106,9 @@ impl PrefillWorker {
         if self.pass.is_some() {
             return;
         }
-        let mut asked = 0;
         while let Some(id) = self.schedule.admit() {
             if self.schedule.lacks(id) {
                 self.fetch(id as JobId, world);
-                asked += world.jobs[id as JobId].reused;
             }
         }
         let profile = &world.options.prefill.profile;
@@ -132,14 +130,13 @@ impl PrefillWorker {
         busy += world.computes(Role::Prefill, self.worker);
         world.prefill.busy_nanos += u128::from(nanos(busy));
         world.at(world.now + nanos(busy), Event::Passed(self.worker));
-        // Got and unpacked while this is computed.
-        world.spend(Role::Prefill, |host| host.get_cpu_s_per_byte * profile.stored_bytes(asked));
     }
 
     /// Asks for a prompt's beginning: its chunks come one after another, each a round trip after it was asked for, four at a time.
     fn fetch(&mut self, job: JobId, world: &mut World<'_>) {
         let profile = &world.options.prefill.profile;
         let reused = world.jobs[job].reused;
+        world.spend(Role::Prefill, |host| host.get_cpu_s_per_byte * profile.stored_bytes(reused));
         let trips = reused.div_ceil(world.options.chunk_tokens.max(1)).div_ceil(super::decode::FETCHES);
         let begins = self.gets_until.max(world.now);
         self.gets_until = begins + nanos(profile.stored_bytes(reused) * profile.store.get_s_per_byte);
@@ -176,7 +173,6 @@ impl PrefillWorker {
         if !shares.is_empty() {
             self.schedule.passed();
         }
-        let mut put_bytes = 0.0;
         for share in shares {
             let job = share.id as JobId;
             self.schedule.computed(share);
@@ -188,7 +184,7 @@ impl PrefillWorker {
             let tokens = left(after) - left(before).max(world.jobs[job].reused.min(left(after)));
             if tokens > 0 {
                 let bytes = profile.stored_bytes(tokens);
-                put_bytes += bytes;
+                world.spend(Role::Prefill, |host| host.put_cpu_s_per_byte * bytes);
                 self.puts_until = self.puts_until.max(world.now) + nanos(bytes * profile.store.put_s_per_byte);
                 let stored = self.puts_until + nanos(profile.store.put_s);
                 world.at(stored, Event::Stored(job, tokens as u32, self.worker));
@@ -199,8 +195,6 @@ impl PrefillWorker {
             }
         }
         self.round(world);
-        // Packed while the next pass is computed.
-        world.spend(Role::Prefill, |host| host.put_cpu_s_per_byte * put_bytes);
     }
 
     /// Tokens of a prompt are in the store.
