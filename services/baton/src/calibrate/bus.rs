@@ -74,6 +74,8 @@ fn plan() -> anyhow::Result<Plan> {
         format!("models.paced.sim.decode_s_per_step={STEP_S}"),
         format!("store.chunk_tokens={TOKENS}"),
         "store.cache_memory=16MiB".to_owned(),
+        // Nobody asks it, and another pipeline's may have the port.
+        "gateway.replicas=0".to_owned(),
     ];
     for stage in ["prefill", "decode"] {
         settings.push(format!("stages.{stage}.threads=1"));
