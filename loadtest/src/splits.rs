@@ -1,4 +1,6 @@
-//! Every split of some workers under each of the named loads: what `baton plan` predicts, and what is measured.
+//! Every split of some workers under each of the named loads: what is measured, and what `baton plan` predicts of the same
+//! requests. (Of others of the same load it would not be comparable: the median TTFT of 500 requests that keep both pools full
+//! varies by 9 % from seed to seed.)
 
 use std::{
     path::{Path, PathBuf},
@@ -20,8 +22,8 @@ use crate::{
 const PIPELINE: &str = include_str!("../splits.toml");
 /// The share of the best split's throughput that a recommended one is to have.
 const SHARE: f64 = 0.95;
-/// Requests that are simulated of each load.
-const PREDICTED: usize = 5_000;
+/// Requests of each load that a split is recommended by.
+const RECOMMENDED_BY: usize = 5_000;
 
 /// What to run.
 #[derive(clap::Args, Clone, Debug, Serialize)]
@@ -92,6 +94,8 @@ pub struct Judged {
 pub struct Compared {
     pub prefill: u32,
     pub decode: u32,
+    /// Requests that were sent, the warm-up included.
+    pub requests: usize,
     pub measured: Figures,
     pub predicted: Figures,
     /// Requests that failed or got no result.
@@ -142,16 +146,14 @@ struct Recommendation {
 
 #[derive(Deserialize)]
 struct Planned {
-    split: Split,
     output_throughput: f64,
     ttft: Quantiles,
     itl: Quantiles,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Deserialize)]
 struct Split {
     prefill: u32,
-    decode: u32,
 }
 
 #[derive(Deserialize)]
@@ -160,78 +162,90 @@ struct Quantiles {
     p99: f64,
 }
 
-impl Plan {
-    fn of(&self, split: Split) -> Result<Figures, Error> {
-        let planned = self.splits.iter().find(|planned| planned.split == split);
-        let Split { prefill, decode } = split;
-        let planned = planned.ok_or_else(|| Error::Plan(format!("it has no split {prefill}:{decode}")))?;
-        Ok(Figures {
-            output_throughput: planned.output_throughput,
-            ttft_p50: planned.ttft.p50,
-            ttft_p99: planned.ttft.p99,
-            itl_p99: planned.itl.p99,
-        })
+impl Planned {
+    fn figures(&self) -> Figures {
+        Figures {
+            output_throughput: self.output_throughput,
+            ttft_p50: self.ttft.p50,
+            ttft_p99: self.ttft.p99,
+            itl_p99: self.itl.p99,
+        }
     }
 }
 
-/// Predicts, then measures each split in turn. `progress` hears what is going on.
+/// The requests of a closed loop: so many of what a seed draws.
+#[derive(Clone, Copy)]
+struct Requests {
+    seed: u64,
+    count: usize,
+}
+
+/// Has a split recommended for each load, then measures each split in turn and predicts what it did. `progress` hears what is going on.
 pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<Report, Error> {
     let directory = tempfile::tempdir().map_err(Error::File)?;
     let file = options.workers.file(directory.path(), PIPELINE).map_err(Error::File)?;
-    let mut plans = Vec::new();
+    let all = ["--workers".to_owned(), options.workers.count.to_string()];
+    let mut recommended = Vec::new();
     for workload in &options.workloads {
         progress(format!("{workload} is planned"));
-        plans.push(plan(options, &file, *workload).await?);
+        let requests = Requests { seed: options.seed, count: RECOMMENDED_BY };
+        recommended.push(plan(options, &file, *workload, requests, &all).await?.recommendation.split.prefill);
     }
     let mut compared = vec![Vec::new(); options.workloads.len()];
     for prefill in 1..options.workers.count {
-        let split = Split { prefill, decode: options.workers.count - prefill };
-        let predicted = plans.iter().map(|plan| plan.of(split)).collect::<Result<Vec<_>, _>>()?;
+        let decode = options.workers.count - prefill;
+        let split = ["--prefill-workers".to_owned(), prefill.to_string(), "--decode-workers".to_owned(), decode.to_string()];
         let root = Name::new(&format!("splits-{}", std::process::id())).map_err(crate::Error::from)?;
         let started = options.workers.start(&file, root, prefill, false).await?;
         let target = Target::from(started.bus.clone());
-        let mut measured = Ok(());
-        for (index, workload) in options.workloads.iter().enumerate() {
-            progress(format!("{prefill}:{}, {workload}", split.decode));
-            match measure(options, &target, *workload, u64::from(prefill)).await {
-                Ok((figures, lost)) => {
-                    let (decode, predicted) = (split.decode, predicted[index]);
-                    compared[index].push(Compared { prefill, decode, measured: figures, predicted, lost });
-                }
-                Err(error) => {
-                    measured = Err(error);
-                    break;
-                }
+        let mut compared_all = async || {
+            for (workload, compared) in options.workloads.iter().zip(&mut compared) {
+                progress(format!("{prefill}:{decode}, {workload}"));
+                // No run meets the KV of another.
+                let seed = options.seed.wrapping_mul(10_000).wrapping_add(100 * *workload as u64 + u64::from(prefill));
+                let (measured, requests, lost) = measure(options, &target, *workload, seed).await?;
+                let planned = plan(options, &file, *workload, Requests { seed, count: requests }, &split).await?;
+                let predicted = planned.splits.first().map(Planned::figures);
+                let predicted = predicted.ok_or_else(|| Error::Plan(format!("it has no split {prefill}:{decode}")))?;
+                compared.push(Compared { prefill, decode, requests, measured, predicted, lost });
             }
-        }
+            Ok(())
+        };
+        let done: Result<(), Error> = compared_all().await;
         started.stop().await;
-        measured?;
+        done?;
     }
-    let judged = options.workloads.iter().zip(compared).zip(&plans);
-    let loads = judged.map(|((workload, splits), plan)| judge(*workload, splits, plan.recommendation.split)).collect();
+    let judged = options.workloads.iter().zip(compared).zip(recommended);
+    let loads = judged.map(|((workload, splits), recommended)| judge(*workload, splits, recommended)).collect();
     Ok(Report { options: options.clone(), loads })
 }
 
-fn judge(workload: Named, splits: Vec<Compared>, recommended: Split) -> Judged {
+fn judge(workload: Named, splits: Vec<Compared>, recommended: u32) -> Judged {
     let throughput = |split: &Compared| split.measured.output_throughput;
     let best = splits.iter().max_by(|a, b| throughput(a).total_cmp(&throughput(b)));
-    let taken = splits.iter().find(|split| split.prefill == recommended.prefill);
+    let taken = splits.iter().find(|split| split.prefill == recommended);
     let share = taken.map_or(0.0, throughput) / best.map_or(0.0, throughput).max(f64::MIN_POSITIVE);
-    let (best, recommended) = (best.map_or(0, |split| split.prefill), recommended.prefill);
+    let best = best.map_or(0, |split| split.prefill);
     Judged { workload, splits, best, recommended, share }
 }
 
-async fn plan(options: &Options, file: &Path, workload: Named) -> Result<Plan, Error> {
+/// What `baton plan` says of some splits.
+async fn plan(
+    options: &Options,
+    file: &Path,
+    workload: Named,
+    requests: Requests,
+    splits: &[String],
+) -> Result<Plan, Error> {
     let baton = options.workers.baton();
     let mut command = Command::new(&baton);
-    command.arg("plan").arg("--json").arg("--pipeline").arg(file);
+    command.arg("plan").arg("--json").arg("--pipeline").arg(file).args(splits);
     for (key, value) in [
-        ("--workers", options.workers.count.to_string()),
         ("--workload", workload.to_string()),
         ("--length-scale", options.length_scale.to_string()),
         ("--concurrency", options.concurrency.to_string()),
-        ("--num-prompts", PREDICTED.to_string()),
-        ("--seed", options.seed.to_string()),
+        ("--num-prompts", requests.count.to_string()),
+        ("--seed", requests.seed.to_string()),
     ] {
         command.arg(key).arg(value);
     }
@@ -252,26 +266,26 @@ async fn plan(options: &Options, file: &Path, workload: Named) -> Result<Plan, E
     serde_json::from_slice(&planned.stdout).map_err(|error| Error::Plan(error.to_string()))
 }
 
-/// Also the requests that failed or got no result.
+/// Also the requests that were sent, and those that failed or got no result.
 async fn measure(
     options: &Options,
     target: &Target,
     workload: Named,
-    number: u64,
-) -> Result<(Figures, usize), crate::Error> {
+    seed: u64,
+) -> Result<(Figures, usize, usize), crate::Error> {
     let load = Load {
         workload: Some(workload),
         length_scale: options.length_scale,
         warmup: options.concurrency,
-        // No run meets the KV of another.
-        seed: options.seed.wrapping_mul(10_000).wrapping_add(100 * workload as u64 + number),
+        seed,
         ..Load::closed_loop(options.concurrency, Duration::from_secs_f64(options.duration_s))?
     };
     let report = crate::run(target, &load, |_| {}).await?.report;
     let times = |summary: &Option<crate::Summary>| summary.as_ref().map_or((0.0, 0.0), |it| (it.p50, it.p99));
     let ((ttft_p50, ttft_p99), (_, itl_p99)) = (times(&report.ttft_ms), times(&report.itl_ms));
     let output_throughput = report.steady.map_or(report.output_throughput, |steady| steady.output_throughput);
-    Ok((Figures { output_throughput, ttft_p50, ttft_p99, itl_p99 }, report.failed + report.lost))
+    let figures = Figures { output_throughput, ttft_p50, ttft_p99, itl_p99 };
+    Ok((figures, load.warmup + report.submitted, report.failed + report.lost))
 }
 
 #[cfg(test)]
@@ -283,10 +297,10 @@ mod tests {
         let split = |prefill, measured, predicted| {
             let figures = |output_throughput| Figures { output_throughput, ..Figures::default() };
             let (measured, predicted) = (figures(measured), figures(predicted));
-            Compared { prefill, decode: 6 - prefill, measured, predicted, lost: 0 }
+            Compared { prefill, decode: 6 - prefill, requests: 100, measured, predicted, lost: 0 }
         };
         let splits = vec![split(1, 10.0, 8.0), split(2, 100.0, 90.0), split(3, 96.0, 99.0)];
-        let judged = judge(Named::Mixed, splits, Split { prefill: 3, decode: 3 });
+        let judged = judge(Named::Mixed, splits, 3);
         assert_eq!((judged.best, judged.recommended, judged.share), (2, 3, 0.96));
         let off = judged.splits[1].predicted.off(&judged.splits[1].measured);
         assert!((off.output_throughput + 0.1).abs() < 1e-9);

@@ -19,8 +19,8 @@ Examples:
   loadtest splits --plot splits.svg
   loadtest splits mine.toml --workers 2 --profile mine-profile.toml --concurrency 8 --length-scale 1 --json
 
-It lets `baton plan` predict what each split of the workers makes of each load, then starts the pipeline with each split and \
-measures it. Shown are measured figures, and in brackets how far the prediction is from them.
+It lets `baton plan` recommend a split of the workers for each load, then starts the pipeline with each split and measures it. \
+Shown are measured figures, and in brackets how far from them a prediction of the same requests is.
 
 Exit status: 0 if nothing was lost and the split that the plan recommends does at least 95 % of what the best one does, for each \
 load; 1 otherwise.")]

@@ -103,6 +103,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (measuring, chunk_tokens) = (bar.clone(), subject.chunk_tokens);
     let measured = spawn_blocking(move || {
         let mut model = engine.load(&source, options)?;
+        // As a worker's engine does.
+        let _threads = baton_engine::compute_here();
         if arguments.keep_company {
             return beside::keep_company(model.as_mut()).map(|()| None);
         }

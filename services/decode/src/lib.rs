@@ -85,8 +85,9 @@ pub enum Error {
 pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: CancellationToken) -> Result<(), Error> {
     let ended = CancellationToken::new();
     let mut models = BTreeMap::new();
+    let alone = served.len() == 1;
     for Served { name, model, generator, store } in served {
-        let engine = Engine::start(model, bus.counters().clone(), ended.clone())
+        let engine = Engine::start(model, alone, bus.counters().clone(), ended.clone())
             .map_err(|source| Error::Thread { model: name.clone(), source })?;
         models.insert(name, Arc::new(Pool { engine, generator, store }));
     }

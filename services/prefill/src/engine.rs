@@ -115,9 +115,10 @@ pub(crate) struct Ticket {
 }
 
 impl Engine {
-    /// Starts the thread; `ended` is cancelled when it ends, however that happens.
+    /// Starts the thread, which may be the only one that computes; `ended` is cancelled when it ends, however that happens.
     pub(crate) fn start(
         model: Box<dyn Model>,
+        alone: bool,
         options: Options,
         counters: Counters,
         ended: CancellationToken,
@@ -125,6 +126,7 @@ impl Engine {
         let (commands, waiting) = mpsc::channel();
         let thread = thread::Builder::new().name("prefill-engine".into()).spawn(move || {
             let _ended = ended.drop_guard();
+            let _threads = alone.then(baton_engine::compute_here);
             Batch::new(model, options).counted(counters).serve(&waiting);
         })?;
         Ok(Self { commands, prompts: AtomicU64::new(0), _thread: thread })

@@ -88,9 +88,10 @@ pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: Canc
         .inspect_err(|error| tracing::warn!(%error, "workers can't tell each other which prefixes they compute"))
         .ok();
     let mut models = BTreeMap::new();
+    let alone = served.len() == 1;
     for Served { name, model, generator, store } in served {
         let fingerprint = model.spec().fingerprint;
-        let engine = Engine::start(model, computing, bus.counters().clone(), ended.clone())
+        let engine = Engine::start(model, alone, computing, bus.counters().clone(), ended.clone())
             .map_err(|source| Error::Thread { model: name.clone(), source })?;
         let reuse = Reuse { store, flights: Flights::default(), prefixes: prefixes.clone() };
         models.insert(name, Arc::new(Pool { engine, generator, reuse, fingerprint }));

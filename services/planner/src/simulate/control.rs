@@ -98,7 +98,7 @@ impl Counters {
             at: world.now,
             arrived: world.measure.arrived,
             prompt_tokens: world.measure.computed_tokens,
-            output_tokens: world.measure.generated_tokens,
+            output_tokens: world.measure.generated_tokens(),
             prefill: pool(&world.prefill),
             decode: pool(&world.decode),
         }

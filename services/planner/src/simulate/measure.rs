@@ -114,7 +114,6 @@ pub(super) struct Measure {
     pub(super) arrived: u64,
     reused_tokens: u64,
     pub(super) computed_tokens: u64,
-    pub(super) generated_tokens: u64,
     recomputed_tokens: u64,
     preemptions: u64,
     steps: u64,
@@ -148,12 +147,14 @@ impl Latencies {
     }
 }
 
-/// Of the requests that completed until some time.
+/// Until some time.
 #[derive(Clone, Copy, Default)]
 struct Sums {
     completed: u64,
     good: u64,
+    /// Of the requests that completed.
     prompt_tokens: u64,
+    /// Of all.
     output_tokens: u64,
 }
 
@@ -210,7 +211,6 @@ impl Measure {
             arrived: 0,
             reused_tokens: 0,
             computed_tokens: 0,
-            generated_tokens: 0,
             recomputed_tokens: 0,
             preemptions: 0,
             steps: 0,
@@ -252,7 +252,7 @@ impl Measure {
 
     /// Prefill has sampled a token.
     pub(super) fn sampled(&mut self) {
-        self.generated_tokens += 1;
+        self.sums.output_tokens += 1;
     }
 
     pub(super) fn gap(&mut self, seconds: f64, count: u64) {
@@ -262,7 +262,7 @@ impl Measure {
     pub(super) fn stepped(&mut self, steps: usize, sequences: usize) {
         self.steps += steps as u64;
         self.step_tokens += (steps * sequences) as u64;
-        self.generated_tokens += (steps * sequences) as u64;
+        self.sums.output_tokens += (steps * sequences) as u64;
     }
 
     pub(super) fn preempted(&mut self) {
@@ -271,6 +271,10 @@ impl Measure {
 
     pub(super) fn failed(&mut self) {
         self.failed += 1;
+    }
+
+    pub(super) fn generated_tokens(&self) -> u64 {
+        self.sums.output_tokens
     }
 
     /// Requests that ended.
@@ -292,7 +296,6 @@ impl Measure {
         self.sums.completed += 1;
         self.sums.good += u64::from(within(self.slo.ttft_s, ttft) && within(self.slo.itl_s, tpot));
         self.sums.prompt_tokens += job.prompt as u64;
-        self.sums.output_tokens += job.output as u64;
         if self.filling > 0 && self.sums.completed == self.filling {
             self.full = Some((result, self.sums));
         }
