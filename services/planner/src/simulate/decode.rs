@@ -198,12 +198,16 @@ impl DecodeWorker {
             }
             return;
         }
-        busy += world.computes(Role::Decode, self.worker);
-        let burst = Burst::new(&world.options.decode.profile.decode, now + nanos(busy), steps, sequences, context);
+        world.computes(Role::Decode, self.worker);
+        world.decode.busy_nanos += u128::from(nanos(busy));
+        let cost = &world.options.decode.profile.decode;
+        self.begin(Burst::new(cost, now + nanos(busy), steps, sequences, context), world);
+    }
+
+    fn begin(&mut self, burst: Burst, world: &mut World<'_>) {
         self.burst = Some(burst);
         self.number = world.next_burst();
-        world.at(burst.after(steps), Event::Stepped(self.worker, self.number));
-        world.decode.busy_nanos += u128::from(nanos(busy));
+        world.at(burst.after(burst.steps), Event::Stepped(self.worker, self.number));
     }
 
     /// Has the KV caches fetched of those that join next.
@@ -296,8 +300,11 @@ impl DecodeWorker {
         if number != self.number {
             return;
         }
-        let Some(burst) = self.burst.take() else { return };
-        world.rests(self.worker);
+        let Some(mut burst) = self.burst.take() else { return };
+        if let Some(held_up) = world.rests(Role::Decode, self.worker) {
+            burst.begins += held_up;
+            return self.begin(burst, world);
+        }
         let tokens = burst.steps * self.schedule.running().len();
         world.spend(Role::Decode, |host| host.cpu_s_per_token * tokens as f64);
         world.decode.busy_nanos += u128::from(burst.after(burst.steps) - burst.begins);

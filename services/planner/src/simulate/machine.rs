@@ -6,6 +6,8 @@ use super::world::{Nanos, seconds};
 const BEHIND_S: f64 = 0.01;
 /// Threads that other work is spread over at most, beyond those on free cores: one, and another for every [`BEHIND_S`] of it.
 const THREADS: f64 = 4.0;
+/// Seconds for which an engine is not held up, but by so much longer the next time.
+const SHORT_S: f64 = 1e-4;
 
 /// A machine's cores. Engines compute on some; the free ones do what else there is to do. What these can't do takes turns with the
 /// engines, as with a fair scheduler, and holds them up.
@@ -23,10 +25,8 @@ pub(super) struct Machine {
 struct Engine {
     /// Cores that it computes on now.
     threads: usize,
-    /// Seconds that were taken from it since its pass or step began.
+    /// Seconds that were taken from it and are not made up for.
     held_up_s: f64,
-    /// When it ended the last one.
-    rested: Nanos,
 }
 
 impl Machine {
@@ -34,23 +34,22 @@ impl Machine {
         Self { cores: cores.max(1), engines: vec![Engine::default(); workers], busy: 0, backlog_s: 0.0, at: 0 }
     }
 
-    /// An engine begins a pass or a step; returns the seconds that it is held up for. What held up the one before shows now,
-    /// unless the engine has paused for as long since.
-    pub(super) fn computes(&mut self, now: Nanos, worker: usize, threads: usize) -> f64 {
+    /// An engine begins a pass or a step.
+    pub(super) fn computes(&mut self, now: Nanos, worker: usize, threads: usize) {
         self.drain(now);
-        let engine = &mut self.engines[worker];
-        self.busy += threads - engine.threads;
-        engine.threads = threads;
-        let paused_s = seconds(now - engine.rested);
-        (std::mem::take(&mut engine.held_up_s) - paused_s).max(0.0)
+        self.engines[worker].threads = threads;
+        self.busy += threads;
     }
 
-    /// An engine has ended a pass or a step.
-    pub(super) fn rests(&mut self, now: Nanos, worker: usize) {
+    /// An engine would have ended a pass or a step by now; returns the seconds for which it is held up, if it is.
+    pub(super) fn rests(&mut self, now: Nanos, worker: usize) -> Option<f64> {
         self.drain(now);
         let engine = &mut self.engines[worker];
-        engine.rested = now;
+        if engine.held_up_s > SHORT_S {
+            return Some(std::mem::take(&mut engine.held_up_s));
+        }
         self.busy -= std::mem::take(&mut engine.threads);
+        None
     }
 
     /// Something takes processor time from now on, whatever else begins or ends now.
@@ -88,13 +87,13 @@ mod tests {
     #[test]
     fn engines_that_fill_all_cores_share_what_else_is_done() {
         let mut machine = Machine::new(2, 2);
-        assert_eq!((machine.computes(0, 0, 1), machine.computes(0, 1, 1)), (0.0, 0.0));
+        (0..2).for_each(|engine| machine.computes(0, engine, 1));
         machine.spend(0, 0.2);
-        machine.rests(SECOND, 0);
-        assert!((machine.computes(SECOND, 0, 1) - 0.1).abs() < 1e-9);
-        // The other pauses for as long as it was held up, and so isn't.
-        machine.rests(SECOND, 1);
-        assert_eq!(machine.computes(SECOND + SECOND / 9, 1, 1), 0.0);
+        for engine in 0..2 {
+            assert!((machine.rests(SECOND, engine).unwrap() - 0.1).abs() < 1e-9);
+        }
+        // What is made up for holds up no more.
+        assert!((0..2).all(|engine| machine.rests(2 * SECOND, engine).is_none()));
     }
 
     #[test]
@@ -102,11 +101,10 @@ mod tests {
         let mut machine = Machine::new(2, 1);
         machine.computes(0, 0, 1);
         machine.spend(0, 0.01);
-        machine.rests(SECOND, 0);
-        assert_eq!(machine.computes(SECOND, 0, 1), 0.0);
+        assert_eq!(machine.rests(SECOND, 0), None);
         // Two seconds of work in one: six threads on two cores, one of them the engine's.
+        machine.computes(SECOND, 0, 1);
         machine.spend(SECOND, 2.0 + BEHIND_S);
-        machine.rests(2 * SECOND, 0);
-        assert!((machine.computes(2 * SECOND, 0, 1) - 2.0 / 3.0).abs() < 1e-9);
+        assert!((machine.rests(2 * SECOND, 0).unwrap() - 2.0 / 3.0).abs() < 1e-9);
     }
 }

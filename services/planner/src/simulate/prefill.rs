@@ -127,7 +127,7 @@ impl PrefillWorker {
             world.measure.computed(tokens);
         }
         self.pass = Some(shares);
-        busy += world.computes(Role::Prefill, self.worker);
+        world.computes(Role::Prefill, self.worker);
         world.prefill.busy_nanos += u128::from(nanos(busy));
         world.at(world.now + nanos(busy), Event::Passed(self.worker));
     }
@@ -166,10 +166,12 @@ impl PrefillWorker {
 
     /// A pass has ended: what it completed goes to the store.
     pub(super) fn passed(&mut self, world: &mut World<'_>) {
+        if let Some(held_up) = world.rests(Role::Prefill, self.worker) {
+            return world.at(world.now + held_up, Event::Passed(self.worker));
+        }
         let profile = &world.options.prefill.profile;
         let chunk = world.options.chunk_tokens.max(1);
         let shares = self.pass.take().unwrap_or_default();
-        world.rests(self.worker);
         if !shares.is_empty() {
             self.schedule.passed();
         }

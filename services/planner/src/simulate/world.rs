@@ -281,17 +281,20 @@ impl<'o> World<'o> {
         self.events.peek().map(|Reverse((time, ..))| *time)
     }
 
-    /// A worker's engine begins to compute; returns the seconds that it is held up first.
-    pub(super) fn computes(&mut self, role: Role, worker: usize) -> f64 {
+    /// A worker's engine begins to compute.
+    pub(super) fn computes(&mut self, role: Role, worker: usize) {
         let threads = self.pool_options(role).threads;
-        self.machine.as_mut().map_or(0.0, |machine| machine.computes(self.now, worker, threads))
+        if let Some(machine) = &mut self.machine {
+            machine.computes(self.now, worker, threads);
+        }
     }
 
-    /// A worker's engine has nothing to compute.
-    pub(super) fn rests(&mut self, worker: usize) {
-        if let Some(machine) = &mut self.machine {
-            machine.rests(self.now, worker);
-        }
+    /// A worker's engine would have computed all by now; returns for how much longer it is held up, if it is.
+    pub(super) fn rests(&mut self, role: Role, worker: usize) -> Option<Nanos> {
+        let now = self.now;
+        let held_up = self.machine.as_mut().and_then(|machine| machine.rests(now, worker)).map(nanos)?;
+        self.pool(role).busy_nanos += u128::from(held_up);
+        Some(held_up)
     }
 
     /// Something of a role beside the engines takes processor time.
