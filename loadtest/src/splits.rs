@@ -180,7 +180,8 @@ struct Requests {
     count: usize,
 }
 
-/// Has a split recommended for each load, then measures each split in turn and predicts what it did. `progress` hears what is going on.
+/// Has a split recommended for each load, then measures each split in turn and predicts what it did. `progress` hears what is
+/// going on.
 pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<Report, Error> {
     let directory = tempfile::tempdir().map_err(Error::File)?;
     let file = options.workers.file(directory.path(), PIPELINE).map_err(Error::File)?;
@@ -194,30 +195,46 @@ pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<
     let mut compared = vec![Vec::new(); options.workloads.len()];
     for prefill in 1..options.workers.count {
         let decode = options.workers.count - prefill;
-        let split = ["--prefill-workers".to_owned(), prefill.to_string(), "--decode-workers".to_owned(), decode.to_string()];
         let root = Name::new(&format!("splits-{}", std::process::id())).map_err(crate::Error::from)?;
         let started = options.workers.start(&file, root, prefill, false).await?;
         let target = Target::from(started.bus.clone());
-        let mut compared_all = async || {
-            for (workload, compared) in options.workloads.iter().zip(&mut compared) {
-                progress(format!("{prefill}:{decode}, {workload}"));
-                // No run meets the KV of another.
-                let seed = options.seed.wrapping_mul(10_000).wrapping_add(100 * *workload as u64 + u64::from(prefill));
-                let (measured, requests, lost) = measure(options, &target, *workload, seed).await?;
-                let planned = plan(options, &file, *workload, Requests { seed, count: requests }, &split).await?;
-                let predicted = planned.splits.first().map(Planned::figures);
-                let predicted = predicted.ok_or_else(|| Error::Plan(format!("it has no split {prefill}:{decode}")))?;
-                compared.push(Compared { prefill, decode, requests, measured, predicted, lost });
+        let mut done = Ok(());
+        for (workload, compared) in options.workloads.iter().zip(&mut compared) {
+            progress(format!("{prefill}:{decode}, {workload}"));
+            match compare(options, &target, &file, *workload, (prefill, decode)).await {
+                Ok(one) => compared.push(one),
+                Err(error) => {
+                    done = Err(error);
+                    break;
+                }
             }
-            Ok(())
-        };
-        let done: Result<(), Error> = compared_all().await;
+        }
         started.stop().await;
         done?;
     }
     let judged = options.workloads.iter().zip(compared).zip(recommended);
     let loads = judged.map(|((workload, splits), recommended)| judge(*workload, splits, recommended)).collect();
     Ok(Report { options: options.clone(), loads })
+}
+
+/// Measures a load on a split that runs, and predicts it.
+async fn compare(
+    options: &Options,
+    target: &Target,
+    file: &Path,
+    workload: Named,
+    (prefill, decode): (u32, u32),
+) -> Result<Compared, Error> {
+    // No run meets the KV of another.
+    let seed = options.seed.wrapping_mul(10_000).wrapping_add(100 * workload as u64 + u64::from(prefill));
+    let (measured, requests, lost) = measure(options, target, workload, seed).await?;
+    // Of fewer a plan knows no steady state.
+    let count = requests.max(3 * options.concurrency);
+    let split = ["--prefill-workers".into(), prefill.to_string(), "--decode-workers".into(), decode.to_string()];
+    let planned = plan(options, file, workload, Requests { seed, count }, &split).await?;
+    let predicted = planned.splits.first().map(Planned::figures);
+    let predicted = predicted.ok_or_else(|| Error::Plan(format!("it has no split {prefill}:{decode}")))?;
+    Ok(Compared { prefill, decode, requests, measured, predicted, lost })
 }
 
 fn judge(workload: Named, splits: Vec<Compared>, recommended: u32) -> Judged {

@@ -9,8 +9,9 @@ use crate::{Options, record::Record, timeline::Timeline};
 /// The share of the time that is left out at the beginning, and where everything comes at once at the end too.
 const MARGIN: f64 = 0.1;
 
-/// Figures of a window: after a tenth of the sending time, until the last request was due. (A closed loop's last requests
-/// are due shortly before it ends.) Where all came at once, the middle eight tenths of the run.
+/// Figures of a window: after a tenth of the sending time, until the last request was due. Where all came at once, the middle
+/// eight tenths of the run. A closed loop's begins when as many have ended as are under way at a time, as in `baton plan`, if at
+/// least twice as many have before the last was due, which is shortly before it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Steady {
     /// Seconds since the run's start.
@@ -32,7 +33,8 @@ impl Steady {
         let at_once = options.rate.is_some_and(|rate| rate.get().is_infinite());
         let last = if at_once { ended } else { records.last()?.planned };
         let margin = last.saturating_sub(first).mul_f64(MARGIN);
-        let (from, to) = (first + margin, if at_once { last.saturating_sub(margin) } else { last });
+        let to = if at_once { last.saturating_sub(margin) } else { last };
+        let from = options.concurrency.and_then(|most| full(most, records, to)).unwrap_or(first + margin);
         let seconds = to.saturating_sub(from).as_secs_f64();
         let (tokens, counted) = timeline.tokens(from, to);
         if seconds <= 0.0 || counted <= 0.0 {
@@ -52,6 +54,14 @@ impl Steady {
             concurrency: records.iter().map(busy).sum::<f64>() / seconds,
         })
     }
+}
+
+/// When so many requests had completed, if that was well before the end.
+fn full(most: usize, records: &[Record], end: Duration) -> Option<Duration> {
+    let completed = records.iter().filter(|record| record.e2el().is_some()).filter_map(Record::ended);
+    let mut completed: Vec<Duration> = completed.filter(|at| *at <= end).collect();
+    completed.sort_unstable();
+    completed.get(2 * most - 1).and_then(|_| completed.get(most - 1)).copied()
 }
 
 /// Requests under way after each change, in the order of time. Lost ones never end.
@@ -100,6 +110,12 @@ mod tests {
                 record
             })
             .collect();
+        let closed = |concurrency| {
+            let options = Options::closed_loop(concurrency, ms(10_000)).unwrap();
+            Steady::of(&options, &records, &timeline).unwrap().from_s
+        };
+        // The twentieth is the last that ends after half a second and 1.9; of 48 twice as many don't end before the last is due.
+        assert_eq!((closed(20), closed(48), closed(49)), (2.4, 5.2, 1.0));
         let steady = Steady::of(&Options::open_loop(10.0, 101).unwrap(), &records, &timeline).unwrap();
         assert_eq!((steady.from_s, steady.to_s), (1.0, 10.0));
         assert!((steady.request_throughput - 10.0).abs() < 1e-9, "{steady:?}");

@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context, ensure};
 use baton_contract::Name;
 use baton_engine::{
+    ComputeThreads,
     model::{self, Compute},
     source::Source,
 };
@@ -103,15 +104,16 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (measuring, chunk_tokens) = (bar.clone(), subject.chunk_tokens);
     let measured = spawn_blocking(move || {
         let mut model = engine.load(&source, options)?;
-        // As a worker's engine does.
-        let _threads = baton_engine::compute_here();
-        if arguments.keep_company {
-            return beside::keep_company(model.as_mut()).map(|()| None);
-        }
-        let mut beside = Beside::start(arguments.beside, &engine, arguments.compute)?;
-        let measured = engine::measure(model.as_mut(), memory, chunk_tokens, repeat, &mut beside, &measuring)?;
-        beside.all()?;
-        anyhow::Ok(Some((measured, beside)))
+        // As the engine of a worker with one model.
+        ComputeThreads::of_one_in(1)?.run(move || {
+            if arguments.keep_company {
+                return beside::keep_company(model.as_mut()).map(|()| None);
+            }
+            let mut beside = Beside::start(arguments.beside, &engine, arguments.compute)?;
+            let measured = engine::measure(model.as_mut(), memory, chunk_tokens, repeat, &mut beside, &measuring)?;
+            beside.all()?;
+            anyhow::Ok(Some((measured, beside)))
+        })
     });
     let Some((measured, beside)) = measured.await?? else { return Ok(()) };
     let engine::Measured { prefill, decode, transfer, kv, blocks, shape } = measured;
@@ -147,7 +149,12 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         transfer: Transfer { ..transfer },
         store: store.costs,
         bus: Bus { hop_s: bus.hop_s, ingest_s: 0.0 },
-        host: bus.cpu_s.map(|[cpu_s_per_job, cpu_s_per_token]| Host { cpu_s_per_job, cpu_s_per_token, ..store.host }),
+        host: bus.cpu_s.map(|[cpu_s_per_job, cpu_s_per_step, cpu_s_per_token]| Host {
+            cpu_s_per_job,
+            cpu_s_per_step,
+            cpu_s_per_token,
+            ..store.host
+        }),
         fit: Some(Fit {
             prefill_mean_error: prefill.mean_error,
             prefill_max_error: prefill.max_error,
@@ -243,6 +250,7 @@ fn print(profile: &Profile) {
     if let Some(host) = host {
         rows.extend([
             ("processor time beside, each job", milli(host.cpu_s_per_job)),
+            ("the same, each step of decode", milli(host.cpu_s_per_step)),
             ("the same, each token of an answer", micro(host.cpu_s_per_token)),
             ("the same, each byte put", nano(host.put_cpu_s_per_byte)),
             ("the same, each byte got", nano(host.get_cpu_s_per_byte)),

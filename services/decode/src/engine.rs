@@ -13,6 +13,7 @@ use std::{
 use baton_bus::stats::Counters;
 use baton_contract::kv::Block;
 use baton_engine::{
+    ComputeThreads,
     generation::{self, Emitted, Generation},
     model::{self, Model},
 };
@@ -125,18 +126,17 @@ pub(crate) struct Ticket {
 }
 
 impl Engine {
-    /// Starts the thread, which may be the only one that computes; `ended` is cancelled when it ends, however that happens.
+    /// Starts the thread; `ended` is cancelled when it ends, however that happens.
     pub(crate) fn start(
         model: Box<dyn Model>,
-        alone: bool,
+        threads: ComputeThreads,
         counters: Counters,
         ended: CancellationToken,
     ) -> std::io::Result<Self> {
         let (commands, waiting) = mpsc::channel();
         let thread = thread::Builder::new().name("decode-engine".into()).spawn(move || {
             let _ended = ended.drop_guard();
-            let _threads = alone.then(baton_engine::compute_here);
-            Batch::new(model).counted(counters).serve(&waiting);
+            threads.run(move || Batch::new(model).counted(counters).serve(&waiting));
         })?;
         Ok(Self { commands, jobs: AtomicU64::new(0), _thread: thread })
     }

@@ -29,7 +29,7 @@ use baton_contract::{
     job::Job,
     outcome::{Code, Timings},
 };
-use baton_engine::{generation::Generator, model::Model};
+use baton_engine::{ComputeThreads, generation::Generator, model::Model};
 use baton_storage::{key::ChunkId, kv::KvStore};
 use futures::{
     StreamExt,
@@ -77,6 +77,8 @@ pub struct Served {
 pub enum Error {
     #[error(transparent)]
     Bus(#[from] baton_bus::Error),
+    #[error(transparent)]
+    Threads(#[from] baton_engine::ThreadsError),
     #[error("cannot start the thread of model {model}: {source}")]
     Thread { model: Name, source: std::io::Error },
 }
@@ -85,9 +87,9 @@ pub enum Error {
 pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: CancellationToken) -> Result<(), Error> {
     let ended = CancellationToken::new();
     let mut models = BTreeMap::new();
-    let alone = served.len() == 1;
+    let engines = served.len();
     for Served { name, model, generator, store } in served {
-        let engine = Engine::start(model, alone, bus.counters().clone(), ended.clone())
+        let engine = Engine::start(model, ComputeThreads::of_one_in(engines)?, bus.counters().clone(), ended.clone())
             .map_err(|source| Error::Thread { model: name.clone(), source })?;
         models.insert(name, Arc::new(Pool { engine, generator, store }));
     }

@@ -131,6 +131,8 @@ pub struct Bus {
 pub struct Host {
     /// Seconds for a job's messages, from its request to its result.
     pub cpu_s_per_job: f64,
+    /// Seconds after each step of decode, however many tokens it made.
+    pub cpu_s_per_step: f64,
     /// Seconds for each token on its way from decode to the client.
     pub cpu_s_per_token: f64,
     /// Seconds to pack and put a stored byte.
@@ -207,6 +209,7 @@ impl Profile {
             ("bus.hop_s", bus.hop_s),
             ("bus.ingest_s", bus.ingest_s),
             ("host.cpu_s_per_job", host.cpu_s_per_job),
+            ("host.cpu_s_per_step", host.cpu_s_per_step),
             ("host.cpu_s_per_token", host.cpu_s_per_token),
             ("host.put_cpu_s_per_byte", host.put_cpu_s_per_byte),
             ("host.get_cpu_s_per_byte", host.get_cpu_s_per_byte),

@@ -204,7 +204,6 @@ impl<'o> Simulation<'o> {
     fn arrive(&mut self, request: Drawn, at: Nanos) {
         let bus = self.world.options.prefill.profile.bus;
         let job = self.world.accept(request, at);
-        self.world.spend(Role::Decode, |host| host.cpu_s_per_job);
         let Some(free) = self.ingest.iter_mut().min() else { return };
         *free = (*free).max(at + nanos(bus.hop_s)) + nanos(bus.ingest_s);
         let done = *free + nanos(bus.hop_s);
@@ -216,6 +215,7 @@ impl<'o> Simulation<'o> {
         match event {
             Event::Ingested(job) => {
                 self.world.ingesting -= 1;
+                self.world.spend(Role::Decode, |host| host.cpu_s_per_job);
                 let (prompt, most) = (self.world.jobs[job].prompt, self.world.options.decode_prefills);
                 if prompt <= most {
                     self.world.jobs[job].reused = 0;

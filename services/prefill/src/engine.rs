@@ -13,6 +13,7 @@ use std::{
 use baton_bus::stats::Counters;
 use baton_contract::kv::Block;
 use baton_engine::{
+    ComputeThreads,
     generation::{self, Emitted, Generation},
     model::{self, Model},
 };
@@ -115,10 +116,10 @@ pub(crate) struct Ticket {
 }
 
 impl Engine {
-    /// Starts the thread, which may be the only one that computes; `ended` is cancelled when it ends, however that happens.
+    /// Starts the thread; `ended` is cancelled when it ends, however that happens.
     pub(crate) fn start(
         model: Box<dyn Model>,
-        alone: bool,
+        threads: ComputeThreads,
         options: Options,
         counters: Counters,
         ended: CancellationToken,
@@ -126,8 +127,7 @@ impl Engine {
         let (commands, waiting) = mpsc::channel();
         let thread = thread::Builder::new().name("prefill-engine".into()).spawn(move || {
             let _ended = ended.drop_guard();
-            let _threads = alone.then(baton_engine::compute_here);
-            Batch::new(model, options).counted(counters).serve(&waiting);
+            threads.run(move || Batch::new(model, options).counted(counters).serve(&waiting));
         })?;
         Ok(Self { commands, prompts: AtomicU64::new(0), _thread: thread })
     }

@@ -26,6 +26,7 @@ use baton_contract::{
     outcome::{Code, Failure, Timings},
 };
 use baton_engine::{
+    ComputeThreads,
     generation::{self, Emitted, Generator},
     model::Model,
 };
@@ -73,6 +74,8 @@ pub struct Served {
 pub enum Error {
     #[error(transparent)]
     Bus(#[from] baton_bus::Error),
+    #[error(transparent)]
+    Threads(#[from] baton_engine::ThreadsError),
     #[error("cannot start the thread of model {model}: {source}")]
     Thread { model: Name, source: std::io::Error },
 }
@@ -88,11 +91,12 @@ pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: Canc
         .inspect_err(|error| tracing::warn!(%error, "workers can't tell each other which prefixes they compute"))
         .ok();
     let mut models = BTreeMap::new();
-    let alone = served.len() == 1;
+    let engines = served.len();
     for Served { name, model, generator, store } in served {
         let fingerprint = model.spec().fingerprint;
-        let engine = Engine::start(model, alone, computing, bus.counters().clone(), ended.clone())
-            .map_err(|source| Error::Thread { model: name.clone(), source })?;
+        let engine =
+            Engine::start(model, ComputeThreads::of_one_in(engines)?, computing, bus.counters().clone(), ended.clone())
+                .map_err(|source| Error::Thread { model: name.clone(), source })?;
         let reuse = Reuse { store, flights: Flights::default(), prefixes: prefixes.clone() };
         models.insert(name, Arc::new(Pool { engine, generator, reuse, fingerprint }));
     }

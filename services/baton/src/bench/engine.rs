@@ -5,6 +5,7 @@ use std::{num::NonZeroUsize, path::Path};
 use anyhow::ensure;
 use baton_contract::kv::{self, Block};
 use baton_engine::{
+    ComputeThreads,
     model::{self, Compute, Model, SequenceId, Spec, Step},
     source::Source,
 };
@@ -133,7 +134,9 @@ impl Speed {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let source = arguments.engine.source().await?;
     let json = arguments.json;
-    let report = spawn_blocking(move || measure(&arguments, &source)).await??;
+    // As the engine of a worker with one model.
+    let measuring = move || ComputeThreads::of_one_in(1)?.run(|| measure(&arguments, &source));
+    let report = spawn_blocking(measuring).await??;
     if json {
         println!("{}", serde_json::to_string(&report)?);
     } else {

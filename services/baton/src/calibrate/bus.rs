@@ -10,10 +10,10 @@ use baton_contract::{
     request::{Prompt, Request},
 };
 use baton_loadtest::{Options as Load, Target};
-use baton_planner::fit::{Sample, fit};
+use baton_planner::fit::{Fitted, Sample, fit};
 use baton_topology::Plan;
 use baton_workload::Lengths;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     bench::{Process, Runs},
@@ -28,20 +28,20 @@ const JOBS: (usize, usize) = (20, 60);
 const HOPS: f64 = 4.0;
 /// One chunk of a few bytes, so that the store has next to no part in it.
 const TOKENS: usize = 16;
-/// Jobs that are under way together where processor time is measured.
-const TOGETHER: usize = 8;
-/// Jobs, and tokens of the answers that they stream: at first the jobs cost the most, then the tokens.
-const STREAMS: [(usize, usize); 2] = [(320, 2), (64, 64)];
-/// A step of theirs, as of a small model on few cores: what is sent after a step is for few, and not hidden behind the one before.
+/// Where processor time is measured: jobs, those under way together, and tokens of the answers that they stream. At first the jobs
+/// cost the most, then the tokens, then the steps.
+const STREAMS: [(usize, usize, usize); 3] = [(320, 8, 2), (64, 8, 64), (4, 1, 64)];
+/// A step of theirs, as of a small model on few cores: what is sent after a step is not hidden behind the one before.
 const STEP_S: f64 = 0.02;
+/// Time in which nothing is sent.
+const REST: Duration = Duration::from_secs(2);
 
 /// What was found.
 pub(super) struct Measured {
     /// Seconds from publishing a message until it is handled, handling included.
     pub(super) hop_s: f64,
-    /// Seconds of processor time for a job, and for a token of its answer, of all processes together; none on systems that don't
-    /// tell.
-    pub(super) cpu_s: Option<[f64; 2]>,
+    /// Seconds of processor time for a job, a step, and a token, of all processes together; none on systems that don't tell.
+    pub(super) cpu_s: Option<[f64; 3]>,
 }
 
 /// Starts the pipeline, and removes it afterwards. What the processes `beside` it do does not count.
@@ -90,23 +90,30 @@ async fn jobs(pipeline: &mut Pipeline, beside: &[u32]) -> anyhow::Result<Measure
     let bus = context::connect(plan, "baton-calibrate").await?;
     let hop_s = hop_s(&bus, plan).await?;
     let processes: Vec<Process> = Process::all().into_iter().filter(|it| !beside.contains(&it.pid)).collect();
+    let spent = || processes.iter().map(Process::cpu_seconds).sum::<Option<f64>>().filter(|_| !processes.is_empty());
     let mut samples = Vec::new();
-    for (jobs, tokens) in STREAMS {
-        let Some(seconds) = cpu_s(&bus, plan, &processes, jobs, tokens).await? else { break };
-        samples.push(Sample { features: [jobs as f64, (jobs * tokens) as f64], seconds });
+    for stream in [None].into_iter().chain(STREAMS.map(Some)) {
+        let (before, began) = (spent(), Instant::now());
+        match stream {
+            None => sleep(REST).await,
+            Some(stream) => send(&bus, plan, stream).await?,
+        }
+        let Some(seconds) = spent().zip(before).map(|(after, before)| after - before) else { break };
+        let (jobs, together, tokens) = stream.unwrap_or((0, 1, 0));
+        // The first token of an answer needs no step of decode.
+        let steps = (jobs / together * tokens.saturating_sub(1)) as f64;
+        samples.push(Sample {
+            features: [jobs as f64, steps, (jobs * tokens) as f64, began.elapsed().as_secs_f64()],
+            seconds,
+        });
     }
-    let cpu_s = (samples.len() == STREAMS.len()).then(|| fit(&samples)).flatten().map(|fitted| fitted.coefficients);
+    let fitted = (samples.len() > STREAMS.len()).then(|| fit(&samples)).flatten();
+    let cpu_s = fitted.map(|Fitted { coefficients: [job, step, token, _at_rest], .. }| [job, step, token]);
     Ok(Measured { hop_s, cpu_s })
 }
 
-/// Seconds of processor time that so many jobs take.
-async fn cpu_s(
-    bus: &Bus,
-    plan: &Plan,
-    processes: &[Process],
-    jobs: usize,
-    tokens: usize,
-) -> anyhow::Result<Option<f64>> {
+/// Sends so many jobs, and waits for their results.
+async fn send(bus: &Bus, plan: &Plan, (jobs, together, tokens): (usize, usize, usize)) -> anyhow::Result<()> {
     let load = Load {
         model: Some("paced".to_owned()),
         lane: plan.lanes[0].clone(),
@@ -114,14 +121,12 @@ async fn cpu_s(
         output_tokens: Lengths::Fixed(tokens as u32),
         jobs: Some(jobs),
         duration_s: None,
-        seed: tokens as u64,
-        ..Load::closed_loop(TOGETHER, Duration::ZERO)?
+        seed: jobs as u64,
+        ..Load::closed_loop(together, Duration::ZERO)?
     };
-    let spent = || processes.iter().map(Process::cpu_seconds).sum::<Option<f64>>().filter(|_| !processes.is_empty());
-    let before = spent();
     let report = baton_loadtest::run(&Target::from(bus.clone()), &load, |_| {}).await?.report;
     ensure!(report.completed == jobs, "{} of {jobs} jobs of the measurement ended", report.completed);
-    Ok(spent().zip(before).map(|(after, before)| after - before))
+    Ok(())
 }
 
 async fn hop_s(bus: &Bus, plan: &Plan) -> anyhow::Result<f64> {

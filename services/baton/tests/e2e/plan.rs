@@ -2,6 +2,8 @@
 
 use std::{path::Path, process::Stdio};
 
+use baton_loadtest::{pipeline::Workers, splits};
+use baton_workload::Named;
 use serde_json::{Value, json};
 use tokio::{process::Command, time::timeout};
 
@@ -42,8 +44,12 @@ async fn a_calibrated_model_is_planned_with() {
     assert!((0.02..0.03).contains(&seconds("/decode/s_per_step")), "{measured}");
     assert!(seconds("/bus/hop_s") > 1e-5 && seconds("/kv/raw_bytes_per_token") == 512.0, "{measured}");
     assert!(seconds("/store/put_s") + seconds("/store/put_s_per_byte") > 0.0, "{measured}");
-    let host = ["cpu_s_per_job", "cpu_s_per_token", "put_cpu_s_per_byte", "get_cpu_s_per_byte"];
-    assert!(host.iter().all(|key| seconds(&format!("/host/{key}")) > 0.0), "{measured}");
+    let host = |key: &str| seconds(&format!("/host/{key}"));
+    assert!(
+        ["cpu_s_per_job", "put_cpu_s_per_byte", "get_cpu_s_per_byte"].iter().all(|key| host(key) > 0.0),
+        "{measured}"
+    );
+    assert!(host("cpu_s_per_step") + host("cpu_s_per_token") > 0.0, "{measured}");
 
     let plot = directory.path().join("splits.svg");
     let plan = ["plan", "--pipeline", pipeline, "--profile", profile, "--num-prompts", "400", "--plot", text(&plot)];
@@ -73,6 +79,37 @@ async fn a_calibrated_model_is_planned_with() {
         shown.contains("1:5")
             && (shown.contains("meet the SLO: TTFT p99") || shown.contains("meets the SLO: TTFT p99")),
         "{shown}"
+    );
+}
+
+#[tokio::test]
+async fn a_split_is_measured_and_the_same_requests_are_predicted() {
+    provisioned();
+    let workers = Workers { pipeline: None, baton: Some(BATON.into()), set: Vec::new(), count: 2 };
+    let options = splits::Options {
+        workers,
+        profile: None,
+        cores: None,
+        workloads: vec![Named::Long],
+        length_scale: 0.05,
+        concurrency: 4,
+        duration_s: 2.0,
+        seed: 7,
+    };
+    let report = splits::run(&options, |_| {}).await.unwrap();
+    assert!(report.holds(), "{report:?}");
+    let split = report.loads[0].splits[0];
+    assert_eq!((split.prefill, split.decode, split.lost), (1, 1, 0));
+    assert!(split.requests > 12 && split.measured.output_throughput > 0.0, "{split:?}");
+    let pipeline = concat!(env!("CARGO_MANIFEST_DIR"), "/../../loadtest/splits.toml");
+    let requests = split.requests.to_string();
+    let plan = ["plan", "--json", "--pipeline", pipeline, "--workers", "2", "--num-prompts", &requests];
+    let load = ["--workload", "long", "--length-scale", "0.05", "--concurrency", "4", "--seed", "70001"];
+    let planned = json(&[plan, load].concat()).await;
+    let expected = planned["splits"][0]["output_throughput"].as_f64().unwrap();
+    assert_eq!(
+        (planned["splits"][0]["completed"].to_string(), split.predicted.output_throughput),
+        (requests, expected)
     );
 }
 

@@ -301,12 +301,14 @@ impl DecodeWorker {
             return;
         }
         let Some(mut burst) = self.burst.take() else { return };
-        if let Some(held_up) = world.rests(Role::Decode, self.worker) {
+        if let Some(held_up) = world.ends(Role::Decode, self.worker) {
+            // It is one step, as everywhere on a machine.
             burst.begins += held_up;
             return self.begin(burst, world);
         }
         let tokens = burst.steps * self.schedule.running().len();
-        world.spend(Role::Decode, |host| host.cpu_s_per_token * tokens as f64);
+        let steps = burst.steps as f64;
+        world.spend(Role::Decode, |host| host.cpu_s_per_step * steps + host.cpu_s_per_token * tokens as f64);
         world.decode.busy_nanos += u128::from(burst.after(burst.steps) - burst.begins);
         if burst.steps > 0 {
             self.schedule.advance(burst.steps);

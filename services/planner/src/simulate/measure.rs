@@ -154,7 +154,7 @@ struct Sums {
     good: u64,
     /// Of the requests that completed.
     prompt_tokens: u64,
-    /// Of all.
+    /// Of all requests, also of those that fail later; a burst's when it ends.
     output_tokens: u64,
 }
 

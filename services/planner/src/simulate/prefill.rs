@@ -166,7 +166,7 @@ impl PrefillWorker {
 
     /// A pass has ended: what it completed goes to the store.
     pub(super) fn passed(&mut self, world: &mut World<'_>) {
-        if let Some(held_up) = world.rests(Role::Prefill, self.worker) {
+        if let Some(held_up) = world.ends(Role::Prefill, self.worker) {
             return world.at(world.now + held_up, Event::Passed(self.worker));
         }
         let profile = &world.options.prefill.profile;

@@ -290,9 +290,9 @@ impl<'o> World<'o> {
     }
 
     /// A worker's engine would have computed all by now; returns for how much longer it is held up, if it is.
-    pub(super) fn rests(&mut self, role: Role, worker: usize) -> Option<Nanos> {
+    pub(super) fn ends(&mut self, role: Role, worker: usize) -> Option<Nanos> {
         let now = self.now;
-        let held_up = self.machine.as_mut().and_then(|machine| machine.rests(now, worker)).map(nanos)?;
+        let held_up = self.machine.as_mut().and_then(|machine| machine.ends(now, worker)).map(nanos)?;
         self.pool(role).busy_nanos += u128::from(held_up);
         Some(held_up)
     }
