@@ -32,7 +32,7 @@ const PAUSE_S: f64 = 3.0;
 const REGRET_S: f64 = 120.0;
 /// Who has been content with a split for so long needs a stronger reason to leave it, and how much stronger.
 const CONTENT_S: f64 = 45.0;
-const STRONGER: f64 = 1.6;
+const STRONGER: f64 = 2.0;
 /// A pool is full from here on.
 const FULL: f64 = 0.85;
 /// And where nothing has changed for [`CONTENT_S`] from here on: chance takes a load over any bound that it is close to, now and
