@@ -139,11 +139,10 @@ impl DecodeWorker {
     }
 
     fn cut(&mut self, world: &mut World<'_>) {
-        if let Some(burst) = &mut self.burst
+        if let Some(mut burst) = self.burst
             && burst.cut(world.now)
         {
-            self.number = world.next_burst();
-            world.at(burst.after(burst.steps), Event::Stepped(self.worker, self.number));
+            self.begin(burst, world);
         }
     }
 
@@ -204,6 +203,7 @@ impl DecodeWorker {
         self.begin(Burst::new(cost, now + nanos(busy), steps, sequences, context), world);
     }
 
+    /// Goes on with a burst until its last step; what was said of an earlier end does not count any more.
     fn begin(&mut self, burst: Burst, world: &mut World<'_>) {
         self.burst = Some(burst);
         self.number = world.next_burst();
