@@ -4,6 +4,7 @@
 //! Everything here is pure: no I/O, no clock, no randomness. Whoever needs the time or an id passes it in.
 #![forbid(unsafe_code)]
 
+mod causes;
 pub mod checkpoint;
 mod controls;
 pub mod envelope;
@@ -17,4 +18,5 @@ pub mod sampling;
 pub mod stats;
 pub mod subject;
 
+pub use causes::causes;
 pub use name::{JobId, Name};

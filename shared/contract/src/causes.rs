@@ -1,0 +1,43 @@
+//! How an error is printed: itself and what caused it, each once.
+
+use std::{error::Error, fmt::Write};
+
+/// An error's text and, after colons, the texts of its sources. The one place in the tree that prints a chain: an error's own
+/// `Display` never holds its source. Other crates' errors often do, so a source that has been said already is left out.
+pub fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !said.is_empty() && !text.contains(&said) {
+            // Writing to a string does not fail.
+            let _ = write!(text, ": {said}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    enum Sample {
+        #[error("cannot read the file")]
+        Quiet { source: Box<Sample> },
+        #[error("cannot fetch: {0}")]
+        Chatty(#[source] Box<Sample>),
+        #[error("permission denied")]
+        Leaf,
+    }
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let chatty = Sample::Chatty(Box::new(Sample::Leaf));
+        assert_eq!(causes(&chatty), "cannot fetch: permission denied");
+        let nested = Sample::Quiet { source: Box::new(chatty) };
+        assert_eq!(causes(&nested), "cannot read the file: cannot fetch: permission denied");
+        assert_eq!(causes(&Sample::Leaf), "permission denied");
+    }
+}
