@@ -35,21 +35,21 @@ const ACK_WAIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot prepare {path}: {source}")]
+    #[error("cannot prepare {path}")]
     Directory { path: PathBuf, source: io::Error },
-    #[error("cannot listen for connections: {0}")]
-    Proxy(io::Error),
-    #[error("cannot disturb the store: {0}")]
-    Store(io::Error),
+    #[error("cannot listen for connections")]
+    Proxy(#[source] io::Error),
+    #[error("cannot disturb the store")]
+    Store(#[source] io::Error),
     #[error("worker {name}: {problem}; its log is {log}")]
     Worker { name: String, log: PathBuf, problem: String },
     #[error("`baton {command}`: {problem}")]
     Command { command: String, problem: String },
     #[error("request {request} was not answered undisturbed: {problem}")]
     Undisturbed { request: usize, problem: String },
-    #[error("{source}; the seed was {seed}, logs and streams are in {place}")]
+    #[error("the run of seed {seed} failed; logs and streams are in {place}")]
     Kept { seed: u64, place: PathBuf, source: Box<Self> },
-    #[error("a task of the run ended early: {0}")]
+    #[error("a task of the run ended early")]
     Task(#[from] tokio::task::JoinError),
     #[error(transparent)]
     Server(#[from] baton_bus::server::Error),

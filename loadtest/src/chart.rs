@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use baton_contract::causes;
 use plotters::{
     coord::Shift,
     prelude::*,
@@ -167,7 +168,7 @@ fn draw(picture: impl FnOnce(&Area<'_>) -> Drawn) -> String {
     };
     match drawn {
         Ok(()) => svg,
-        Err(error) => note(&error.to_string()),
+        Err(error) => note(&causes(&error)),
     }
 }
 

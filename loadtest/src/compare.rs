@@ -42,9 +42,9 @@ pub struct CompareOptions {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("target {side}: {source}")]
+    #[error("target {side} failed")]
     Pipeline { side: Side, source: pipeline::Error },
-    #[error("target {side}: {source}")]
+    #[error("target {side} failed")]
     Run { side: Side, source: crate::Error },
 }
 

@@ -46,13 +46,13 @@ pub enum Error {
     Option { name: &'static str, expected: &'static str, found: String },
     #[error("request-rate: {0}")]
     Rate(String),
-    #[error("the run's name makes no job id: {0}")]
+    #[error("the run's name makes no job id")]
     Id(#[from] baton_contract::name::Error),
-    #[error("cannot read {}: {source}; check its path", path.display())]
+    #[error("cannot read {}; check its path", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("{} holds no requests; give a file with at least one", path.display())]
     Empty { path: PathBuf },
-    #[error("line {line} of the dataset is no request: {source}")]
+    #[error("line {line} of the dataset is no request")]
     Request { line: usize, source: serde_json::Error },
     #[error(transparent)]
     Trace(#[from] baton_workload::trace::Error),

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::Context;
+use baton_contract::causes;
 use baton_loadtest::{chaos, peers, prefixes};
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -114,7 +115,7 @@ async fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", causes(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
-use baton_contract::Name;
+use baton_contract::{Name, causes};
 use baton_workload::{
     Lengths, Named, Shape,
     arrivals::{Burstiness, Rate},
@@ -110,7 +110,7 @@ const BLOCK_TOKENS: NonZeroU32 = match NonZeroU32::new(trace::BLOCK_TOKENS) {
 impl Options {
     /// `jobs` requests at `rate` per second, the rest as on the command line without flags.
     pub fn open_loop(rate: f64, jobs: usize) -> Result<Self, Error> {
-        let rate = Rate::new(rate).map_err(|error| Error::Rate(error.to_string()))?;
+        let rate = Rate::new(rate).map_err(|error| Error::Rate(causes(&error)))?;
         Ok(Self { rate: Some(rate), jobs: Some(jobs), ..Self::plain()? })
     }
 

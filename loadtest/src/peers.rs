@@ -81,13 +81,11 @@ type Speeds = BTreeMap<Measure, f64>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot run {program}: {source}; check its path")]
+    #[error("cannot run {program}; check its path")]
     Start { program: String, source: std::io::Error },
     #[error("{program} ended with {status}: {message}")]
     Failed { program: String, status: ExitStatus, message: String },
-    #[error(
-        "{program} printed something else than its figures as JSON ({source}); is it the right program and version?"
-    )]
+    #[error("{program} printed something else than its figures as JSON; is it the right program and version?")]
     Output { program: String, source: serde_json::Error },
     #[error("{program} printed no figure for {missing}; is it the right program and version?")]
     Missing { program: String, missing: String },

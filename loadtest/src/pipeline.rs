@@ -8,7 +8,7 @@ use std::{
 };
 
 use baton_bus::Bus;
-use baton_contract::{JobId, Name, outcome::Status, request::Prompt, request::Request, subject::Layout};
+use baton_contract::{JobId, Name, causes, outcome::Status, request::Prompt, request::Request, subject::Layout};
 use nix::{
     sys::signal::{self, Signal},
     unistd::Pid,
@@ -34,7 +34,7 @@ pub enum Error {
     NotRunning { root: Name, path: PathBuf },
     #[error("cannot read {}: {message}", path.display())]
     Announcement { path: PathBuf, message: String },
-    #[error("cannot run {}: {source}; build baton first, or say where it is with --baton", program.display())]
+    #[error("cannot run {}; build baton first, or say where it is with --baton", program.display())]
     Start { program: PathBuf, source: std::io::Error },
     #[error("the pipeline {} did not come up: {problem}; try `baton up {}`", file.display(), file.display())]
     NotUp { file: PathBuf, problem: String },
@@ -62,7 +62,7 @@ fn home(root: &Name) -> PathBuf {
 pub fn running_url(root: &Name) -> Result<String, Error> {
     let path = home(root).join("running.json");
     let text = std::fs::read(&path).map_err(|_| Error::NotRunning { root: root.clone(), path: path.clone() })?;
-    let unread = |error: serde_json::Error| Error::Announcement { path: path.clone(), message: error.to_string() };
+    let unread = |error: serde_json::Error| Error::Announcement { path: path.clone(), message: causes(&error) };
     Ok(serde_json::from_slice::<Running>(&text).map_err(unread)?.nats_url)
 }
 
@@ -196,9 +196,9 @@ impl Started {
 /// Asks one short question, for the workers of all stages to have been there.
 async fn answers(bus: &Bus) -> Result<Status, Error> {
     let failed = |message: String| baton_bus::Error::Read { what: "the first answer".into(), message };
-    let name = |text: &str| Name::new(text).map_err(|error| failed(error.to_string()));
+    let name = |text: &str| Name::new(text).map_err(|error| failed(causes(&error)));
     let (tenant, lane) = (name("loadtest")?, name("interactive")?);
-    let id = JobId::new(&uuid::Uuid::now_v7().to_string()).map_err(|error| failed(error.to_string()))?;
+    let id = JobId::new(&uuid::Uuid::now_v7().to_string()).map_err(|error| failed(causes(&error)))?;
     let mut follower = bus.follow(&tenant).await?;
     let request = Request {
         id: Some(id.to_string()),
@@ -206,7 +206,7 @@ async fn answers(bus: &Bus) -> Result<Status, Error> {
         max_tokens: Some(4),
         ..Request::default()
     };
-    let body = serde_json::to_vec(&request).map_err(|error| failed(error.to_string()))?;
+    let body = serde_json::to_vec(&request).map_err(|error| failed(causes(&error)))?;
     bus.submit(&tenant, &lane, body).await?;
     Ok(follower.result(&id).await?.status)
 }

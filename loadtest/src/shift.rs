@@ -85,7 +85,7 @@ pub enum Error {
     Run(#[from] crate::Error),
     #[error(transparent)]
     Bus(#[from] baton_bus::Error),
-    #[error("cannot write the pipeline's file: {0}")]
+    #[error("cannot write the pipeline's file")]
     File(#[from] std::io::Error),
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use baton_contract::Name;
+use baton_contract::{Name, causes};
 use baton_workload::Named;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
@@ -62,9 +62,9 @@ pub enum Error {
     Pipeline(#[from] pipeline::Error),
     #[error(transparent)]
     Run(#[from] crate::Error),
-    #[error("cannot write the pipeline's file: {0}")]
-    File(std::io::Error),
-    #[error("cannot run {}: {source}; build baton first, or say where it is with --baton", program.display())]
+    #[error("cannot write the pipeline's file")]
+    File(#[source] std::io::Error),
+    #[error("cannot run {}; build baton first, or say where it is with --baton", program.display())]
     Start { program: PathBuf, source: std::io::Error },
     #[error("`baton plan` failed: {0}")]
     Plan(String),
@@ -280,7 +280,7 @@ async fn plan(
     if !planned.status.success() {
         return Err(Error::Plan(String::from_utf8_lossy(&planned.stderr).trim().to_owned()));
     }
-    serde_json::from_slice(&planned.stdout).map_err(|error| Error::Plan(error.to_string()))
+    serde_json::from_slice(&planned.stdout).map_err(|error| Error::Plan(causes(&error)))
 }
 
 /// Also the requests that were sent, and those that failed or got no result.

@@ -33,7 +33,7 @@ pub enum Target {
 pub enum Error {
     #[error("target: expected {expected}, found {found:?}")]
     Spec { expected: &'static str, found: String },
-    #[error("cannot set up an HTTP client for {url}: {source}")]
+    #[error("cannot set up an HTTP client for {url}")]
     Client { url: String, source: reqwest::Error },
 }
 

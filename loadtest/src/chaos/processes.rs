@@ -9,7 +9,7 @@ use std::{
 };
 
 use baton_bus::server::{self, Server};
-use baton_contract::subject::Stage;
+use baton_contract::{causes, subject::Stage};
 use nix::{
     sys::signal::{self, Signal},
     unistd::Pid,
@@ -86,7 +86,7 @@ impl Program {
         let failed = |problem: String| Error::Command { command: arguments.join(" "), problem };
         let output = timeout(COMMAND_WITHIN, command.output()).await;
         let output = output.map_err(|_| failed(format!("it did not end within {COMMAND_WITHIN:?}")))?;
-        let output = output.map_err(|error| failed(error.to_string()))?;
+        let output = output.map_err(|error| failed(causes(&error)))?;
         if output.status.success() {
             Ok(output)
         } else {
@@ -162,7 +162,7 @@ impl Worker {
             }
             if Instant::now() + START_AGAIN >= deadline {
                 let problem = match started {
-                    Ok(Err(error)) => error.to_string(),
+                    Ok(Err(error)) => causes(&error),
                     _ => "it never said that it takes jobs".into(),
                 };
                 return Err(Error::Worker { name: self.name.clone(), log: self.log(), problem });

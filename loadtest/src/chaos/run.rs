@@ -9,7 +9,7 @@ use std::{
 
 use baton_bus::Bus;
 use baton_contract::{
-    JobId, Name,
+    JobId, Name, causes,
     envelope::DecodeTask,
     outcome::Status,
     subject::{Layout, Stage},
@@ -201,7 +201,7 @@ impl<'a> Run<'a> {
         let mut witness = Witness::start(watching, &client.tenant, ids.iter().cloned().collect::<HashSet<_>>()).await?;
         let failed = |request, problem| Error::Undisturbed { request, problem };
         for (request, id) in ids.iter().enumerate() {
-            let body = self.workload.body(request, id).map_err(|error| failed(request, error.to_string()))?;
+            let body = self.workload.body(request, id).map_err(|error| failed(request, causes(&error)))?;
             client.submit(body, false).await;
         }
         while witness.ended() < ids.len() {

@@ -30,9 +30,9 @@ impl Request {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot read the trace {}: {source}; check its path", path.display())]
+    #[error("cannot read the trace {}; check its path", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("line {line} of the trace is no request with input_length and hash_ids: {source}")]
+    #[error("line {line} of the trace is no request with input_length and hash_ids")]
     Line { line: usize, source: serde_json::Error },
     #[error(
         "line {line} of the trace: expected {expected} hash_ids, one for each {block_tokens} of {tokens} tokens, found \

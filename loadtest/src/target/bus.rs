@@ -8,7 +8,7 @@ use std::{
 
 use baton_bus::{Bus, client};
 use baton_contract::{
-    JobId, Name,
+    JobId, Name, causes,
     outcome::{Outcome, Status},
 };
 use tokio::{
@@ -80,8 +80,8 @@ impl Session {
             let body = serde_json::to_vec(&make(&maker, &planned, Some(&id)));
             let sent = Instant::now();
             let result = match body {
-                Ok(body) => bus.submit(&tenant, &lane, body).await.map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
+                Ok(body) => bus.submit(&tenant, &lane, body).await.map_err(|error| causes(&error)),
+                Err(error) => Err(causes(&error)),
             };
             Submitted { index, sent, result }
         });

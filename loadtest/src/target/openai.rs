@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, Once},
 };
 
+use baton_contract::causes;
 use baton_contract::request::{Prompt, Request};
 use reqwest::{
     Client,
@@ -120,7 +121,7 @@ impl Server {
         body.insert("stream".into(), true.into());
         body.insert("stream_options".into(), json!({ "include_usage": true }));
         body.extend(self.extra.clone());
-        serde_json::to_vec(&body).map_err(|error| error.to_string())
+        serde_json::to_vec(&body).map_err(|error| causes(&error))
     }
 }
 
@@ -209,8 +210,7 @@ impl Call {
     async fn run(&self, body: Vec<u8>) -> Result<What, (String, String)> {
         let lost = |error: reqwest::Error| {
             let kind = if error.is_connect() { "connect" } else { "connection" };
-            let source = std::error::Error::source(&error).map_or(String::new(), |source| format!(": {source}"));
-            (kind.to_owned(), format!("{error}{source}"))
+            (kind.to_owned(), causes(&error))
         };
         let mut request = self.client.post(self.server.endpoint()).body(body);
         request = request.header(CONTENT_TYPE, "application/json").header(ACCEPT, "text/event-stream");

@@ -4,7 +4,7 @@ use std::{collections::HashSet, time::Duration, time::SystemTime};
 
 use anyhow::Context;
 use baton_bus::{Bus, turn::Turn};
-use baton_contract::{envelope::DecodeTask, subject::Stage};
+use baton_contract::{causes, envelope::DecodeTask, subject::Stage};
 use baton_storage::{
     ChunkId, Store,
     collect::{self, Census, Leftover, Object, Options, Removal, Swept, TOUCH_EVERY},
@@ -88,7 +88,7 @@ pub async fn keep(plan: Plan, bus: Bus, shutdown: CancellationToken) {
     let turns = async {
         loop {
             let pause = in_turn(&plan, &bus).await.unwrap_or_else(|error| {
-                tracing::warn!(error = format!("{error:#}"), "unused KV chunks were not removed; it is tried again");
+                tracing::warn!(error = %causes(error.as_ref()), "unused KV chunks were not removed; it is tried again");
                 plan.store.gc_interval
             });
             sleep(pause).await;

@@ -12,7 +12,7 @@ use baton_bus::{
     dead::{Letter, LetterId, Opened, Retried},
 };
 use baton_contract::{
-    JobId, Name,
+    JobId, Name, causes,
     envelope::{self, DecodeTask, PrefillTask},
     job::Job,
     outcome::Code,
@@ -125,9 +125,9 @@ impl std::str::FromStr for Named {
     fn from_str(text: &str) -> Result<Self, String> {
         // Ids of jobs have no dots.
         if text.contains('.') {
-            text.parse().map(Self::Letter).map_err(|error: baton_bus::dead::IdError| error.to_string())
+            text.parse().map(Self::Letter).map_err(|error: baton_bus::dead::IdError| causes(&error))
         } else {
-            JobId::new(text).map(Self::Job).map_err(|error| error.to_string())
+            JobId::new(text).map(Self::Job).map_err(|error| causes(&error))
         }
     }
 }
@@ -269,7 +269,7 @@ impl Content {
         };
         match read {
             Ok(job) => Self::Request(Box::new(request(job))),
-            Err(error) => Self::Text(format!("unreadable: {error}")),
+            Err(error) => Self::Text(format!("unreadable: {}", causes(&error))),
         }
     }
 
@@ -326,7 +326,7 @@ async fn each(arguments: ChoiceArguments, deed: Deed) -> anyhow::Result<()> {
             Ok(line) => writeln!(io::stdout().lock(), "{line}")?,
             Err(error) if arguments.all => {
                 failed += 1;
-                eprintln!("error: {error:#}");
+                eprintln!("error: {}", causes(error.as_ref()));
             }
             Err(error) => return Err(error),
         }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use baton_bus::server::{self, Server};
+use baton_contract::causes;
 use baton_engine::model::{self, Step};
 use baton_topology::{BrokerUrl, Model, Plan, StoreUrl};
 use serde::Serialize;
@@ -40,7 +41,7 @@ impl Check {
     fn new(check: impl Into<String>, outcome: anyhow::Result<String>) -> Self {
         let (ok, detail) = match outcome {
             Ok(detail) => (true, detail),
-            Err(error) => (false, format!("{error:#}")),
+            Err(error) => (false, causes(error.as_ref())),
         };
         Self { check: check.into(), ok, detail }
     }

@@ -2,6 +2,8 @@
 
 use std::{io, process::ExitCode};
 
+use baton_contract::causes;
+
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -54,7 +56,7 @@ pub fn report(result: anyhow::Result<()>) -> ExitCode {
         // Whoever read has seen enough, as `head` does.
         return Exit::Success.into();
     }
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", causes(error.as_ref()));
     if error.is::<Usage>() {
         Exit::Usage.into()
     } else if error.is::<Interrupted>() {

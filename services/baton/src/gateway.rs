@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use baton_contract::Name;
+use baton_contract::{Name, causes};
 use baton_gateway::{Facts, Gateway, Options, auth, batches, webhooks};
 use baton_topology::Plan;
 use clap::Subcommand;
@@ -105,7 +105,7 @@ async fn serve(mut arguments: Arguments) -> anyhow::Result<()> {
     let asked = shutdown.clone();
     tokio::spawn(async move {
         if let Err(error) = context::asked_to_stop().await {
-            tracing::error!(%error, "signals can't be received; the gateway stops");
+            tracing::error!(error = %causes(&error), "signals can't be received; the gateway stops");
         }
         asked.cancel();
     });

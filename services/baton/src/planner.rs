@@ -3,6 +3,7 @@
 use std::{io::Write, path::Path};
 
 use anyhow::Context;
+use baton_contract::causes;
 use baton_planner::{
     decide::{Bounds, Options, Switch},
     profile::Profile,
@@ -46,7 +47,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let asked = shutdown.clone();
     tokio::spawn(async move {
         if let Err(error) = context::asked_to_stop().await {
-            tracing::error!(%error, "signals can't be received; the planner stops");
+            tracing::error!(error = %causes(&error), "signals can't be received; the planner stops");
         }
         asked.cancel();
     });

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use baton_contract::{
-    JobId,
+    JobId, causes,
     request::{Deadline, FormatKind, JsonSchema, Message, Prompt, Request, ResponseFormat, Stop, StructuredOutputs},
 };
 
@@ -96,7 +96,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 fn bias(text: &str) -> Result<(String, f32), String> {
     let (token, bias) = text.split_once('=').ok_or("expected ID=BIAS")?;
-    Ok((token.to_owned(), bias.parse().map_err(|error| format!("{error}"))?))
+    Ok((token.to_owned(), bias.parse().map_err(|error: std::num::ParseFloatError| causes(&error))?))
 }
 
 /// One request, ready to be published.

@@ -17,6 +17,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use baton_contract::causes;
 use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 
@@ -154,7 +155,7 @@ impl Setup {
                     continue;
                 }
                 Err(error) => {
-                    fail(&error.to_string());
+                    fail(&causes(&error));
                     continue;
                 }
             }
@@ -169,7 +170,7 @@ impl Setup {
                     None => fail("it brought no wheel"),
                 },
                 Ok(output) => fail(&String::from_utf8_lossy(&output.stderr)),
-                Err(error) => fail(&error.to_string()),
+                Err(error) => fail(&causes(&error)),
             }
         }
         if failures.is_empty() {

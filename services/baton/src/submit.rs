@@ -12,7 +12,7 @@ use baton_bus::{
     pressure,
 };
 use baton_contract::{
-    JobId, Name,
+    JobId, Name, causes,
     outcome::{Outcome, Refusal, Status, request_digest},
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -91,7 +91,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         // Every request names its id, so submitting it twice is submitting it once.
         let told = |error: &_| {
             if !std::mem::replace(&mut waited, true) {
-                eprintln!("waiting: {error}");
+                eprintln!("waiting: {}", causes(error));
             }
         };
         pressure::patiently(submit, told).instrument(span).await?;

@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::Context;
 use baton_bus::server::{self, Server};
+use baton_contract::causes;
 use baton_topology::{BrokerUrl, Plan, StoreUrl};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
@@ -249,7 +250,7 @@ impl Keeper {
         while !self.stopping.is_cancelled() {
             let started = Instant::now();
             if let Err(error) = self.run_once().await {
-                tracing::warn!(worker = self.name, "{error:#}; it is started again");
+                tracing::warn!(worker = self.name, error = %causes(error.as_ref()), "a worker ended and is started again");
                 // Nobody may be waiting any more.
                 let _ = self.told.try_send(Err(error.context(format!("worker {}", self.name))));
             }
@@ -286,7 +287,7 @@ impl Keeper {
                 if let Some((found, announcement)) = &found {
                     let url = url.trim();
                     if let Err(error) = announcement.make(Some(url)) {
-                        tracing::warn!("{error:#}; other commands don't find the gateway");
+                        tracing::warn!(error = %causes(error.as_ref()), "other commands don't find the gateway");
                     }
                     found.send_replace(Some(url.to_owned()));
                 }

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, io::Write, time::Duration};
 
 use anyhow::{Context, ensure};
 use baton_bus::{Bus, pull, stats, waiting};
-use baton_contract::{Name, subject::Stage};
+use baton_contract::{Name, causes, subject::Stage};
 use baton_engine::generation::Generator;
 use baton_topology::Plan;
 use clap::ValueEnum;
@@ -117,7 +117,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let asked = shutdown.clone();
     tokio::spawn(async move {
         if let Err(error) = context::asked_to_stop().await {
-            tracing::error!(%error, "signals can't be received; the worker stops");
+            tracing::error!(error = %causes(&error), "signals can't be received; the worker stops");
         }
         asked.cancel();
     });

@@ -180,6 +180,36 @@ fn members_follow_the_workspace() {
     }
 }
 
+/// An error whose text holds its source says it twice where the chain is printed, and the shorthands print the error alone.
+#[test]
+fn a_cause_is_printed_by_the_chain_alone() {
+    let (root, members) = workspace();
+    let mut attributes = 0;
+    for path in members.iter().flat_map(|member| sources(&root.join(&member.folder).join("src"))) {
+        let source = fs::read_to_string(&path).unwrap();
+        let code = source.split("#[cfg(test)]").next().unwrap();
+        for shorthand in ["{error:#}", "(%error", " %error,"] {
+            assert!(!code.contains(shorthand), "{}: {shorthand}; print an error with `causes`", path.display());
+        }
+        for (start, _) in code.match_indices("#[error(") {
+            attributes += 1;
+            let (text, rest) = code[start..].split_once(")]\n").unwrap();
+            let item = rest.lines().find(|line| !line.trim_start().starts_with("//")).unwrap();
+            let numbered = text.contains("{0") && (item.contains("#[from]") || item.contains("#[source]"));
+            let named = text.contains("{source") || text.contains("source.");
+            assert!(!named && !numbered, "{}: {text}: its source is no part of an error's text", path.display());
+        }
+    }
+    assert!(attributes > 100, "{attributes}");
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let (folders, files): (Vec<_>, Vec<_>) =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).partition(|path| path.is_dir());
+    let rust = files.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    rust.chain(folders.iter().flat_map(|folder| sources(folder))).collect()
+}
+
 /// The tables that list dependencies, for all targets and for some.
 fn dependency_tables(manifest: &toml::Table) -> Vec<&toml::Table> {
     let targets = manifest.get("target").and_then(toml::Value::as_table);

@@ -3,6 +3,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use baton_contract::causes;
 use baton_engine::model::{self, Model, SequenceId, Step};
 use tokio::time::Instant;
 
@@ -178,7 +179,7 @@ pub(crate) fn compute(
             Ok(_) => return Ok(count),
             // The device may have too little memory for so many at a time.
             Err(error) if count > 1 && model.len(sequence)? == start => {
-                tracing::warn!(%error, tokens = count, "tokens could not be computed; fewer are tried at a time");
+                tracing::warn!(error = %causes(&error), tokens = count, "tokens could not be computed; fewer are tried at a time");
                 *pass = count / 2;
             }
             Err(error) => return Err(error),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use baton_bus::stats::Counters;
+use baton_contract::causes;
 use baton_engine::{
     generation::Generation,
     model::{self, KvMemory, Model, Step},
@@ -259,7 +260,7 @@ impl Batch {
             return self.halve(error, intact);
         }
         self.rests /= 2;
-        tracing::warn!(%error, answers = rests.len(), "a decode step failed; those that joined catch up by themselves");
+        tracing::warn!(error = %causes(&error), answers = rests.len(), "a decode step failed; those that joined catch up by themselves");
         for id in rests {
             let Some(answer) = self.answers.get_mut(&id) else { continue };
             if let Err(error) = answer.catch_up(self.model.as_mut()) {
@@ -273,11 +274,11 @@ impl Batch {
         let answers = self.schedule.running().len();
         let left = self.schedule.halve(intact);
         if let Some(id) = left.failed {
-            tracing::error!(%error, "a decode step of one answer failed; its job is tried again elsewhere");
+            tracing::error!(error = %causes(&error), "a decode step of one answer failed; its job is tried again elsewhere");
             self.leave(left);
             return self.fail(id, error.into());
         }
-        tracing::warn!(%error, answers, waiting = left.preempted.len(), "a decode step failed; half of the answers go on");
+        tracing::warn!(error = %causes(&error), answers, waiting = left.preempted.len(), "a decode step failed; half of the answers go on");
         self.leave(left);
     }
 

@@ -2,6 +2,7 @@
 //! where another worker's checkpoint left them.
 
 use baton_contract::{
+    causes,
     checkpoint::{self, Checkpoint},
     envelope::FirstToken,
     job::Job,
@@ -52,7 +53,9 @@ pub(crate) fn begin(
                 let resumed = answers.iter().map(|answer| answer.told.saturating_sub(brought)).sum();
                 return Ok(Beginning { answers, resumed });
             }
-            Err(error) => tracing::warn!(%error, "a checkpoint does not fit its job, which starts its answers again"),
+            Err(error) => {
+                tracing::warn!(error = %causes(&error), "a checkpoint does not fit its job, which starts its answers again")
+            }
         }
     }
     let mut answers = Vec::new();

@@ -6,7 +6,7 @@ use baton_bus::{
     checkpoints::{Ledger, Written},
     stage::{Retry, StageError},
 };
-use baton_contract::{checkpoint::Checkpoint, outcome::Code};
+use baton_contract::{causes, checkpoint::Checkpoint, outcome::Code};
 use futures::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 
@@ -69,7 +69,7 @@ impl Journal {
             Ok(Written::Stored) => {}
             Ok(Written::Superseded) => return Err(lost()),
             Err(error) => {
-                tracing::debug!(%error, "a checkpoint was not written; the next one is tried");
+                tracing::debug!(error = %causes(&error), "a checkpoint was not written; the next one is tried");
                 self.fresh = self.fresh.max(1);
             }
         }

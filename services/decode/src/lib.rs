@@ -79,7 +79,7 @@ pub enum Error {
     Bus(#[from] baton_bus::Error),
     #[error(transparent)]
     Threads(#[from] baton_engine::ThreadsError),
-    #[error("cannot start the thread of model {model}: {source}")]
+    #[error("cannot start the thread of model {model}")]
     Thread { model: Name, source: std::io::Error },
 }
 

@@ -8,6 +8,7 @@ use baton_bus::{
     unix_ms,
 };
 use baton_contract::{
+    causes,
     checkpoint::Checkpoint,
     envelope::Piece,
     job::{Answer, Job},
@@ -135,7 +136,7 @@ impl<'a> Progress<'a> {
                 Some(Event::Failed(failed)) => {
                     let message = match failed {
                         Failed::TooLong(_) => failed.to_string(),
-                        Failed::Model(error) => format!("decode failed: {error}"),
+                        Failed::Model(error) => format!("decode failed: {}", causes(&error)),
                     };
                     return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
                 }

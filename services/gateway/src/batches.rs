@@ -23,7 +23,7 @@ use baton_bus::{
     batches::{Batch, Status},
     files::Purpose,
 };
-use baton_contract::{JobId, Name};
+use baton_contract::{JobId, Name, causes};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -126,7 +126,7 @@ fn unknown() -> ApiError {
 }
 
 fn key(id: &str) -> Result<JobId, ApiError> {
-    JobId::new(id).map_err(|error| ApiError::internal(error.to_string()))
+    JobId::new(id).map_err(|error| ApiError::internal(causes(&error)))
 }
 
 /// The job of a line, the same whoever asks for it.

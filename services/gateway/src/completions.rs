@@ -15,7 +15,7 @@ use baton_bus::{
     answers::{Ask, Event},
     trace, unix_ms,
 };
-use baton_contract::{JobId, Name, request::Request};
+use baton_contract::{JobId, Name, causes, request::Request};
 use tokio::time::{Instant, timeout};
 use tracing::{Instrument, info_span};
 
@@ -143,7 +143,7 @@ impl Posting {
     /// The request as it goes on the bus.
     fn body(&self, most: usize) -> Result<Vec<u8>, ApiError> {
         let request = Request { id: Some(self.job.to_string()), ..self.call.request.clone() };
-        let body = serde_json::to_vec(&request).map_err(|error| ApiError::internal(error.to_string()))?;
+        let body = serde_json::to_vec(&request).map_err(|error| ApiError::internal(causes(&error)))?;
         if body.len() > most {
             let message =
                 format!("expected a request of at most {most} bytes, as the broker takes, found {}", body.len());

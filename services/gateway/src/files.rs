@@ -20,7 +20,7 @@ use baton_bus::{
     files::{File, Purpose},
     unix_ms,
 };
-use baton_contract::{JobId, Name};
+use baton_contract::{JobId, Name, causes};
 use baton_storage::files::{Blob, Extent, Files};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -146,7 +146,7 @@ async fn upload(
         blob: blob.to_string(),
         part_bytes: received.extent.part_bytes,
     };
-    let key = JobId::new(&id).map_err(|error| ApiError::internal(error.to_string()))?;
+    let key = JobId::new(&id).map_err(|error| ApiError::internal(causes(&error)))?;
     if let Err(error) = state.desk.files.put(&tenant, &key, &file).await {
         // What can't be removed now is swept.
         let _ = files.delete(blob, received.extent).await;
@@ -187,12 +187,12 @@ async fn remove(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): Id
             format!("the batch {} still reads this file; cancel the batch, or wait for its end", batch.order.id);
         return Err(ApiError::new(409, "invalid_request_error", Some("file_in_use"), message));
     }
-    let key = JobId::new(&file.id).map_err(|error| ApiError::internal(error.to_string()))?;
+    let key = JobId::new(&file.id).map_err(|error| ApiError::internal(causes(&error)))?;
     state.desk.files.remove(&tenant, &key).await?;
     if let Some((blob, extent)) = place(&file)
         && let Err(error) = files.delete(blob, extent).await
     {
-        tracing::warn!(%error, file = file.id, "the bytes of a deleted file were left to a sweep");
+        tracing::warn!(error = %causes(&error), file = file.id, "the bytes of a deleted file were left to a sweep");
     }
     Ok(Json(json!({ "id": file.id, "object": "file", "deleted": true })))
 }

@@ -7,6 +7,7 @@ use axum::{
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
+use baton_contract::causes;
 use tokio::time::timeout;
 
 use crate::{State, openai::ApiError};
@@ -22,7 +23,7 @@ pub(crate) async fn alive() -> &'static str {
 /// The broker answers, and the pipeline's streams are there.
 pub(crate) async fn ready(FromState(state): FromState<State>) -> Result<&'static str, ApiError> {
     match timeout(ANSWER_WITHIN, state.bus.ready()).await {
-        Ok(ready) => ready.map(|()| "ready\n").map_err(|error| ApiError::unavailable(error.to_string())),
+        Ok(ready) => ready.map(|()| "ready\n").map_err(|error| ApiError::unavailable(causes(&error))),
         Err(_) => Err(ApiError::unavailable(format!("the broker did not answer within {ANSWER_WITHIN:?}"))),
     }
 }
@@ -34,6 +35,6 @@ pub(crate) async fn metrics(FromState(state): FromState<State>) -> Result<Respon
         // What is counted here is told all the same.
         _ => Arc::default(),
     };
-    let text = state.metrics.text(&pipeline).map_err(|error| ApiError::internal(error.to_string()))?;
+    let text = state.metrics.text(&pipeline).map_err(|error| ApiError::internal(causes(&error)))?;
     Ok(([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
 }

@@ -56,9 +56,7 @@ pub struct Options {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(
-        "cannot listen on {address}: {source}; choose another address with gateway.listen (--listen), as in 127.0.0.1:0"
-    )]
+    #[error("cannot listen on {address}; choose another address with gateway.listen (--listen), as in 127.0.0.1:0")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error(
         "expected API keys where others than this machine can reach {address}: set gateway.keys_file \

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use baton_bus::{Bus, unix_ms};
-use baton_contract::Name;
+use baton_contract::{Name, causes};
 use baton_storage::files::Files;
 use hyper::server::conn::http1;
 use hyper_util::{
@@ -122,7 +122,7 @@ impl Gateway {
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a connection was not accepted");
+                    tracing::warn!(error = %causes(&error), "a connection was not accepted");
                     sleep(PAUSE).await;
                 }
             }
@@ -139,7 +139,7 @@ impl Gateway {
 fn serve(stream: TcpStream, router: Router, open: &GracefulShutdown) -> impl Future<Output = ()> + use<> {
     // The first token is not to wait for a second one.
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection delays its packets");
+        tracing::debug!(error = %causes(&error), "a connection delays its packets");
     }
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_headers(MAX_HEADERS).max_buf_size(BUFFER_BYTES);
@@ -147,7 +147,7 @@ fn serve(stream: TcpStream, router: Router, open: &GracefulShutdown) -> impl Fut
     let connection = open.watch(http.serve_connection(io, TowerToHyperService::new(router)));
     async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection was cut");
+            tracing::debug!(error = %causes(&error), "a connection was cut");
         }
     }
 }

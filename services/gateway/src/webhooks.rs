@@ -16,7 +16,7 @@ use baton_bus::{
     pull::{Delivery, Receiver, Settle},
     unix_ms,
 };
-use baton_contract::{JobId, Name, outcome::Status};
+use baton_contract::{JobId, Name, causes, outcome::Status};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -115,7 +115,7 @@ async fn leave(state: &State, tenant: &Name, notice: Notice) -> Result<(), baton
     }
     let failed = |error: serde_json::Error| baton_bus::Error::Publish {
         subject: format!("a webhook of {tenant}"),
-        message: error.to_string(),
+        message: causes(&error),
     };
     let payload = serde_json::to_vec(&notice).map_err(failed)?;
     state.desk.webhook_errands.leave(tenant, &notice.id, payload).await
@@ -150,7 +150,7 @@ impl Receiver for Caller {
                 return if waited > JOB_WITHIN { Settle::Term } else { Settle::Nak(Some(pause(waited, 4, LOOKS))) };
             }
             Err(error) => {
-                tracing::warn!(%error, event = notice.id, "what a webhook is to tell could not be read; trying again");
+                tracing::warn!(error = %causes(&error), event = notice.id, "what a webhook is to tell could not be read; trying again");
                 return Settle::Nak(Some(PAUSES.0));
             }
         };
@@ -167,7 +167,7 @@ impl Receiver for Caller {
             Err(error) => {
                 let waited = Duration::from_millis(unix_ms().saturating_sub(event.at_ms));
                 let last = waited > GIVE_UP || error.is_final();
-                tracing::warn!(%error, %tenant, event = notice.id, attempt = delivery.attempt, last, "a webhook was not called");
+                tracing::warn!(error = %causes(&error), %tenant, event = notice.id, attempt = delivery.attempt, last, "a webhook was not called");
                 if last { Settle::Term } else { Settle::Nak(Some(pause(waited, 1, PAUSES))) }
             }
         }

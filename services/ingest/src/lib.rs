@@ -20,7 +20,7 @@ use baton_bus::{
     waiting::{self, Gate},
 };
 use baton_contract::{
-    JobId, Name,
+    JobId, Name, causes,
     envelope::{self, DecodeTask, PrefillTask, Task},
     job::Job,
     outcome::{Code, Failure, Outcome, Refusal, Status, Timings, Usage, request_digest},
@@ -170,11 +170,11 @@ impl Receiver for Ingest {
             match self.admit(arrival, delivery).await {
                 Ok(()) => Settle::Ack,
                 Err(error @ baton_bus::Error::TryLater { .. }) if self.gate.bounds_tenants() => {
-                    tracing::info!(%error, "the request waits until its tenant may have more jobs waiting");
+                    tracing::info!(error = %causes(&error), "the request waits until its tenant may have more jobs waiting");
                     hold()
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the request was not admitted and is tried again");
+                    tracing::warn!(error = %causes(&error), "the request was not admitted and is tried again");
                     Settle::Nak(Some(stage::pause(delivery.attempt)))
                 }
             }
@@ -279,12 +279,16 @@ impl Ingest {
                     begin().await?;
                 } else {
                     // Others wait for this one's slot as long as there is no room for it.
-                    pressure::patiently(begin, |error| tracing::info!(%error, "the job waits to be passed on")).await?;
+                    pressure::patiently(
+                        begin,
+                        |error| tracing::info!(error = %causes(error), "the job waits to be passed on"),
+                    )
+                    .await?;
                 }
                 self.bus.counters().job(false);
                 Ok(())
             }
-            Err(error) => self.refuse(arrival, Failure::new(Code::PromptTooLong, error.to_string())).await,
+            Err(error) => self.refuse(arrival, Failure::new(Code::PromptTooLong, causes(&error))).await,
         }
     }
 
@@ -339,7 +343,7 @@ pub async fn read(models: &Models, arrival: &Arrival, body: &[u8]) -> Result<Job
     }
     spawn_blocking(fit)
         .await
-        .map_err(|error| Failure::new(Code::Internal, format!("reading the request failed: {error}")))?
+        .map_err(|error| Failure::new(Code::Internal, format!("reading the request failed: {}", causes(&error))))?
 }
 
 /// Refuses jobs whose result might not be one message of the broker's. One answer is bounded by the model's context.
@@ -371,12 +375,12 @@ fn tokenize(vocabulary: &Vocabulary, input: Input) -> Result<Vec<u32>, Failure> 
             }
             tokens
         }
-        Input::Text(text) => vocabulary.encode(&text, false).map_err(|error| too_long(error.to_string()))?,
+        Input::Text(text) => vocabulary.encode(&text, false).map_err(|error| too_long(causes(&error)))?,
         Input::Messages(messages) => vocabulary.encode_chat(&messages).map_err(|error| match error {
             chat::Error::TooLong { .. } | chat::Error::Encode(tokenizer::Error::TooLong { .. }) => {
-                too_long(error.to_string())
+                too_long(causes(&error))
             }
-            error => Failure::new(Code::InvalidTemplateInput, format!("messages: {error}")),
+            error => Failure::new(Code::InvalidTemplateInput, format!("messages: {}", causes(&error))),
         })?,
     };
     if prompt.is_empty() {

@@ -167,7 +167,7 @@ fn page_tokens() -> usize {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It is no TOML, lacks a key or has one too many.
-    #[error("the profile cannot be read: {0}")]
+    #[error("the profile cannot be read")]
     Toml(#[from] toml::de::Error),
     /// A number that can't be.
     #[error("the profile's {key}: expected {expected}, found {found}")]

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, pin::Pin, time::Duration};
 
 use baton_bus::{Bus, lease::Lease, roles::Answer, unix_ms};
 use baton_contract::{
+    causes,
     stats::{Planning, RoleChange, Snapshot},
     subject::Stage,
 };
@@ -110,7 +111,7 @@ impl Service {
             return true;
         }
         let held = lease.hold().await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "it is not known who plans, so this planner waits");
+            tracing::warn!(error = %causes(&error), "it is not known who plans, so this planner waits");
             false
         });
         if !held {
@@ -184,7 +185,7 @@ impl Service {
             Ok(Answer::Refused { reason }) => {
                 tracing::warn!(worker, %to, reason, "a worker refused to change its role")
             }
-            Err(error) => tracing::warn!(worker, %to, %error, "a worker did not change its role"),
+            Err(error) => tracing::warn!(worker, %to, error = %causes(&error), "a worker did not change its role"),
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use baton_bus::stats::Counters;
-use baton_contract::kv::Block;
+use baton_contract::{causes, kv::Block};
 use baton_engine::{
     generation::Generation,
     model::{self, KvMemory, Model, SequenceId, Step},
@@ -135,7 +135,7 @@ impl Batch {
                 self.schedule.computed(Share { id, tokens: block.tokens });
             }
             Err(error) => {
-                tracing::warn!(%error, "a piece of a KV cache could not be imported; it is computed");
+                tracing::warn!(error = %causes(&error), "a piece of a KV cache could not be imported; it is computed");
                 self.schedule.reuse(id, prompt.done);
                 self.check(id);
             }
@@ -243,10 +243,10 @@ impl Batch {
     /// After a failed pass: the next is smaller. A prompt fails if a single token of it alone does.
     fn failed(&mut self, shares: &[Share], error: model::Error) {
         if let Some(id) = self.schedule.failed(shares) {
-            tracing::error!(%error, "computing a prompt failed; its job is tried again elsewhere");
+            tracing::error!(error = %causes(&error), "computing a prompt failed; its job is tried again elsewhere");
             return self.fail(id, error);
         }
-        tracing::warn!(%error, prompts = shares.len(), "a pass failed; a smaller one is tried");
+        tracing::warn!(error = %causes(&error), prompts = shares.len(), "a pass failed; a smaller one is tried");
         for Share { id, .. } in shares {
             self.check(*id);
         }

@@ -7,6 +7,7 @@ use baton_bus::{
     stats::Counters,
 };
 use baton_contract::{
+    causes,
     kv::Block,
     outcome::{Code, Timings},
 };
@@ -142,7 +143,7 @@ impl<'a> Computing<'a> {
                 Some(Computed::Failed(failed)) => {
                     let message = match failed {
                         Failed::TooLong(_) => failed.to_string(),
-                        Failed::Model(error) => format!("prefill failed: {error}"),
+                        Failed::Model(error) => format!("prefill failed: {}", causes(&error)),
                     };
                     return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
                 }
@@ -238,7 +239,7 @@ async fn stored(store: &KvStore, piece: &Piece, counters: &Counters) -> Option<A
             None
         }
         Err(error) => {
-            tracing::warn!(%error, "a stored prefix could not be read; it is computed");
+            tracing::warn!(error = %causes(&error), "a stored prefix could not be read; it is computed");
             None
         }
     }

@@ -20,7 +20,7 @@ use baton_bus::{
     stage::{self, Handler, Next, Retry, StageError, Work},
 };
 use baton_contract::{
-    Name,
+    Name, causes,
     envelope::{self, DecodeTask, FirstToken, Piece, PrefillTask},
     job::Job,
     outcome::{Code, Failure, Timings},
@@ -76,7 +76,7 @@ pub enum Error {
     Bus(#[from] baton_bus::Error),
     #[error(transparent)]
     Threads(#[from] baton_engine::ThreadsError),
-    #[error("cannot start the thread of model {model}: {source}")]
+    #[error("cannot start the thread of model {model}")]
     Thread { model: Name, source: std::io::Error },
 }
 
@@ -88,7 +88,9 @@ pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: Canc
     // A worker that died holds others up no longer with a prefix than with its own jobs.
     let prefixes = bus.prefixes(options.pull.ack_wait).await;
     let prefixes = prefixes
-        .inspect_err(|error| tracing::warn!(%error, "workers can't tell each other which prefixes they compute"))
+        .inspect_err(
+            |error| tracing::warn!(error = %causes(error), "workers can't tell each other which prefixes they compute"),
+        )
         .ok();
     let mut models = BTreeMap::new();
     let engines = served.len();
@@ -202,8 +204,8 @@ impl Prefill {
         let pieces = pieces.iter().map(|piece| Piece { id: piece.id.0, tokens: piece.range.len() as u32 }).collect();
         let subject = self.bus.layout().decode(&job.model, &job.lane, &job.tenant);
         let task = DecodeTask { job, timings, first, pieces };
-        let payload = envelope::encode(&task)
-            .map_err(|error| StageError::new(Retry::Never, Code::Internal, error.to_string()))?;
+        let payload =
+            envelope::encode(&task).map_err(|error| StageError::new(Retry::Never, Code::Internal, causes(&error)))?;
         Ok(Next::Forward { subject, payload: payload.into() })
     }
 }

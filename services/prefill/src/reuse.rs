@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use baton_bus::prefixes::{Claim, Ended, Prefixes, Turn};
-use baton_contract::kv::Block;
+use baton_contract::{causes, kv::Block};
 use baton_storage::{
     key::{ChunkId, Piece, PieceKind},
     kv::{self, KvStore},
@@ -97,7 +97,7 @@ impl Reuse {
                         return Ok(prefix);
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "a prefix that another worker computes can't be waited for");
+                        tracing::warn!(error = %causes(&error), "a prefix that another worker computes can't be waited for");
                         return Ok(prefix);
                     }
                 },
@@ -112,7 +112,10 @@ impl Reuse {
         let (first, following) = chunks.split_first()?;
         let following: Vec<_> = following.iter().map(|chunk| chunk.0).collect();
         let turn = prefixes.claim(&first.0, &following).await;
-        turn.inspect_err(|error| tracing::warn!(%error, "a prefix was not claimed; others may compute the same")).ok()
+        turn.inspect_err(
+            |error| tracing::warn!(error = %causes(error), "a prefix was not claimed; others may compute the same"),
+        )
+        .ok()
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
 
 use async_nats::Subscriber;
 use baton_contract::{
-    JobId, Name,
+    JobId, Name, causes,
     outcome::{Delta, Outcome, Refusal, request_digest},
 };
 use futures::StreamExt;
@@ -150,8 +150,7 @@ impl Bus {
     }
 
     async fn listen(&self, subject: String) -> Result<Subscriber, Error> {
-        let failed =
-            |error: async_nats::SubscribeError| Error::Read { what: subject.clone(), message: error.to_string() };
+        let failed = |error: async_nats::SubscribeError| Error::Read { what: subject.clone(), message: causes(&error) };
         self.client.subscribe(subject.clone()).await.map_err(failed)
     }
 }
@@ -241,7 +240,9 @@ impl Answer {
                 match self.ended().await {
                     Ok(Some(event)) => return event,
                     Ok(None) => {}
-                    Err(error) => tracing::debug!(%error, job = %self.job, "a result could not be looked for"),
+                    Err(error) => {
+                        tracing::debug!(error = %causes(&error), job = %self.job, "a result could not be looked for")
+                    }
                 }
             }
             self.heard = None;

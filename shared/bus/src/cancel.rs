@@ -17,7 +17,7 @@ use async_nats::{
     service::{Service, ServiceExt, endpoint::Endpoint, error},
 };
 use baton_contract::{
-    JobId, Name,
+    JobId, Name, causes,
     envelope::{self, DecodeTask, PrefillTask, Task},
     outcome::{Code, Failure, Outcome, request_digest},
     record::{Record, State},
@@ -161,19 +161,19 @@ impl Bus {
             Err(error) if error.kind() == RequestErrorKind::NoResponders => {
                 return Err(Error::NotServed { subject: subject.clone() });
             }
-            Err(error) => return Err(failed(error.to_string())),
+            Err(error) => return Err(failed(causes(&error))),
         };
         if let Some(error) = message.headers.as_ref().and_then(|headers| headers.get(SERVICE_ERROR)) {
             return Err(failed(error.to_string()));
         }
-        serde_json::from_slice(&message.payload).map_err(|error| failed(error.to_string()))
+        serde_json::from_slice(&message.payload).map_err(|error| failed(causes(&error)))
     }
 
     /// Opens the endpoint.
     pub async fn calls(&self) -> Result<Calls, Error> {
         let failed = |error: async_nats::Error| Error::Provision {
             what: format!("the endpoint {}", self.layout.cancels()),
-            message: error.to_string(),
+            message: causes(&error),
         };
         let name = format!("baton-{}", self.layout.root());
         let service = self.client.service_builder().description("calls about jobs");
@@ -186,7 +186,7 @@ impl Bus {
     pub(crate) async fn cancellations(&self) -> Result<Subscriber, Error> {
         let subject = self.layout.all_cancelled();
         let failed = |message| Error::Read { what: subject.clone(), message };
-        self.client.subscribe(subject.clone()).await.map_err(|error| failed(error.to_string()))
+        self.client.subscribe(subject.clone()).await.map_err(|error| failed(causes(&error)))
     }
 
     /// The digest and the time (in milliseconds since 1970) of the first request for a job that waits for ingest.
@@ -235,12 +235,12 @@ impl Jobs {
                 let subject = bus.layout.cancelled(tenant, job);
                 // If this gets lost, the worker sees the mark when it looks at the record again.
                 if let Err(error) = bus.client.publish(subject, Default::default()).await {
-                    tracing::warn!(%error, %job, %tenant, "the workers were not told of a cancelled job");
+                    tracing::warn!(error = %causes(&error), %job, %tenant, "the workers were not told of a cancelled job");
                 }
                 if state == State::Accepted
                     && let Err(error) = self.end_unclaimed(&key).await
                 {
-                    tracing::warn!(%error, %job, %tenant, "a cancelled job did not end at once; it does at its turn");
+                    tracing::warn!(error = %causes(&error), %job, %tenant, "a cancelled job did not end at once; it does at its turn");
                 }
                 return Ok(Answer::Cancelling { state });
             }
@@ -262,7 +262,7 @@ impl Jobs {
         };
         let outcome = cancelled.map_err(|error| Error::Read {
             what: format!("the admitted message of job {key}"),
-            message: error.to_string(),
+            message: causes(&error),
         })?;
         let mut headers = HeaderMap::new();
         trace::copy(Some(&message.headers), &mut headers);
@@ -284,7 +284,7 @@ impl Calls {
             async move {
                 let answer = answer(jobs, request.message.subject.as_str()).await;
                 if let Err(error) = request.respond(answer.map(Into::into)).await {
-                    tracing::warn!(%error, "a call was not answered");
+                    tracing::warn!(error = %causes(&error), "a call was not answered");
                 }
             }
         });
@@ -293,7 +293,7 @@ impl Calls {
             came_to = async { serving.await; std::future::pending().await } => came_to,
         };
         if let Err(error) = service.stop().await {
-            tracing::debug!(%error, "the endpoint was not closed");
+            tracing::debug!(error = %causes(&error), "the endpoint was not closed");
         }
         // What was answered last is on its way.
         let _ = bus.flush().await;
@@ -307,9 +307,9 @@ async fn answer(jobs: &Jobs, subject: &str) -> Result<Vec<u8>, error::Error> {
         return Err(error::Error { status, code: 400 });
     };
     let failed = |status: String| error::Error { status: status.replace(['\r', '\n'], " "), code: 500 };
-    let answer = jobs.cancel(&tenant, &job).await.map_err(|error| failed(error.to_string()))?;
+    let answer = jobs.cancel(&tenant, &job).await.map_err(|error| failed(causes(&error)))?;
     tracing::info!(%job, %tenant, ?answer, "a job was to be cancelled");
-    serde_json::to_vec(&answer).map_err(|error| failed(error.to_string()))
+    serde_json::to_vec(&answer).map_err(|error| failed(causes(&error)))
 }
 
 #[cfg(test)]

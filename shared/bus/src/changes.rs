@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use baton_contract::{JobId, Name, record::Record, subject::Layout};
+use baton_contract::{JobId, Name, causes, record::Record, subject::Layout};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 
 use crate::{
@@ -40,7 +40,7 @@ impl Bus {
         let bucket = self.layout.job_bucket();
         let name = format!("KV_{bucket}");
         let missing = |message| Error::NotProvisioned { root: self.layout.root().clone(), message };
-        let found = self.jetstream.get_stream(&name).await.map_err(|error| missing(error.to_string()))?;
+        let found = self.jetstream.get_stream(&name).await.map_err(|error| missing(causes(&error)))?;
         let state = &found.cached_info().state;
         let reading = Reading {
             bus: self.clone(),
@@ -95,7 +95,7 @@ impl Reading {
             let Some(JobKey { tenant, job }) = key.filter(|_| !message.payload.is_empty()) else { continue };
             let record = serde_json::from_slice(&message.payload).map_err(|error| Error::Read {
                 what: format!("the record of job {tenant}/{job}"),
-                message: error.to_string(),
+                message: causes(&error),
             })?;
             let changed_ms = (message.time.unix_timestamp_nanos() / 1_000_000) as u64;
             entries.push(Entry { tenant, job, record, changed_ms });

@@ -11,7 +11,7 @@ use std::sync::{
 };
 
 use async_nats::jetstream::kv;
-use baton_contract::{checkpoint::Checkpoint, job::Job, record::Claim, subject::Stage};
+use baton_contract::{causes, checkpoint::Checkpoint, job::Job, record::Claim, subject::Stage};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Bus, Error};
@@ -63,7 +63,7 @@ impl Bus {
     pub async fn checkpoints(&self) -> Result<Checkpoints, Error> {
         let bucket = self.jetstream.get_key_value(self.layout.checkpoint_bucket()).await;
         let bucket = bucket
-            .map_err(|error| Error::NotProvisioned { root: self.layout.root().clone(), message: error.to_string() })?;
+            .map_err(|error| Error::NotProvisioned { root: self.layout.root().clone(), message: causes(&error) })?;
         Ok(Checkpoints { bus: self.clone(), bucket })
     }
 }
@@ -92,25 +92,23 @@ impl Checkpoints {
     /// What is stored under a key, with its revision, which is 0 if there is nothing; what can't be read is told as nothing.
     async fn read(&self, key: &str) -> Result<(Option<Checkpoint>, u64), Error> {
         let entry = self.bucket.entry(key).await;
-        let entry = entry.map_err(|error| Error::Read {
-            what: format!("the checkpoint of job {key}"),
-            message: error.to_string(),
-        })?;
+        let entry = entry
+            .map_err(|error| Error::Read { what: format!("the checkpoint of job {key}"), message: causes(&error) })?;
         let Some(entry) = entry else { return Ok((None, 0)) };
         let checkpoint = Checkpoint::decode(&entry.value);
         if let Err(error) = &checkpoint {
-            tracing::warn!(%error, key, "a checkpoint could not be read; the job starts its answers again");
+            tracing::warn!(error = %causes(error), key, "a checkpoint could not be read; the job starts its answers again");
         }
         Ok((checkpoint.ok(), entry.revision))
     }
 
     async fn put(&self, key: &str, checkpoint: &Checkpoint, revision: u64) -> Result<Option<u64>, Error> {
         let failed = |message| Error::Publish { subject: format!("the checkpoint of job {key}"), message };
-        let value = checkpoint.encode().map_err(|error| failed(error.to_string()))?;
+        let value = checkpoint.encode().map_err(|error| failed(causes(&error)))?;
         match self.bucket.update(key, value.into(), revision).await {
             Ok(revision) => Ok(Some(revision)),
             Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(None),
-            Err(error) => Err(failed(error.to_string())),
+            Err(error) => Err(failed(causes(&error))),
         }
     }
 }
@@ -176,7 +174,7 @@ impl Ledger {
         // Not by a marker, which would stay as long as results do.
         let purged = bucket.stream.purge().filter(format!("{}{}", bucket.prefix, self.key)).await;
         if let Err(error) = purged {
-            tracing::debug!(%error, job = self.key, "the checkpoint of a job that ended was not removed; it expires");
+            tracing::debug!(error = %causes(&error), job = self.key, "the checkpoint of a job that ended was not removed; it expires");
         }
     }
 }

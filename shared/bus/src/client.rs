@@ -10,7 +10,7 @@ use async_nats::{
     },
 };
 use baton_contract::{
-    JobId, Name,
+    JobId, Name, causes,
     outcome::{Delta, Outcome, Refusal},
     request,
     subject::{Layout, Stage},
@@ -71,7 +71,7 @@ impl Bus {
         let jobs = self.jobs().await?;
         let results = self.results_of(vec![self.layout.results(tenant), self.layout.refusals(tenant)]).await?;
         let subject = self.layout.all_tokens(tenant);
-        let tokens = self.client.subscribe(subject).await.map_err(|error| failed(error.to_string()))?;
+        let tokens = self.client.subscribe(subject).await.map_err(|error| failed(causes(&error)))?;
         self.flush().await?;
         Ok(Follower { jobs, tenant: tenant.clone(), results, tokens, found: VecDeque::new() })
     }
@@ -89,7 +89,7 @@ impl Bus {
     async fn results_of(&self, subjects: Vec<String>) -> Result<Results, Error> {
         let failed = |message: String| Error::Read { what: subjects.join(" and "), message };
         let stream = self.jetstream.get_stream(self.layout.result_stream()).await;
-        let stream = stream.map_err(|error| failed(error.to_string()))?;
+        let stream = stream.map_err(|error| failed(causes(&error)))?;
         let before = stream.cached_info().state.last_sequence;
         let config = push::OrderedConfig {
             deliver_subject: self.client.new_inbox(),
@@ -97,8 +97,8 @@ impl Bus {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: before + 1 },
             ..Default::default()
         };
-        let consumer = stream.create_consumer(config).await.map_err(|error| failed(error.to_string()))?;
-        let messages = consumer.messages().await.map_err(|error| failed(error.to_string()))?;
+        let consumer = stream.create_consumer(config).await.map_err(|error| failed(causes(&error)))?;
+        let messages = consumer.messages().await.map_err(|error| failed(causes(&error)))?;
         Ok(Results { messages, before })
     }
 
@@ -106,7 +106,7 @@ impl Bus {
     pub async fn refuse(&self, refusal: &Refusal) -> Result<(), Error> {
         let subject = self.layout.refusal(&refusal.tenant, &refusal.id, &refusal.request_digest);
         let failed = |message: String| Error::Publish { subject: subject.clone(), message };
-        let payload = serde_json::to_vec(refusal).map_err(|error| failed(error.to_string()))?;
+        let payload = serde_json::to_vec(refusal).map_err(|error| failed(causes(&error)))?;
         // Not only the first time: whoever submits it again follows from then on.
         self.publish_durably(subject, None, trace::headers_of(&tracing::Span::current()), payload).await.map(drop)
     }
@@ -234,7 +234,7 @@ impl Results {
                 Some(Ok(message)) => message,
                 // The consumer is made anew at the next turn.
                 Some(Err(error)) if error.kind() == OrderedErrorKind::MissingHeartbeat => continue,
-                Some(Err(error)) => return Err(failed(error.to_string())),
+                Some(Err(error)) => return Err(failed(causes(&error))),
                 None => return Err(failed("the connection was closed".into())),
             };
             if message.info().is_ok_and(|info| info.stream_sequence <= self.before) {
@@ -242,7 +242,9 @@ impl Results {
             }
             match Ended::read(&message) {
                 Ok(ended) => return Ok(ended),
-                Err(error) => tracing::warn!(%error, subject = %message.subject, "an unreadable result was skipped"),
+                Err(error) => {
+                    tracing::warn!(error = %causes(&error), subject = %message.subject, "an unreadable result was skipped")
+                }
             }
         }
     }

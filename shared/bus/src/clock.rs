@@ -11,7 +11,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use baton_contract::subject::Stage;
+use baton_contract::{causes, subject::Stage};
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -64,9 +64,10 @@ impl Clock {
         let unreadable = |message: String| Error::Read { what: "the broker's clock".into(), message };
         let asked = format!("STREAM.INFO.{}", self.bus.layout.stage_stream(Stage::Ingest));
         let answer: Stamped =
-            self.bus.jetstream.request(asked, &()).await.map_err(|error| unreadable(error.to_string()))?;
+            self.bus.jetstream.request(asked, &()).await.map_err(|error| unreadable(causes(&error)))?;
         let stamp = answer.ts.ok_or_else(|| unreadable("expected a time stamp; nats-server 2.10 is needed".into()))?;
-        let time = humantime::parse_rfc3339(&stamp).map_err(|error| unreadable(format!("{stamp:?}: {error}")))?;
+        let time =
+            humantime::parse_rfc3339(&stamp).map_err(|error| unreadable(format!("{stamp:?}: {}", causes(&error))))?;
         let broker_ms = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         *lock() = Some(Reading { broker_ms, at: Instant::now() });
         Ok(broker_ms)

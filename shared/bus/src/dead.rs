@@ -14,7 +14,7 @@ use async_nats::jetstream::{
     stream::{DirectGetErrorKind, Stream as JetStream},
 };
 use baton_contract::{
-    JobId, Name,
+    JobId, Name, causes,
     envelope::{self, DecodeTask, PrefillTask, Task},
     outcome::{Code, Failure},
     record::Record,
@@ -147,7 +147,7 @@ pub enum Retried {
 pub enum RetryError {
     #[error(transparent)]
     Bus(#[from] Error),
-    #[error("cannot try the dead letter {id} again: {source}")]
+    #[error("cannot try the dead letter {id} again")]
     Unreadable { id: LetterId, source: envelope::Error },
     #[error("the dead letter {id} came from {subject:?}, which is no queue of {stage}; drop it", stage = id.stage())]
     Foreign { id: LetterId, subject: String },
@@ -195,7 +195,7 @@ impl Bus {
         match stream.direct_get_last_for_subject(self.layout.dead_letter(&id.to_string())).await {
             Ok(message) => Ok(self.letter(&message).map(|letter| Opened { letter, message: message.payload.to_vec() })),
             Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-            Err(error) => Err(unreadable(error.to_string())),
+            Err(error) => Err(unreadable(causes(&error))),
         }
     }
 
@@ -206,7 +206,7 @@ impl Bus {
         match removed {
             Ok(removed) => Ok(removed),
             Err(_) if self.dead_letter(&letter.id).await?.is_none() => Ok(false),
-            Err(error) => Err(failed(error.to_string())),
+            Err(error) => Err(failed(causes(&error))),
         }
     }
 
@@ -293,7 +293,7 @@ impl Bus {
         self.jetstream
             .get_stream_no_info(&name)
             .await
-            .map_err(|error| Error::Read { what: format!("stream {name}"), message: error.to_string() })
+            .map_err(|error| Error::Read { what: format!("stream {name}"), message: causes(&error) })
     }
 
     /// Reads a letter, if it is one.

@@ -5,7 +5,7 @@ use async_nats::jetstream::consumer::{
     DeliverPolicy,
     push::{self, OrderedErrorKind},
 };
-use baton_contract::{JobId, Name, subject::Layout};
+use baton_contract::{JobId, Name, causes, subject::Layout};
 use futures::StreamExt;
 
 use crate::{Bus, Error};
@@ -20,7 +20,7 @@ impl Bus {
     pub async fn ends(&self, tenant: &Name) -> Result<Ends, Error> {
         let failed = |message: String| Error::Read { what: format!("the jobs of tenant {tenant}"), message };
         let stream = self.jetstream.get_stream(self.layout.result_stream()).await;
-        let stream = stream.map_err(|error| failed(error.to_string()))?;
+        let stream = stream.map_err(|error| failed(causes(&error)))?;
         let start_sequence = stream.cached_info().state.last_sequence + 1;
         let config = push::OrderedConfig {
             deliver_subject: self.client.new_inbox(),
@@ -29,8 +29,8 @@ impl Bus {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
             ..Default::default()
         };
-        let consumer = stream.create_consumer(config).await.map_err(|error| failed(error.to_string()))?;
-        let messages = consumer.messages().await.map_err(|error| failed(error.to_string()))?;
+        let consumer = stream.create_consumer(config).await.map_err(|error| failed(causes(&error)))?;
+        let messages = consumer.messages().await.map_err(|error| failed(causes(&error)))?;
         Ok(Ends { messages })
     }
 }
@@ -48,7 +48,7 @@ impl Ends {
                 }
                 // The consumer is made anew at the next turn.
                 Some(Err(error)) if error.kind() == OrderedErrorKind::MissingHeartbeat => {}
-                Some(Err(error)) => return Err(failed(error.to_string())),
+                Some(Err(error)) => return Err(failed(causes(&error))),
                 None => return Err(failed("the connection was closed".into())),
             }
         }

@@ -7,7 +7,7 @@ use async_nats::jetstream::{
     consumer::{PullConsumer, pull},
     stream::{Config, DiscardPolicy, RetentionPolicy},
 };
-use baton_contract::Name;
+use baton_contract::{Name, causes};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use tokio::{
@@ -83,7 +83,7 @@ impl Bus {
             num_replicas: replicas,
             ..Default::default()
         };
-        self.jetstream.create_or_update_stream(stream).await.map_err(|error| failed(error.to_string()))?;
+        self.jetstream.create_or_update_stream(stream).await.map_err(|error| failed(causes(&error)))?;
         let consumer = pull::Config {
             durable_name: Some(kind.as_str().into()),
             ack_wait,
@@ -93,7 +93,7 @@ impl Bus {
             ..Default::default()
         };
         let consumer = self.jetstream.create_consumer_on_stream(consumer, name.as_str()).await;
-        consumer.map_err(|error| failed(error.to_string()))
+        consumer.map_err(|error| failed(causes(&error)))
     }
 }
 
@@ -143,11 +143,11 @@ impl Errands {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::warn!(%error, kind = self.kind.as_str(), "errands could not be asked for; trying again");
+                    tracing::warn!(error = %causes(&error), kind = self.kind.as_str(), "errands could not be asked for; trying again");
                     // Their stream may have been removed, with all that it had.
                     let again = async {
                         if let Err(error) = self.bus.errand_consumer(self.kind, self.replicas, self.ack_wait).await {
-                            tracing::debug!(%error, "the stream of errands is not there, and could not be made again");
+                            tracing::debug!(error = %causes(&error), "the stream of errands is not there, and could not be made again");
                         }
                         sleep(PAUSE).await;
                     };
@@ -166,10 +166,10 @@ impl Errands {
     async fn take(&self) -> Result<Option<Delivery>, Error> {
         let failed = |message: String| Error::Read { what: format!("errands ({})", self.kind.as_str()), message };
         let asked = self.consumer.batch().max_messages(1).expires(ASKED).messages().await;
-        let mut messages = asked.map_err(|error| failed(error.to_string()))?;
+        let mut messages = asked.map_err(|error| failed(causes(&error)))?;
         let answer = timeout(ASKED + ANSWER, messages.next()).await;
         let answer = answer.map_err(|_| failed("the broker did not answer in time".into()))?;
-        let message = answer.transpose().map_err(|error| failed(error.to_string()))?;
+        let message = answer.transpose().map_err(|error| failed(causes(&error)))?;
         message.map(|message| Delivery::new(message, &self.bus.client)).transpose()
     }
 

@@ -2,7 +2,7 @@
 
 use async_nats::jetstream::{kv, stream::DirectGetErrorKind};
 use baton_contract::{
-    JobId, Name,
+    JobId, Name, causes,
     outcome::{Outcome, Status},
     record::{Admission, Claim, Record, Verdict},
 };
@@ -79,7 +79,7 @@ impl Bus {
             .jetstream
             .get_key_value(self.layout.job_bucket())
             .await
-            .map_err(|error| Error::NotProvisioned { root: self.layout.root().clone(), message: error.to_string() })?;
+            .map_err(|error| Error::NotProvisioned { root: self.layout.root().clone(), message: causes(&error) })?;
         Ok(Jobs { bus: self.clone(), bucket })
     }
 }
@@ -89,9 +89,9 @@ impl Jobs {
     pub async fn get(&self, tenant: &Name, job: &JobId) -> Result<Option<Stored>, Error> {
         let key = self.bus.layout.job_key(tenant, job);
         let unreadable = |message| Error::Read { what: format!("the record of job {job}"), message };
-        let entry = self.bucket.entry(key).await.map_err(|error| unreadable(error.to_string()))?;
+        let entry = self.bucket.entry(key).await.map_err(|error| unreadable(causes(&error)))?;
         let Some(entry) = entry.filter(|entry| entry.operation == kv::Operation::Put) else { return Ok(None) };
-        let record = serde_json::from_slice(&entry.value).map_err(|error| unreadable(error.to_string()))?;
+        let record = serde_json::from_slice(&entry.value).map_err(|error| unreadable(causes(&error)))?;
         Ok(Some(Stored { record, revision: entry.revision }))
     }
 
@@ -222,13 +222,13 @@ impl Jobs {
             .jetstream
             .get_stream_no_info(self.bus.layout.result_stream())
             .await
-            .map_err(|error| unreadable(error.to_string()))?;
+            .map_err(|error| unreadable(causes(&error)))?;
         match stream.direct_get_last_for_subject(subject).await {
             Ok(message) => {
-                serde_json::from_slice(&message.payload).map(Some).map_err(|error| unreadable(error.to_string()))
+                serde_json::from_slice(&message.payload).map(Some).map_err(|error| unreadable(causes(&error)))
             }
             Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-            Err(error) => Err(unreadable(error.to_string())),
+            Err(error) => Err(unreadable(causes(&error))),
         }
     }
 
@@ -236,7 +236,7 @@ impl Jobs {
     async fn publish_result(&self, outcome: &Outcome, headers: HeaderMap) -> Result<bool, Error> {
         let subject = self.bus.layout.result(&outcome.tenant, &outcome.id);
         let failed = |message: String| Error::Publish { subject: subject.clone(), message };
-        let payload = serde_json::to_vec(outcome).map_err(|error| failed(error.to_string()))?;
+        let payload = serde_json::to_vec(outcome).map_err(|error| failed(causes(&error)))?;
         self.bus.publish_first(subject, headers, payload).await
     }
 
@@ -250,7 +250,7 @@ impl Jobs {
     ) -> Result<Option<Stored>, Error> {
         let failed = |message: String| Error::Record { job: job.to_string(), message };
         let key = self.bus.layout.job_key(tenant, job);
-        let value = serde_json::to_vec(&record).map_err(|error| failed(error.to_string()))?;
+        let value = serde_json::to_vec(&record).map_err(|error| failed(causes(&error)))?;
         let revision = self.put_at(&key, value, revision).await.map_err(failed)?;
         Ok(revision.map(|revision| Stored { record, revision }))
     }
@@ -277,12 +277,12 @@ impl Jobs {
             Some(revision) => match self.bucket.update(key, value.into(), revision).await {
                 Ok(revision) => Ok(Some(revision)),
                 Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(None),
-                Err(error) => Err(error.to_string()),
+                Err(error) => Err(causes(&error)),
             },
             None => match self.bucket.create(key, value.into()).await {
                 Ok(revision) => Ok(Some(revision)),
                 Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => Ok(None),
-                Err(error) => Err(error.to_string()),
+                Err(error) => Err(causes(&error)),
             },
         }
     }

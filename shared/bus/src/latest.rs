@@ -6,7 +6,7 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
     stream::Stream as JetStream,
 };
-use baton_contract::{Name, outcome::Outcome};
+use baton_contract::{Name, causes, outcome::Outcome};
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::time::Duration;
@@ -65,7 +65,7 @@ impl Bus {
     pub async fn recent_results(&self, tenant: &Name, limit: usize) -> Result<Vec<Outcome>, Error> {
         let failed = |message: String| Error::Read { what: format!("the last results of tenant {tenant}"), message };
         let stream = self.jetstream.get_stream(self.layout.result_stream()).await;
-        let stream = stream.map_err(|error| failed(error.to_string()))?;
+        let stream = stream.map_err(|error| failed(causes(&error)))?;
         let state = &stream.cached_info().state;
         let mut search = Search::new(state.first_sequence, state.last_sequence, limit as u64);
         let subject = self.layout.results(tenant);
@@ -81,7 +81,7 @@ impl Bus {
                 let read = read.map_err(&failed)?;
                 return read
                     .iter()
-                    .map(|body| serde_json::from_slice(body).map_err(|error| failed(error.to_string())))
+                    .map(|body| serde_json::from_slice(body).map_err(|error| failed(causes(&error))))
                     .collect();
             }
         }
@@ -99,7 +99,7 @@ async fn from(stream: &JetStream, subject: &str, sequence: u64) -> Result<PullCo
         num_replicas: 1,
         ..Default::default()
     };
-    stream.create_consumer(config).await.map_err(|error| error.to_string())
+    stream.create_consumer(config).await.map_err(|error| causes(&error))
 }
 
 /// The last `limit` of `count` messages, the last one first.
@@ -107,9 +107,9 @@ async fn last_of(consumer: &PullConsumer, count: u64, limit: usize) -> Result<Ve
     let mut kept = VecDeque::new();
     if count > 0 && limit > 0 {
         let batch = consumer.fetch().max_messages(count as usize).messages().await;
-        let mut messages = batch.map_err(|error| error.to_string())?;
+        let mut messages = batch.map_err(|error| causes(&error))?;
         while let Some(message) = messages.next().await {
-            let message = message.map_err(|error| error.to_string())?;
+            let message = message.map_err(|error| causes(&error))?;
             if kept.len() == limit {
                 kept.pop_front();
             }

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::kv;
+use baton_contract::causes;
 use tokio::time::Instant;
 
 use crate::{Error, jobs::Jobs};
@@ -97,11 +98,11 @@ impl Lease {
         if let State::Held { revision, .. } = self.state
             && let Err(error) = self.bucket.delete_expect_revision(self.key, Some(revision)).await
         {
-            tracing::debug!(%error, key = self.key, "a duty was not given back, and is free after a while");
+            tracing::debug!(error = %causes(&error), key = self.key, "a duty was not given back, and is free after a while");
         }
     }
 
     fn failed(&self, error: impl std::fmt::Display) -> Error {
-        Error::Read { what: format!("who has the duty {}", self.key), message: error.to_string() }
+        Error::Read { what: format!("who has the duty {}", self.key), message: causes(&error) }
     }
 }

@@ -63,7 +63,7 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, RetentionPolicy},
 };
 use baton_contract::{
-    Name, envelope,
+    Name, causes, envelope,
     job::Job,
     subject::{Layout, Stage},
 };
@@ -102,9 +102,9 @@ pub struct Retention {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot connect to the broker at {url}: {source}; is nats-server running there, and is the URL right?")]
+    #[error("cannot connect to the broker at {url}; is nats-server running there, and is the URL right?")]
     Connect { url: String, source: async_nats::ConnectError },
-    #[error("cannot read the credentials file {path}: {source}")]
+    #[error("cannot read the credentials file {path}")]
     Credentials { path: PathBuf, source: std::io::Error },
     #[error("JetStream is not usable: {0}; start nats-server with JetStream on (-js)")]
     JetStream(String),
@@ -170,7 +170,7 @@ impl Bus {
 
     /// Checks that the broker has JetStream on for this account; returns its version.
     pub async fn check(&self) -> Result<String, Error> {
-        self.jetstream.query_account().await.map_err(|error| Error::JetStream(error.to_string()))?;
+        self.jetstream.query_account().await.map_err(|error| Error::JetStream(causes(&error)))?;
         Ok(self.client.server_info().version)
     }
 
@@ -188,7 +188,7 @@ impl Bus {
     pub async fn ready(&self) -> Result<(), Error> {
         let missing = |message: String| Error::NotProvisioned { root: self.layout.root().clone(), message };
         for stream in [self.layout.stage_stream(Stage::Ingest), self.layout.result_stream()] {
-            self.jetstream.get_stream(stream).await.map_err(|error| missing(error.to_string()))?;
+            self.jetstream.get_stream(stream).await.map_err(|error| missing(causes(&error)))?;
         }
         Ok(())
     }
@@ -265,7 +265,7 @@ impl Bus {
             ..Default::default()
         };
         let created = self.jetstream.create_or_update_key_value(config).await;
-        created.map_err(|error| Error::Provision { what: format!("bucket {bucket}"), message: error.to_string() })?;
+        created.map_err(|error| Error::Provision { what: format!("bucket {bucket}"), message: causes(&error) })?;
         Ok(())
     }
 
@@ -278,7 +278,7 @@ impl Bus {
         self.jetstream
             .create_or_update_stream(config)
             .await
-            .map_err(|error| Error::Provision { what, message: error.to_string() })?;
+            .map_err(|error| Error::Provision { what, message: causes(&error) })?;
         Ok(())
     }
 
@@ -307,7 +307,7 @@ impl Bus {
             .await
             .map_err(|error| Error::Provision {
                 what: format!("consumer {durable} of stream {stream}"),
-                message: error.to_string(),
+                message: causes(&error),
             })
     }
 
@@ -372,15 +372,15 @@ impl Bus {
     /// Publishes without durability, for live streaming.
     pub async fn publish_delta(&self, subject: String, delta: &baton_contract::outcome::Delta) -> Result<(), Error> {
         let failed = |message: String| Error::Publish { subject: subject.clone(), message };
-        let payload = serde_json::to_vec(delta).map_err(|error| failed(error.to_string()))?;
-        self.client.publish(subject.clone(), payload.into()).await.map_err(|error| failed(error.to_string()))
+        let payload = serde_json::to_vec(delta).map_err(|error| failed(causes(&error)))?;
+        self.client.publish(subject.clone(), payload.into()).await.map_err(|error| failed(causes(&error)))
     }
 
     /// Sends what is still buffered, if the broker can be reached within some seconds.
     pub async fn flush(&self) -> Result<(), Error> {
         let failed = |message: String| Error::Publish { subject: "(all)".into(), message };
         match timeout(FLUSH_WITHIN, self.client.flush()).await {
-            Ok(flushed) => flushed.map_err(|error| failed(error.to_string())),
+            Ok(flushed) => flushed.map_err(|error| failed(causes(&error))),
             Err(_) => Err(failed(format!("the broker did not answer within {FLUSH_WITHIN:?}"))),
         }
     }

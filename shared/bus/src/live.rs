@@ -8,6 +8,7 @@ use async_nats::jetstream::{
     stream::{RawMessageErrorKind, Stream as JetStream},
 };
 use baton_contract::{
+    causes,
     envelope::{self, Task},
     subject::Stage,
 };
@@ -38,7 +39,7 @@ impl Bus {
         let name = self.layout.stage_stream(stage);
         let Waiting { count, tasks: messages } = self.messages(stage).await?;
         let read = move |message: StreamMessage| {
-            envelope::decode(&message.payload).map_err(|error| unreadable(message.sequence, &name, error.to_string()))
+            envelope::decode(&message.payload).map_err(|error| unreadable(message.sequence, &name, causes(&error)))
         };
         Ok(Waiting { count, tasks: messages.map(move |message| message.and_then(&read)) })
     }
@@ -59,9 +60,9 @@ impl Bus {
     ) -> Result<Waiting<impl Stream<Item = Result<StreamMessage, Error>> + Unpin + use<>>, Error> {
         let stream = self.jetstream.get_stream(&name).await.map_err(|error| match error.kind() {
             GetStreamErrorKind::JetStream(_) => {
-                Error::NotProvisioned { root: self.layout.root().clone(), message: error.to_string() }
+                Error::NotProvisioned { root: self.layout.root().clone(), message: causes(&error) }
             }
-            _ => Error::Read { what: format!("the state of stream {name}"), message: error.to_string() },
+            _ => Error::Read { what: format!("the state of stream {name}"), message: causes(&error) },
         })?;
         let state = &stream.cached_info().state;
         let spans = spans(state.first_sequence..state.last_sequence + 1);
@@ -95,7 +96,7 @@ fn read(stream: JetStream, subjects: String, span: Range<u64>) -> impl Stream<It
                 // What follows belongs to the next run.
                 Ok(_) => Ok(None),
                 Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-                Err(error) => Err(unreadable(span.start, &stream.cached_info().config.name, error.to_string())),
+                Err(error) => Err(unreadable(span.start, &stream.cached_info().config.name, causes(&error))),
             }
         }
     })

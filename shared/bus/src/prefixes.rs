@@ -11,6 +11,7 @@ use async_nats::jetstream::{
     kv::{self, CreateErrorKind, Operation, UpdateErrorKind},
     stream::StorageType,
 };
+use baton_contract::causes;
 use futures::StreamExt;
 use tokio::{
     sync::watch,
@@ -88,8 +89,8 @@ impl Bus {
             ..Default::default()
         };
         let created = self.jetstream.create_or_update_key_value(config).await;
-        let bucket = created
-            .map_err(|error| Error::Provision { what: format!("bucket {bucket}"), message: error.to_string() })?;
+        let bucket =
+            created.map_err(|error| Error::Provision { what: format!("bucket {bucket}"), message: causes(&error) })?;
         Ok(Prefixes { bucket, life })
     }
 }
@@ -110,7 +111,7 @@ impl Prefixes {
             Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {
                 Ok(Turn::Theirs(Box::new(Theirs { prefixes: self.clone(), key, wanted: marks })))
             }
-            Err(error) => Err(failed(error.to_string())),
+            Err(error) => Err(failed(causes(&error))),
         }
     }
 }
@@ -149,11 +150,11 @@ async fn hold(
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
                 return tracing::debug!(key, "a claim on a prefix expired; others may compute the same");
             }
-            Err(error) => tracing::debug!(%error, key, "a claim on a prefix was not renewed"),
+            Err(error) => tracing::debug!(error = %causes(&error), key, "a claim on a prefix was not renewed"),
         }
     }
     if let Err(error) = bucket.delete_expect_revision(&key, Some(revision)).await {
-        tracing::debug!(%error, key, "a claim on a prefix was not ended; it expires");
+        tracing::debug!(error = %causes(&error), key, "a claim on a prefix was not ended; it expires");
     }
 }
 
@@ -164,7 +165,7 @@ impl Theirs {
         let patience = self.prefixes.life * PATIENCE;
         let bucket = &self.prefixes.bucket;
         let watch = bucket.watch_with_history(&self.key).await;
-        let mut watch = Some(watch.map_err(|error| failed(error.to_string()))?);
+        let mut watch = Some(watch.map_err(|error| failed(causes(&error)))?);
         let (mut missing, mut progressed) = (usize::MAX, Instant::now());
         loop {
             let told = match &mut watch {
@@ -180,7 +181,7 @@ impl Theirs {
                     watch = None;
                     continue;
                 }
-                None => bucket.entry(&self.key).await.map_err(|error| failed(error.to_string()))?,
+                None => bucket.entry(&self.key).await.map_err(|error| failed(causes(&error)))?,
             };
             let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else { return Ok(Ended::Gone) };
             let (left, _) = entry.value.as_chunks::<MARK>();

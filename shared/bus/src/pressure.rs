@@ -4,6 +4,7 @@
 use std::{error::Error as _, time::Duration};
 
 use async_nats::jetstream::{self, ErrorCode, context::PublishError, context::PublishErrorKind};
+use baton_contract::causes;
 use tokio::time::sleep;
 
 use crate::Error;
@@ -65,7 +66,7 @@ pub async fn patiently<T, F: Future<Output = Result<T, Error>>>(
 
 /// What it means that the broker did not store a message.
 pub(crate) fn refused(subject: String, error: &PublishError) -> Error {
-    let message = error.to_string();
+    let message = causes(error);
     let code =
         error.source().and_then(|source| source.downcast_ref::<jetstream::Error>()).map(|error| error.error_code());
     let full = match error.kind() {

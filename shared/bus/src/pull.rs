@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_nats::{StatusCode, jetstream::consumer::PullConsumer};
 use baton_contract::{
-    Name,
+    Name, causes,
     subject::{Layout, Stage},
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -242,7 +242,7 @@ impl<R: Receiver> Puller<R> {
             Err(error) => {
                 self.failures += 1;
                 let pause = Duration::from_millis(100 << self.failures.min(6));
-                tracing::warn!(%error, ?pause, "a pull failed and is tried again");
+                tracing::warn!(error = %causes(&error), ?pause, "a pull failed and is tried again");
                 Ended::Failed(self, pause)
             }
         }
@@ -327,7 +327,9 @@ impl<R: Receiver> Puller<R> {
             let _permit = (permit, held);
             let delivery = match Delivery::new(message, &client) {
                 Ok(delivery) => delivery,
-                Err(error) => return tracing::error!(%error, "a message without delivery data was dropped"),
+                Err(error) => {
+                    return tracing::error!(error = %causes(&error), "a message without delivery data was dropped");
+                }
             };
             let settle = tokio::select! {
                 settle = with_heartbeat(&delivery, heartbeat, receiver.receive(&delivery)) => settle,

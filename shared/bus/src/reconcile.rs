@@ -13,7 +13,7 @@ use std::collections::HashSet;
 
 use async_nats::jetstream::{message::StreamMessage, stream::DirectGetErrorKind};
 use baton_contract::{
-    JobId, Name,
+    JobId, Name, causes,
     envelope::{DecodeTask, PrefillTask, Task},
     job::Job,
     outcome::Status,
@@ -168,10 +168,8 @@ impl Bus {
                 open.remove(&key);
                 continue;
             }
-            let record: Record = serde_json::from_slice(&message.payload).map_err(|error| Error::Read {
-                what: format!("the record of job {key}"),
-                message: error.to_string(),
-            })?;
+            let record: Record = serde_json::from_slice(&message.payload)
+                .map_err(|error| Error::Read { what: format!("the record of job {key}"), message: causes(&error) })?;
             // A record that changes meanwhile may come twice, the latest one last.
             if record.state.is_final() {
                 open.remove(&key);
@@ -257,7 +255,7 @@ impl Bus {
     pub(crate) async fn admitted(&self, key: &JobKey) -> Result<Option<(String, StreamMessage)>, Error> {
         let unreadable = |message| Error::Read { what: format!("the admitted message of job {key}"), message };
         let stream = self.jetstream.get_stream_no_info(self.layout.admitted_stream()).await;
-        let stream = stream.map_err(|error| unreadable(error.to_string()))?;
+        let stream = stream.map_err(|error| unreadable(causes(&error)))?;
         match stream.direct_get_last_for_subject(self.layout.admitted(&key.tenant, &key.job)).await {
             Ok(message) => {
                 let subject = message.headers.get(SUBJECT).map(|subject| subject.as_str().to_owned());
@@ -265,7 +263,7 @@ impl Bus {
                 Ok(Some((subject, message)))
             }
             Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-            Err(error) => Err(unreadable(error.to_string())),
+            Err(error) => Err(unreadable(causes(&error))),
         }
     }
 }

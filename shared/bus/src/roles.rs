@@ -9,7 +9,7 @@ use async_nats::{
     client::RequestErrorKind,
     service::{self, Service, ServiceExt, endpoint::Endpoint, error},
 };
-use baton_contract::{stats::Planning, subject::Stage};
+use baton_contract::{causes, stats::Planning, subject::Stage};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
@@ -60,19 +60,19 @@ impl Bus {
     pub async fn change_role(&self, worker: &str, role: Stage) -> Result<Answer, Error> {
         let subject = self.layout.role(worker);
         let failed = |message: String| Error::Read { what: format!("the answer of {subject}"), message };
-        let question = serde_json::to_vec(&Question { role }).map_err(|error| failed(error.to_string()))?;
+        let question = serde_json::to_vec(&Question { role }).map_err(|error| failed(causes(&error)))?;
         let request = async_nats::Request::new().timeout(Some(ANSWER)).payload(question.into());
         let message = match self.client.send_request(subject.clone(), request).await {
             Ok(message) => message,
             Err(error) if error.kind() == RequestErrorKind::NoResponders => {
                 return Err(Error::NoFlexibleWorker { worker: worker.to_owned() });
             }
-            Err(error) => return Err(failed(error.to_string())),
+            Err(error) => return Err(failed(causes(&error))),
         };
         if let Some(error) = message.headers.as_ref().and_then(|headers| headers.get(SERVICE_ERROR)) {
             return Err(failed(error.to_string()));
         }
-        serde_json::from_slice(&message.payload).map_err(|error| failed(error.to_string()))
+        serde_json::from_slice(&message.payload).map_err(|error| failed(causes(&error)))
     }
 
     /// Opens a worker's endpoint.
@@ -80,7 +80,7 @@ impl Bus {
         let subject = self.layout.role(worker);
         let failed = |error: async_nats::Error| Error::Provision {
             what: format!("the endpoint {subject}"),
-            message: error.to_string(),
+            message: causes(&error),
         };
         let name = format!("baton-{}-worker", self.layout.root());
         let service = self.client.service_builder().description("calls to workers");
@@ -93,7 +93,7 @@ impl Bus {
     pub async fn tell_planning(&self, planning: &Planning) {
         match serde_json::to_vec(planning) {
             Ok(said) => drop(self.client.publish(self.layout.planning(), said.into()).await),
-            Err(error) => tracing::debug!(%error, "what the planner thinks was not published"),
+            Err(error) => tracing::debug!(error = %causes(&error), "what the planner thinks was not published"),
         }
     }
 
@@ -101,13 +101,13 @@ impl Bus {
     pub async fn watch_planner(&self) -> Result<PlannerWatch, Error> {
         let subject = self.layout.planning();
         let failed = |message: String| Error::Read { what: subject.clone(), message };
-        let mut words = self.client.subscribe(subject.clone()).await.map_err(|error| failed(error.to_string()))?;
+        let mut words = self.client.subscribe(subject.clone()).await.map_err(|error| failed(causes(&error)))?;
         let (sender, heard) = watch::channel(None);
         let listening = async move {
             while let Some(message) = words.next().await {
                 match serde_json::from_slice::<Planning>(&message.payload) {
                     Ok(planning) => drop(sender.send_replace(Some((planning, Instant::now())))),
-                    Err(error) => tracing::debug!(%error, "a planner's words could not be read"),
+                    Err(error) => tracing::debug!(error = %causes(&error), "a planner's words could not be read"),
                 }
             }
         };
@@ -135,7 +135,7 @@ impl Calls {
     /// Closes the endpoint.
     pub async fn close(self) {
         if let Err(error) = self.service.stop().await {
-            tracing::debug!(%error, "the endpoint was not closed");
+            tracing::debug!(error = %causes(&error), "the endpoint was not closed");
         }
     }
 }
@@ -143,7 +143,7 @@ impl Calls {
 impl Call {
     /// Answers whoever called.
     pub async fn answer(self, answer: &Answer) {
-        let said = serde_json::to_vec(answer).map_err(|error| error::Error { status: error.to_string(), code: 500 });
+        let said = serde_json::to_vec(answer).map_err(|error| error::Error { status: causes(&error), code: 500 });
         answered(self.request.respond(said.map(Into::into)).await);
     }
 
@@ -155,7 +155,7 @@ impl Call {
 
 fn answered<E: std::fmt::Display>(sent: Result<(), E>) {
     if let Err(error) = sent {
-        tracing::warn!(%error, "a call was not answered");
+        tracing::warn!(error = %causes(&error), "a call was not answered");
     }
 }
 

@@ -6,6 +6,7 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, pull},
     message::StreamMessage,
 };
+use baton_contract::causes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::time::timeout;
 
@@ -65,19 +66,19 @@ pub(crate) async fn messages_of(
         ..Default::default()
     };
     let consumer = bus.jetstream.create_consumer_on_stream(config, &scan.stream).await;
-    let consumer = consumer.map_err(|error| unreadable(error.to_string()))?;
+    let consumer = consumer.map_err(|error| unreadable(causes(&error)))?;
     let batches = stream::try_unfold((consumer, 1u64), move |(consumer, mut next)| {
         let unreadable = unreadable.clone();
         async move {
             let failed = |error: String| unreadable(error);
             let batch = consumer.fetch().max_messages(AT_ONCE).messages().await;
-            let mut batch = batch.map_err(|error| failed(error.to_string()))?;
+            let mut batch = batch.map_err(|error| failed(causes(&error)))?;
             let mut messages = Vec::new();
             loop {
                 let message = timeout(ANSWER, batch.next()).await;
                 let message = message.map_err(|_| failed("the broker did not answer in time; try again".into()))?;
-                let Some(message) = message.transpose().map_err(|error| failed(error.to_string()))? else { break };
-                let info = message.info().map_err(|error| failed(error.to_string()))?;
+                let Some(message) = message.transpose().map_err(|error| failed(causes(&error)))? else { break };
+                let info = message.info().map_err(|error| failed(causes(&error)))?;
                 if info.consumer_sequence != next {
                     return Err(failed("the connection was lost in between; try again".into()));
                 }

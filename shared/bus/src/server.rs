@@ -38,16 +38,16 @@ pub struct Options {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot prepare {path} for nats-server: {source}")]
+    #[error("cannot prepare {path} for nats-server")]
     Directory { path: PathBuf, source: std::io::Error },
-    #[error("cannot start {binary}: {source}; run `baton setup`, or put nats-server on the PATH")]
+    #[error("cannot start {binary}; run `baton setup`, or put nats-server on the PATH")]
     Spawn { binary: PathBuf, source: std::io::Error },
     #[error("nats-server ended while starting ({status}); its log is {log}:\n{tail}")]
     Ended { status: String, log: PathBuf, tail: String },
     #[error("nats-server was not ready within {START_WITHIN:?}; its log is {log}")]
     NotReady { log: PathBuf },
-    #[error("cannot signal nats-server: {0}")]
-    Signal(std::io::Error),
+    #[error("cannot signal nats-server")]
+    Signal(#[source] std::io::Error),
 }
 
 /// A running server; killed if it is dropped without [`Server::stop`].

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, marker::PhantomData, time::Duration};
 
 use async_nats::jetstream::kv;
-use baton_contract::{JobId, Name};
+use baton_contract::{JobId, Name, causes};
 use futures::TryStreamExt;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -61,7 +61,7 @@ impl<T: Serialize + DeserializeOwned> Shelf<T> {
         };
         let created = bus.jetstream.create_or_update_key_value(config).await;
         let failed = |message: String| Error::Provision { what: format!("bucket {bucket}"), message };
-        let bucket = created.map_err(|error| failed(error.to_string()))?;
+        let bucket = created.map_err(|error| failed(causes(&error)))?;
         Ok(Self { bus: bus.clone(), bucket, holds: PhantomData })
     }
 
@@ -154,10 +154,10 @@ impl<T: Serialize + DeserializeOwned> Shelf<T> {
     }
 
     fn unreadable(&self, key: &str, error: impl ToString) -> Error {
-        Error::Read { what: format!("{key} in {}", self.bucket.name), message: error.to_string() }
+        Error::Read { what: format!("{key} in {}", self.bucket.name), message: causes(&error) }
     }
 
     fn unstored(&self, key: &str, error: impl ToString) -> Error {
-        Error::Publish { subject: format!("{key} in {}", self.bucket.name), message: error.to_string() }
+        Error::Publish { subject: format!("{key} in {}", self.bucket.name), message: causes(&error) }
     }
 }

@@ -3,6 +3,7 @@
 use std::{future::pending, marker::PhantomData, pin::pin, sync::Arc, time::Duration};
 
 use baton_contract::{
+    causes,
     envelope::{self, Task},
     job::Job,
     outcome::{Code, Failure, Outcome, Status},
@@ -80,8 +81,8 @@ impl StageError {
     }
 
     /// A fault of a worker, the broker or the store that may pass.
-    pub fn passing(error: impl std::fmt::Display) -> Self {
-        Self::new(Retry::Backoff, Code::Internal, error.to_string())
+    pub fn passing(error: impl Into<Box<dyn std::error::Error>>) -> Self {
+        Self::new(Retry::Backoff, Code::Internal, causes(error.into().as_ref()))
     }
 
     /// The job is to end so.
@@ -151,7 +152,7 @@ impl<T: Task + Sync, H: Handler<T>> Receiver for StageLoop<T, H> {
         let task: T = match envelope::decode(delivery.payload()) {
             Ok(task) => task,
             Err(error @ envelope::Error::Version(_)) => {
-                tracing::warn!(%error, "a message of another release was left to its workers");
+                tracing::warn!(error = %causes(&error), "a message of another release was left to its workers");
                 return Settle::Nak(Some(LONGEST_PAUSE));
             }
             Err(error) => return self.bury(delivery, &error).await,
@@ -168,7 +169,7 @@ impl<T: Task + Sync, H: Handler<T>> Receiver for StageLoop<T, H> {
                 Ok(settle) => settle,
                 Err(error) => {
                     let pause = pause(delivery.attempt);
-                    tracing::warn!(%error, ?pause, "the job was not settled and goes back to the queue");
+                    tracing::warn!(error = %causes(&error), ?pause, "the job was not settled and goes back to the queue");
                     self.give_back_for(delivery, Some(pause)).await
                 }
             }
@@ -192,7 +193,7 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
             // Whoever holds it now would lose it if the message went back.
             Ok(false) => Settle::Leave,
             Err(error) => {
-                tracing::warn!(%error, job = %job.id, "a job that goes back was not noted as such; its try counts");
+                tracing::warn!(error = %causes(&error), job = %job.id, "a job that goes back was not noted as such; its try counts");
                 Settle::Nak(pause)
             }
         }
@@ -293,20 +294,20 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                 Err(error) if error.retry == Retry::Never => end(error.failure),
                 Err(error) if error.retry == Retry::Backoff => {
                     let pause = pause(delivery.attempt);
-                    tracing::warn!(%error, ?pause, "a fault that may pass; the job is tried again");
+                    tracing::warn!(error = %causes(&error), ?pause, "a fault that may pass; the job is tried again");
                     return Ok(self.give_back_for(delivery, Some(pause)).await);
                 }
                 Err(error) if error.retry == Retry::HandOver => {
-                    tracing::info!(%error, "the job goes to another worker");
+                    tracing::info!(error = %causes(&error), "the job goes to another worker");
                     return Ok(self.give_back_for(delivery, None).await);
                 }
                 Err(error) if error.retry == Retry::Lost => {
-                    tracing::info!(%error, "the job was lost to another worker");
+                    tracing::info!(error = %causes(&error), "the job was lost to another worker");
                     return Ok(Settle::Leave);
                 }
                 Err(error) if tries >= self.options.max_deliver => end(error.failure),
                 Err(error) => {
-                    tracing::warn!(%error, tries, "an attempt failed; the job is tried elsewhere");
+                    tracing::warn!(error = %causes(&error), tries, "an attempt failed; the job is tried elsewhere");
                     return Ok(Settle::Nak(None));
                 }
             }
@@ -333,7 +334,7 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                 // What was done is kept until there is room for it; the slot that it takes slows this stage down.
                 Err(error @ Error::TryLater { .. }) => {
                     let pause = pauses.next().unwrap_or_default();
-                    tracing::info!(%error, ?pause, "the job waits to be passed on");
+                    tracing::info!(error = %causes(&error), ?pause, "the job waits to be passed on");
                     tokio::select! {
                         () = sleep(pause) => {}
                         failure = stop.called(), if matches!(next, Next::Forward { .. }) => next = end(failure),
@@ -393,14 +394,14 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
 
     /// Puts aside a message that no worker of this release can read; it belongs to no job that could be told.
     async fn bury(&self, delivery: &Delivery, error: &envelope::Error) -> Settle {
-        tracing::error!(%error, subject = delivery.subject(), "an unreadable message was put aside as a dead letter");
+        tracing::error!(error = %causes(error), subject = delivery.subject(), "an unreadable message was put aside as a dead letter");
         let id = LetterId::Message { stage: self.options.stage, sequence: delivery.sequence };
-        let cause = Failure::new(Code::Internal, error.to_string());
+        let cause = Failure::new(Code::Internal, causes(error));
         let burial = Burial { delivery, cause: &cause, attempts: delivery.attempt, worker: Some(&self.worker) };
         match self.bus.bury(&id, burial).await {
             Ok(()) => Settle::Term,
             Err(error) => {
-                tracing::warn!(%error, "a dead letter was not stored");
+                tracing::warn!(error = %causes(&error), "a dead letter was not stored");
                 Settle::Nak(Some(LONGEST_PAUSE))
             }
         }

@@ -12,7 +12,7 @@ use std::{
 
 use async_nats::{Subscriber, jetstream};
 use baton_contract::{
-    Name,
+    Name, causes,
     stats::{Counts, Queue, Snapshot, Worker},
     subject::Stage,
 };
@@ -201,7 +201,7 @@ impl Bus {
         let subject = self.layout.stats(identity.stage, &identity.worker);
         match serde_json::to_vec(&worker) {
             Ok(said) => drop(self.client.publish(subject, said.into()).await),
-            Err(error) => tracing::debug!(%error, "a worker's statistics were not published"),
+            Err(error) => tracing::debug!(error = %causes(&error), "a worker's statistics were not published"),
         }
     }
 
@@ -210,7 +210,7 @@ impl Bus {
     pub async fn watch_stats(&self) -> Result<Watch, Error> {
         let failed = |message: String| Error::Read { what: "the workers' statistics".into(), message };
         let subject = self.layout.all_stats();
-        let words = self.client.subscribe(subject).await.map_err(|error| failed(error.to_string()))?;
+        let words = self.client.subscribe(subject).await.map_err(|error| failed(causes(&error)))?;
         let planner = self.watch_planner().await?;
         let first = Snapshot { at_ms: unix_ms(), queues: self.queues().await?, ..Snapshot::default() };
         let (sender, snapshots) = watch::channel(Arc::new(first));
@@ -238,13 +238,13 @@ impl Bus {
     async fn queues_of(&self, stage: Stage) -> Result<Vec<Queue>, Error> {
         let name = self.layout.stage_stream(stage);
         let failed = |message: String| Error::Read { what: format!("the queues of stream {name}"), message };
-        let stream = self.jetstream.get_stream_no_info(&name).await.map_err(|error| failed(error.to_string()))?;
+        let stream = self.jetstream.get_stream_no_info(&name).await.map_err(|error| failed(causes(&error)))?;
         // Both at once, so that they tell of about the same moment: a message in a queue is either held or waits.
         let consumers = stream.consumers().try_collect::<Vec<jetstream::consumer::Info>>();
-        let consumers = async { consumers.await.map_err(|error| failed(error.to_string())) };
+        let consumers = async { consumers.await.map_err(|error| failed(causes(&error))) };
         let subjects = async {
-            let subjects = stream.info_with_subjects(">").await.map_err(|error| failed(error.to_string()))?;
-            subjects.try_collect::<Vec<(String, usize)>>().await.map_err(|error| failed(error.to_string()))
+            let subjects = stream.info_with_subjects(">").await.map_err(|error| failed(causes(&error)))?;
+            subjects.try_collect::<Vec<(String, usize)>>().await.map_err(|error| failed(causes(&error)))
         };
         let (consumers, subjects) = tokio::try_join!(consumers, subjects)?;
         let mut queues: BTreeMap<(Option<Name>, Name), (u64, u64)> = BTreeMap::new();
@@ -321,7 +321,7 @@ impl Watching {
     fn hear(&mut self, said: &[u8]) {
         let worker: Worker = match serde_json::from_slice(said) {
             Ok(worker) => worker,
-            Err(error) => return tracing::debug!(%error, "a worker's statistics could not be read"),
+            Err(error) => return tracing::debug!(error = %causes(&error), "a worker's statistics could not be read"),
         };
         let key = (worker.stage, worker.worker.clone(), worker.started_ms);
         if worker.ended {
@@ -335,7 +335,7 @@ impl Watching {
         let queues = match self.bus.queues().await {
             Ok(queues) => queues,
             // The snapshot's age tells it.
-            Err(error) => return tracing::debug!(%error, "the queues could not be looked at"),
+            Err(error) => return tracing::debug!(error = %causes(&error), "the queues could not be looked at"),
         };
         self.heard.retain(|_, (_, at)| at.elapsed() < FORGOTTEN);
         let workers = self.heard.values().map(|(worker, _)| worker.clone()).collect();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::kv;
+use baton_contract::causes;
 
 use crate::{Error, jobs::Jobs, unix_ms};
 
@@ -20,7 +21,7 @@ impl Jobs {
     /// leaves it to the next one. `chore` has no dot, which every key of a job has.
     pub async fn turn(&self, chore: &str, every: Duration) -> Result<Turn, Error> {
         let unreadable = |message| Error::Read { what: format!("the turn of {chore}"), message };
-        let entry = self.bucket.entry(chore).await.map_err(|error| unreadable(error.to_string()))?;
+        let entry = self.bucket.entry(chore).await.map_err(|error| unreadable(causes(&error)))?;
         let entry = entry.filter(|entry| entry.operation == kv::Operation::Put);
         let now = unix_ms();
         if let Some(entry) = &entry {

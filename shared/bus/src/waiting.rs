@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use async_nats::jetstream::message::StreamMessage;
 use baton_contract::{
-    JobId, Name,
+    JobId, Name, causes,
     job::Job,
     subject::{Layout, Stage},
 };
@@ -115,6 +115,6 @@ impl Bus {
         let subject = self.place(stage, &Line::of(job), &job.tenant);
         self.begin_at(place, subject, job, headers, payload).await?;
         let failed = |message: String| Error::Publish { subject: self.layout.wake(), message };
-        self.client.publish(self.layout.wake(), Bytes::new()).await.map_err(|error| failed(error.to_string()))
+        self.client.publish(self.layout.wake(), Bytes::new()).await.map_err(|error| failed(causes(&error)))
     }
 }

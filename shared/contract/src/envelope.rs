@@ -58,9 +58,9 @@ pub enum Error {
     Empty,
     #[error("{0} bytes follow the envelope")]
     Trailing(usize),
-    #[error("cannot read the envelope: {0}")]
+    #[error("cannot read the envelope")]
     Malformed(#[from] bincode::error::DecodeError),
-    #[error("cannot write the envelope: {0}")]
+    #[error("cannot write the envelope")]
     Unwritable(#[from] bincode::error::EncodeError),
     #[error("the pieces hold {pieces} tokens, the prompt has {prompt}")]
     PiecesMismatch { pieces: u64, prompt: usize },

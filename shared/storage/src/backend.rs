@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use baton_contract::causes;
 use object_store::{
     ObjectStore,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
@@ -48,8 +49,8 @@ pub(crate) fn open(url: &str, vars: impl IntoIterator<Item = (String, String)>, 
     }
 
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-    let prefix =
-        Path::parse(prefix).map_err(|error| problem(format!("the part after the bucket is no path: {error}")))?;
+    let prefix = Path::parse(prefix)
+        .map_err(|error| problem(format!("the part after the bucket is no path: {}", causes(&error))))?;
     if bucket.is_empty() && ["s3", "gs", "az"].contains(&scheme) {
         return Err(problem(format!("expected a bucket: {scheme}://bucket/prefix")));
     }

@@ -13,6 +13,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use baton_contract::causes;
 use bytes::Bytes;
 
 pub use index::Index;
@@ -95,7 +96,7 @@ impl Cache {
         self.remember(id, bytes.clone());
         let Some(disk) = self.disk.clone() else { return };
         if let Some(Err(error)) = blocking(move || disk.insert(id, &bytes)).await {
-            tracing::warn!(chunk = %id, %error, "a chunk was not cached on disk");
+            tracing::warn!(chunk = %id, error = %causes(&error), "a chunk was not cached on disk");
         }
     }
 

@@ -4,6 +4,7 @@ mod fetch;
 
 use std::{ops::Range, sync::Arc, time::SystemTime};
 
+use baton_contract::causes;
 use baton_contract::kv::{Block, Shape};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
@@ -244,7 +245,7 @@ impl KvStore {
     async fn touch(&self, id: &ChunkId) -> bool {
         let touched = self.store.touch(id, SystemTime::now()).await;
         touched.unwrap_or_else(|error| {
-            tracing::warn!(chunk = %id, %error, "a chunk's use was not noted");
+            tracing::warn!(chunk = %id, error = %causes(&error), "a chunk's use was not noted");
             true
         })
     }

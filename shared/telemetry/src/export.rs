@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use baton_contract::causes;
 use opentelemetry::KeyValue;
 use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
 use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
@@ -62,7 +63,7 @@ impl Patient {
         if endpoint.starts_with("https://") {
             builder = builder.with_tls_config(ClientTlsConfig::new().with_enabled_roots());
         }
-        let inner = builder.build().map_err(|error| refuse(error.to_string()))?;
+        let inner = builder.build().map_err(|error| refuse(causes(&error)))?;
         Ok(Self { inner, endpoint: endpoint.to_owned(), runtime, losses: Mutex::default() })
     }
 
@@ -87,7 +88,7 @@ impl SpanExporter for Patient {
         if let Err(error) = &sent {
             let told = self.losses.lock().unwrap_or_else(PoisonError::into_inner).count(spans, Instant::now());
             if let Some(lost) = told {
-                tracing::warn!(endpoint = self.endpoint, lost, %error, "could not export spans");
+                tracing::warn!(endpoint = self.endpoint, lost, error = %causes(error), "could not export spans");
             }
         }
         sent

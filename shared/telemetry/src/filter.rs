@@ -1,5 +1,6 @@
 //! Which events become lines, and which spans are exported.
 
+use baton_contract::causes;
 use tracing::Level;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::{EnvFilter, FilterExt, Targets, filter_fn};
@@ -27,7 +28,7 @@ where
     }
     // A later directive about the same target replaces an earlier one, so `text` has the last word.
     let quiet: String = EXPORTER.iter().map(|target| format!("{target}=off,")).collect();
-    let events = EnvFilter::builder().parse(quiet + text).map_err(|error| refuse(error.to_string()))?;
+    let events = EnvFilter::builder().parse(quiet + text).map_err(|error| refuse(causes(&error)))?;
     Ok(events.or(filter_fn(|metadata| metadata.is_span() && *metadata.level() <= Level::INFO)))
 }
 

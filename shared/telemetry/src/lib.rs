@@ -18,6 +18,7 @@ use std::io::IsTerminal;
 use std::str::FromStr;
 use std::time::Duration;
 
+use baton_contract::causes;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -147,7 +148,7 @@ impl Guard {
         // The exporter's thread needs this runtime to send, so the wait for it must not hold one of its workers.
         let ended = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(SHUTDOWN_DEADLINE)).await;
         if let Ok(Err(error)) = ended {
-            tracing::warn!(%error, "lost the last spans at shutdown");
+            tracing::warn!(error = %causes(&error), "lost the last spans at shutdown");
         }
     }
 }
@@ -159,7 +160,7 @@ impl Drop for Guard {
         if let Some(provider) = self.provider.take()
             && let Err(error) = provider.shutdown_with_timeout(DROP_DEADLINE)
         {
-            tracing::warn!(%error, "lost the last spans at exit");
+            tracing::warn!(error = %causes(&error), "lost the last spans at exit");
         }
     }
 }

@@ -20,9 +20,7 @@ pub struct Line {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(
-        "line {line} of the trace is no request with timestamp, input_length, output_length and hash_ids: {source}"
-    )]
+    #[error("line {line} of the trace is no request with timestamp, input_length, output_length and hash_ids")]
     Line { line: usize, source: serde_json::Error },
     #[error(
         "line {line} of the trace: expected {expected} hash_ids, one for each {block_tokens} of {tokens} tokens, found \

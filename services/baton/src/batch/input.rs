@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Read};
 
-use baton_contract::{JobId, Name, envelope, outcome::request_digest, request::Request};
+use baton_contract::{JobId, Name, causes, envelope, outcome::request_digest, request::Request};
 use baton_gateway::openai::{self, ApiError, Endpoint};
 use serde_json::Value;
 
@@ -219,7 +219,7 @@ impl<R: BufRead> Lines<R> {
             let message = format!("{other}: expected custom_id, method, url and body only");
             return Err(ApiError::field(other.clone(), message));
         }
-        let body = serde_json::to_vec(&body).map_err(|error| ApiError::invalid(error.to_string()))?;
+        let body = serde_json::to_vec(&body).map_err(|error| ApiError::invalid(causes(&error)))?;
         let call = openai::read(endpoint, &body)?;
         if call.stream {
             return Err(ApiError::field("stream", "stream: answers of a batch come whole; leave it out"));

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use baton_bus::{Bus, client::Results, jobs::Jobs, pressure};
 use baton_contract::{
-    JobId, Name, envelope,
+    JobId, Name, causes, envelope,
     outcome::{Outcome, Refusal, Status},
 };
 use baton_gateway::openai::ApiError;
@@ -289,7 +289,7 @@ impl Window {
                         self.open.insert(id.clone(), Open { number, tag, digest, since: Instant::now() });
                         let refused = refused.clone();
                         // That one is told is enough.
-                        let told = move |error: &baton_bus::Error| drop(refused.try_send(error.to_string()));
+                        let told = move |error: &baton_bus::Error| drop(refused.try_send(causes(error)));
                         calls.push(Box::pin(self.calls.clone().send(asked.lane, id, body, told)));
                     }
                     Called::Sent => self.figures.sent += 1,

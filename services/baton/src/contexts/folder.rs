@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use baton_contract::Name;
+use baton_contract::{Name, causes};
 
 use super::Context;
 
@@ -113,7 +113,7 @@ impl Folder {
         DirBuilder::new().recursive(true).mode(0o700).create(self.path.join("contexts")).with_context(failed)?;
         let new = path.with_extension(format!("new-{}", std::process::id()));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
-        let file = file.as_mut().map_err(|error| anyhow::anyhow!("{error}")).with_context(failed)?;
+        let file = file.as_mut().map_err(|error| anyhow::anyhow!(causes(error))).with_context(failed)?;
         file.write_all(text.as_bytes()).with_context(failed)?;
         fs::rename(&new, path).with_context(failed)
     }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use baton_contract::Name;
+use baton_contract::{Name, causes};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use tokio::time::Instant;
@@ -51,13 +51,13 @@ struct File {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot read the keys file {path}: {source}; `baton gateway key NAME --tenant TENANT` makes one")]
+    #[error("cannot read the keys file {path}; `baton gateway key NAME --tenant TENANT` makes one")]
     Read { path: PathBuf, source: std::io::Error },
     #[error("the keys file {path} is not what it should be: {message}")]
     Malformed { path: PathBuf, message: String },
     #[error("the keys file {path} has a key named {name:?} already; choose another name, or remove that one first")]
     Taken { path: PathBuf, name: String },
-    #[error("cannot write the keys file {path}: {source}")]
+    #[error("cannot write the keys file {path}")]
     Write { path: PathBuf, source: std::io::Error },
 }
 
@@ -128,7 +128,9 @@ impl KeysFile {
                 tracing::info!(keys = contents.keys.len(), "the keys file was read again");
                 *self.contents.write().unwrap_or_else(PoisonError::into_inner) = contents;
             }
-            Err(error) => tracing::error!(%error, "the keys file was not read again; the keys it had hold on"),
+            Err(error) => {
+                tracing::error!(error = %causes(&error), "the keys file was not read again; the keys it had hold on")
+            }
         }
     }
 }
@@ -141,7 +143,7 @@ fn changed_at(path: &Path) -> Option<SystemTime> {
 fn read(path: &Path, present: &[([u8; 32], Arc<Key>)]) -> Result<Contents, Error> {
     let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let malformed = |message: String| Error::Malformed { path: path.to_owned(), message };
-    let file: File = toml::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+    let file: File = toml::from_str(&text).map_err(|error| malformed(causes(&error)))?;
     let mut keys: Vec<([u8; 32], Arc<Key>)> = Vec::new();
     for entry in file.keys {
         let known = from_hex(&entry.sha256).ok_or_else(|| {
@@ -190,7 +192,7 @@ pub fn add(path: &Path, name: &str, tenant: &Name) -> Result<String, Error> {
     };
     let malformed = |message: String| Error::Malformed { path: path.to_owned(), message };
     let table = toml::to_string(&File { keys: vec![entry], webhooks: Vec::new() })
-        .map_err(|error| malformed(error.to_string()))?;
+        .map_err(|error| malformed(causes(&error)))?;
     // Appended, so that what people wrote there stays; for its owner only, since secrets of webhooks are in it, too.
     let written = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).and_then(|mut file| {
         let between = if present.keys.is_empty() { "" } else { "\n" };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use baton_bus::{batches, turn::Turn};
+use baton_contract::causes;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +29,7 @@ pub(crate) async fn sweep_regularly(state: State, options: Options, shutdown: Ca
             }
             Ok(Turn::In(wait)) => wait,
             Err(error) => {
-                tracing::debug!(%error, "the turn to look for lost batches could not be asked for");
+                tracing::debug!(error = %causes(&error), "the turn to look for lost batches could not be asked for");
                 PAUSE * ack_wait
             }
         };
@@ -42,6 +43,8 @@ pub(crate) async fn sweep_regularly(state: State, options: Options, shutdown: Ca
 async fn sweep(state: &State, grace: Duration) {
     match batches::revive(&state.desk.batches, &state.desk.batch_errands, grace).await {
         Ok(revived) => tracing::debug!(revived = revived.len(), "lost batches were looked for"),
-        Err(error) => tracing::warn!(%error, "lost batches could not be looked for; the next turn does it"),
+        Err(error) => {
+            tracing::warn!(error = %causes(&error), "lost batches could not be looked for; the next turn does it")
+        }
     }
 }

@@ -13,7 +13,7 @@ use baton_bus::{
     pressure,
 };
 use baton_contract::{
-    Name,
+    Name, causes,
     outcome::{Outcome, Status},
     request::Deadline,
 };
@@ -269,7 +269,7 @@ impl<'a> Run<'a> {
                 let message = format!("expected a request of at most {most} bytes, found {}", body.len());
                 return Ok(Step::Refused(ApiError { status: 413, ..ApiError::invalid(message) }));
             }
-            Err(error) => return Ok(Step::Refused(ApiError::invalid(error.to_string()))),
+            Err(error) => return Ok(Step::Refused(ApiError::invalid(causes(&error)))),
         };
         if !self.first
             && let Some(outcome) = state.jobs.result(self.tenant, &job).await?
@@ -277,7 +277,11 @@ impl<'a> Run<'a> {
             return Ok(Step::Ended(Box::new(outcome)));
         }
         let submit = || state.bus.submit(self.tenant, lane, body.clone());
-        pressure::patiently(submit, |error| tracing::debug!(%error, %job, "a line of a batch waits for room")).await?;
+        pressure::patiently(
+            submit,
+            |error| tracing::debug!(error = %causes(error), %job, "a line of a batch waits for room"),
+        )
+        .await?;
         Ok(Step::Asked)
     }
 
@@ -362,7 +366,7 @@ impl<'a> Run<'a> {
     async fn cancel(&self, line: u64) -> (u64, Option<cancel::Answer>) {
         let Some(job) = job_of(&self.batch.order.id, line) else { return (line, None) };
         let answer = self.state.bus.cancel(self.tenant, &job).await.inspect_err(|error| {
-            tracing::debug!(%error, %job, "a line of a batch that ends early was not cancelled; its deadline ends it");
+            tracing::debug!(error = %causes(error), %job, "a line of a batch that ends early was not cancelled; its deadline ends it");
         });
         (line, answer.ok())
     }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use baton_bus::batches::Problem;
+use baton_contract::causes;
 use baton_storage::files;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{Stream, StreamExt};
@@ -159,7 +160,7 @@ where
             Ok(None) => break,
             Err(Error::Files(error)) => return Err(error),
             Err(error @ Error::LongLine { line }) => {
-                problems.push(whole("invalid_json_line", error.to_string(), Some(line)));
+                problems.push(whole("invalid_json_line", causes(&error), Some(line)));
                 break;
             }
         };

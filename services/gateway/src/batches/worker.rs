@@ -7,7 +7,7 @@ use baton_bus::{
     errands::Errands,
     pull::{Delivery, Receiver, Settle},
 };
-use baton_contract::{JobId, Name};
+use baton_contract::{JobId, Name, causes};
 use baton_storage::files::{self, Files};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -54,7 +54,7 @@ impl Receiver for Driver {
                 self.leave(&tenant, delivery).await
             }
             Err(error) => {
-                tracing::warn!(%error, batch = %id, %tenant, "a batch could not be driven to its end and is tried again");
+                tracing::warn!(error = %causes(&error), batch = %id, %tenant, "a batch could not be driven to its end and is tried again");
                 Settle::Nak(Some(PAUSE))
             }
         }
@@ -165,7 +165,7 @@ impl<E: Into<Error>> From<E> for Stopped {
     fn from(error: E) -> Self {
         match error.into() {
             Error::Files(error @ files::Error::Damaged { .. })
-            | Error::Input(input::Error::Files(error @ files::Error::Damaged { .. })) => gone(&error.to_string()),
+            | Error::Input(input::Error::Files(error @ files::Error::Damaged { .. })) => gone(&causes(&error)),
             error => Self::Error(error),
         }
     }

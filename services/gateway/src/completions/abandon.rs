@@ -1,6 +1,6 @@
 //! What becomes of a job whose client leaves before the answer: nobody will read it, so it is cancelled.
 
-use baton_contract::{JobId, Name};
+use baton_contract::{JobId, Name, causes};
 use tokio::runtime::Handle;
 
 use crate::State;
@@ -29,7 +29,7 @@ impl Drop for Abandon {
             state.metrics.cancelled();
             match state.bus.cancel(&tenant, &job).await {
                 Ok(answer) => tracing::info!(%job, %tenant, ?answer, "a job was cancelled, for its client had left"),
-                Err(error) => tracing::warn!(%error, %job, %tenant, "a job whose client had left was not cancelled"),
+                Err(error) => tracing::warn!(error = %causes(&error), %job, %tenant, "a job whose client had left was not cancelled"),
             }
         });
     }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use baton_bus::turn::Turn;
+use baton_contract::causes;
 use baton_storage::files::{self, Blob};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -36,13 +37,13 @@ pub(crate) async fn sweep_regularly(state: State, shutdown: CancellationToken) {
             Ok(Turn::Mine) => match sweep(&state).await {
                 Ok(()) => EVERY,
                 Err(error) => {
-                    tracing::warn!(%error, "files were not swept; the next turn does it");
+                    tracing::warn!(error = %causes(&error), "files were not swept; the next turn does it");
                     EVERY
                 }
             },
             Ok(Turn::In(wait)) => wait,
             Err(error) => {
-                tracing::debug!(%error, "the turn to sweep files could not be asked for");
+                tracing::debug!(error = %causes(&error), "the turn to sweep files could not be asked for");
                 PAUSE
             }
         };

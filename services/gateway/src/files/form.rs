@@ -12,6 +12,7 @@ use axum::{
         multipart::{Field, Multipart, MultipartError},
     },
 };
+use baton_contract::causes;
 use baton_storage::files::{self, Extent, Upload};
 use futures::StreamExt;
 
@@ -92,7 +93,7 @@ pub(super) async fn receive(request: Request, mut upload: Upload) -> Result<Rece
 fn metered(request: Request, unread: Arc<AtomicU64>) -> Request {
     let (parts, body) = request.into_parts();
     let pieces = body.into_data_stream().map(move |piece| {
-        let piece = piece.map_err(|error| error.to_string())?;
+        let piece = piece.map_err(|error| causes(&error))?;
         let bytes = piece.len() as u64;
         if unread.fetch_add(bytes, Ordering::Relaxed) > MAX_UNREAD {
             return Err(format!("a header of a part has more than {MAX_UNREAD} bytes"));
@@ -170,6 +171,6 @@ fn unstored(error: files::Error) -> ApiError {
             let error = ApiError::new(413, "invalid_request_error", Some("file_too_large"), message);
             ApiError { param: Some("file".into()), ..error }
         }
-        error => ApiError::unavailable(error.to_string()),
+        error => ApiError::unavailable(causes(&error)),
     }
 }

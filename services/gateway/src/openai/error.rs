@@ -4,6 +4,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
+use baton_contract::causes;
 use baton_contract::outcome::{Code, Failure};
 use serde_json::{Value, json};
 
@@ -110,8 +111,8 @@ impl From<&Failure> for ApiError {
 impl From<baton_bus::Error> for ApiError {
     fn from(error: baton_bus::Error) -> Self {
         match error {
-            baton_bus::Error::TryLater { .. } => Self::busy(error.to_string()),
-            error => Self::unavailable(error.to_string()),
+            baton_bus::Error::TryLater { .. } => Self::busy(causes(&error)),
+            error => Self::unavailable(causes(&error)),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use baton_contract::{
-    Name,
+    Name, causes,
     outcome::Code,
     request::{
         FormatKind, JsonSchema, MAX_METADATA, MAX_METADATA_VALUE_BYTES, Message, Prompt, Request, ResponseFormat, Stop,
@@ -73,7 +73,7 @@ fn check(endpoint: Endpoint, request: &Request) -> Result<(), ApiError> {
     // The lane is checked against the pipeline's later.
     let mut request = request.clone();
     let lane = request.lane.take().and_then(|lane| Name::new(&lane).ok());
-    let unnamed = || Name::new("unnamed").map_err(|error| ApiError::internal(error.to_string()));
+    let unnamed = || Name::new("unnamed").map_err(|error| ApiError::internal(causes(&error)));
     let lane = lane.map_or_else(unnamed, Ok)?;
     request.check(&lane, 0).map(drop).map_err(|failure| {
         let error = ApiError::from(&failure);

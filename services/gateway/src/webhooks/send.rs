@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use baton_bus::unix_ms;
+use baton_contract::causes;
 use reqwest::{Client, StatusCode, Url, redirect::Policy};
 use tokio::{net::lookup_host, time::timeout};
 
@@ -57,7 +58,7 @@ async fn attempt(call: Call<'_>, allow: &[Range]) -> Result<(), Error> {
     let url = checked(call.url).ok_or(Error::Url)?;
     let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return Err(Error::Url) };
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let addresses = lookup_host((bare, port)).await.map_err(|error| Error::Unknown(error.to_string()))?;
+    let addresses = lookup_host((bare, port)).await.map_err(|error| Error::Unknown(causes(&error)))?;
     let addresses: Vec<SocketAddr> = addresses.collect();
     if addresses.is_empty() {
         return Err(Error::Unknown("none was found".into()));
@@ -65,7 +66,7 @@ async fn attempt(call: Call<'_>, allow: &[Range]) -> Result<(), Error> {
     if let Some(internal) = addresses.iter().find(|address| !guard::may_call(address.ip(), allow)) {
         return Err(Error::Internal(internal.ip()));
     }
-    let failed = |error: reqwest::Error| Error::Failed(error.without_url().to_string());
+    let failed = |error: reqwest::Error| Error::Failed(causes(&error.without_url()));
     // A client of its own for each call: it knows no other address of the host, and keeps no connection.
     let client = Client::builder().no_proxy().redirect(Policy::none()).resolve_to_addrs(host, &addresses);
     let client = client.build().map_err(failed)?;

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use baton_contract::{Name, job::Job, subject::Stage};
+use baton_contract::{Name, causes, job::Job, subject::Stage};
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -183,7 +183,9 @@ impl Gate {
                     since.passed > 0 || since.waiting > 0
                 });
             }
-            Err(error) => tracing::warn!(%error, "the queues were not looked at; what was known before counts"),
+            Err(error) => {
+                tracing::warn!(error = %causes(&error), "the queues were not looked at; what was known before counts")
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::message::StreamMessage;
+use baton_contract::causes;
 use futures::StreamExt;
 use serde_json::json;
 use tokio::time::timeout;
@@ -23,18 +24,18 @@ impl Bus {
         let unreadable = |message: String| Error::Read { what: format!("what waits under {subject}"), message };
         let inbox = self.client.new_inbox();
         let answers = self.client.subscribe(inbox.clone()).await;
-        let mut answers = answers.map_err(|error| unreadable(error.to_string()))?;
+        let mut answers = answers.map_err(|error| unreadable(causes(&error)))?;
         let asked = json!({ "batch": count, "max_bytes": bytes, "seq": 1, "next_by_subj": subject }).to_string();
         let service = format!("$JS.API.DIRECT.GET.{}", self.layout.waiting_stream());
         let sent = self.client.publish_with_reply(service, inbox, asked.into()).await;
-        sent.map_err(|error| unreadable(error.to_string()))?;
+        sent.map_err(|error| unreadable(causes(&error)))?;
         let mut heads = Vec::new();
         loop {
             let answer = timeout(ANSWER, answers.next()).await;
             let answer = answer.map_err(|_| unreadable("the broker did not answer in time".into()))?;
             let answer = answer.ok_or_else(|| unreadable("the connection was closed".into()))?;
             match answer.status {
-                None => heads.push(StreamMessage::try_from(answer).map_err(|error| unreadable(error.to_string()))?),
+                None => heads.push(StreamMessage::try_from(answer).map_err(|error| unreadable(causes(&error)))?),
                 Some(status) if matches!(status.as_u16(), END | NOTHING) => return Ok(heads),
                 Some(status) => {
                     let described = answer.description.unwrap_or_default();
@@ -53,7 +54,7 @@ impl Bus {
         let asked = json!({ "seq": sequence, "no_erase": true });
         let answer = self.jetstream.request(format!("STREAM.MSG.DELETE.{stream}"), &asked).await;
         // An answer that it is not there is as good as one that it is gone.
-        let _: serde_json::Value = answer.map_err(|error| unremovable(error.to_string()))?;
+        let _: serde_json::Value = answer.map_err(|error| unremovable(causes(&error)))?;
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use async_nats::jetstream::response::Response;
 use baton_contract::{
-    Name,
+    Name, causes,
     subject::{Layout, Stage},
 };
 use futures::future::try_join_all;
@@ -109,9 +109,9 @@ impl Bus {
         loop {
             let asked = json!({ "subjects_filter": ">", "offset": seen });
             let answer = self.jetstream.request(format!("STREAM.INFO.{stream}"), &asked).await;
-            let info: Info = match answer.map_err(|error| unreadable(error.to_string()))? {
+            let info: Info = match answer.map_err(|error| unreadable(causes(&error)))? {
                 Response::Ok(info) => info,
-                Response::Err { error } => return Err(unreadable(error.to_string())),
+                Response::Err { error } => return Err(unreadable(causes(&error))),
             };
             let subjects = info.state.subjects.unwrap_or_default();
             seen += subjects.len();
@@ -131,7 +131,7 @@ impl Bus {
         let asked = format!("CONSUMER.INFO.{}.{}", self.layout.stage_stream(stage), queue.durable());
         let answer: Result<Consumer, _> = self.jetstream.request(asked, &json!({})).await;
         let unreadable = |message: String| Error::Read { what: format!("the queue {}", queue.durable()), message };
-        Ok(answer.map_err(|error| unreadable(error.to_string()))?.num_ack_pending)
+        Ok(answer.map_err(|error| unreadable(causes(&error)))?.num_ack_pending)
     }
 }
 

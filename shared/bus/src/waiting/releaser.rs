@@ -7,7 +7,7 @@ use std::{
 
 use async_nats::{Subscriber, jetstream::message::StreamMessage};
 use baton_contract::{
-    Name,
+    Name, causes,
     envelope::{self, DecodeTask, PrefillTask, Task},
     outcome::{Code, Failure, Outcome},
     subject::Stage,
@@ -69,7 +69,7 @@ impl Releaser {
     pub(super) async fn new(bus: &Bus, options: Options) -> Result<Self, Error> {
         let subject = bus.layout.wake();
         let wakes = bus.client.subscribe(subject.clone()).await;
-        let wakes = wakes.map_err(|error| Error::Read { what: subject, message: error.to_string() })?;
+        let wakes = wakes.map_err(|error| Error::Read { what: subject, message: causes(&error) })?;
         let jobs = bus.jobs().await?;
         let (clock, lease) = (bus.clock(), jobs.lease(DUTY));
         Ok(Self { bus: bus.clone(), options, jobs, clock, lease, wakes, rounds: BTreeMap::new(), number: 0 })
@@ -95,11 +95,11 @@ impl Releaser {
                 Ok(Round::Idle) => (IDLE, Some(Duration::ZERO)),
                 Ok(Round::StandBy) => (IDLE, None),
                 Err(error @ Error::TryLater { .. }) => {
-                    tracing::info!(%error, "what waits is not passed on yet");
+                    tracing::info!(error = %causes(&error), "what waits is not passed on yet");
                     (LONGEST, None)
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "what waits was not passed on, and is tried again");
+                    tracing::warn!(error = %causes(&error), "what waits was not passed on, and is tried again");
                     (IDLE, None)
                 }
             };

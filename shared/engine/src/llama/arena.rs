@@ -28,7 +28,7 @@ impl Arena {
         let map = MmapOptions::new().len(bytes.max(1)).no_reserve_swap().map_anon()?;
         #[cfg(target_os = "linux")]
         if let Err(error) = map.advise(memmap2::Advice::HugePage) {
-            tracing::debug!(%error, "the system has no large pages; weights are in small ones");
+            tracing::debug!(error = %baton_contract::causes(&error), "the system has no large pages; weights are in small ones");
         }
         Ok(Arena { map, used: 0, frozen: Arc::default() })
     }

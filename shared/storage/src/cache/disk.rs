@@ -8,6 +8,8 @@ use std::{
     time::SystemTime,
 };
 
+use baton_contract::causes;
+
 use super::Index;
 use crate::key::ChunkId;
 
@@ -62,7 +64,7 @@ impl Disk {
         };
         read()
             .inspect_err(|error| {
-                tracing::warn!(chunk = %id, %error, "a cached chunk was dropped");
+                tracing::warn!(chunk = %id, error = %causes(error), "a cached chunk was dropped");
                 self.remove(id);
             })
             .ok()
@@ -128,6 +130,6 @@ fn remove(file: &Path) {
     if let Err(error) = fs::remove_file(file)
         && error.kind() != io::ErrorKind::NotFound
     {
-        tracing::warn!(file = %file.display(), %error, "a cached file stayed");
+        tracing::warn!(file = %file.display(), error = %causes(&error), "a cached file stayed");
     }
 }

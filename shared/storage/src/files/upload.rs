@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, mem, num::NonZeroUsize};
 
+use baton_contract::causes;
 use bytes::Bytes;
 use tokio::{runtime::Handle, task::JoinHandle};
 
@@ -120,7 +121,7 @@ impl Drop for Upload {
                 let _ = put.await;
             }
             if let Err(error) = files.delete_parts(blob, parts).await {
-                tracing::debug!(%error, %blob, "the parts of an upload that ended early were left to a sweep");
+                tracing::debug!(error = %causes(&error), %blob, "the parts of an upload that ended early were left to a sweep");
             }
         });
     }

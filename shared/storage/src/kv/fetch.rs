@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use baton_contract::kv::Block;
+use baton_contract::{causes, kv::Block};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 
@@ -53,7 +53,7 @@ impl KvStore {
                 Ok(Some(Fetched { block: Arc::new(block), stored_bytes, source: Source::Store }))
             }
             Err(source) if source.is_locked() => {
-                tracing::warn!(chunk = %id, error = %source, "a chunk could not be read with this worker's key");
+                tracing::warn!(chunk = %id, error = %causes(&source), "a chunk could not be read with this worker's key");
                 Err(Error::Locked { id: *id, source })
             }
             Err(source) => Err(self.remove_damaged(*id, &path, source.into()).await),
@@ -68,7 +68,7 @@ impl KvStore {
         let block = match unpacked? {
             Ok(block) => Arc::new(block),
             Err(error) => {
-                tracing::warn!(chunk = %id, %error, "a damaged chunk was dropped from the cache");
+                tracing::warn!(chunk = %id, error = %causes(&error), "a damaged chunk was dropped from the cache");
                 cache.remove(*id).await;
                 return Ok(None);
             }
@@ -76,7 +76,7 @@ impl KvStore {
         let stored_bytes = bytes.len() as u64;
         // If the store has lost it meanwhile: other workers will look for it there.
         if !is_stored && let Err(error) = self.store.put_new(&ObjectPath::chunk(id), bytes).await {
-            tracing::warn!(chunk = %id, %error, "a cached chunk was not put back into the store");
+            tracing::warn!(chunk = %id, error = %causes(&error), "a cached chunk was not put back into the store");
         }
         let source = match found {
             Found::Memory => Source::Memory,
@@ -180,8 +180,10 @@ impl KvStore {
     /// now, that one goes too, and is recomputed like any chunk that is missing.
     async fn remove_damaged(&self, id: ChunkId, path: &ObjectPath, damage: Damage) -> Error {
         match self.store.delete(path).await {
-            Ok(()) => tracing::warn!(chunk = %id, error = %damage, "damaged chunk was removed"),
-            Err(error) => tracing::warn!(chunk = %id, error = %damage, delete_error = %error, "damaged chunk stayed"),
+            Ok(()) => tracing::warn!(chunk = %id, error = %causes(&damage), "damaged chunk was removed"),
+            Err(error) => {
+                tracing::warn!(chunk = %id, error = %causes(&damage), delete_error = %causes(&error), "damaged chunk stayed")
+            }
         }
         Error::Damaged { id, source: damage }
     }
