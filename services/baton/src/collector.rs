@@ -22,15 +22,23 @@ const CHORE: &str = "gc";
 /// What is younger than this stays, whatever else is said: long enough for prefill, which no message to decode protects yet.
 const GRACE: Duration = Duration::from_secs(3_600);
 
+/// What a local store's chunks may take of what is free there and what they take already, where no `max_bytes` is set: the
+/// broker and others want some, too.
+const SHARE: f64 = 0.8;
+
 /// What a store holds, and what of it can go.
 pub struct Survey {
+    /// The chunks.
     pub objects: Vec<Object>,
+    pub tails: Vec<Object>,
     /// Jobs that wait for decode or are in its hands.
     pub jobs: u64,
     /// The chunks that they name.
     pub live: HashSet<ChunkId>,
     pub removals: Vec<Removal>,
     pub leftovers: Vec<Leftover>,
+    /// What all of it may take.
+    pub max_bytes: Option<u64>,
     pub now: SystemTime,
 }
 
@@ -50,14 +58,21 @@ impl Survey {
     /// put or touched within the grace period.
     pub async fn take(store: &Store, bus: &Bus, options: &Options, bar: &ProgressBar) -> anyhow::Result<Self> {
         bar.set_message("listing the store");
-        let Census { objects, mut leftovers } = Census::take(store, || bar.inc(1)).await?;
+        let Census { objects, tails, mut leftovers } = Census::take(store, || bar.inc(1)).await?;
         bar.reset();
         bar.set_message("reading the waiting jobs");
         let (jobs, live) = live(bus, bar).await?;
         let now = SystemTime::now();
-        let removals = collect::plan(&objects, &live, now, options);
+        let bytes = |objects: &[Object]| objects.iter().map(|object| object.bytes).sum::<u64>();
+        let (of_chunks, of_tails) = (bytes(&objects), bytes(&tails));
+        let room = || store.free_bytes().map(|free| ((free + of_chunks + of_tails) as f64 * SHARE) as u64);
+        let max_bytes = options.max_bytes.or_else(room);
+        let of_chunks = Options { max_bytes: max_bytes.map(|most| most.saturating_sub(of_tails)), ..*options };
+        let removals = collect::plan(&objects, &live, now, &of_chunks);
+        // A tail that no waiting job names is of a job that has ended, and whose worker did not remove it.
+        leftovers.extend(tails.iter().filter(|tail| !live.contains(&tail.id)).map(Leftover::tail));
         leftovers.retain(|leftover| leftover.is_older_than(options.grace, now));
-        Ok(Self { objects, jobs, live, removals, leftovers, now })
+        Ok(Self { objects, tails, jobs, live, removals, leftovers, max_bytes, now })
     }
 }
 
@@ -108,11 +123,11 @@ async fn in_turn(plan: &Plan, bus: &Bus) -> anyhow::Result<Duration> {
     }
     let (store, hidden) = (context::open_store(plan)?, ProgressBar::hidden());
     let survey = Survey::take(&store, bus, &options(plan), &hidden).await?;
-    let (chunks, live) = (survey.objects.len(), survey.live.len());
+    let (chunks, tails, live) = (survey.objects.len(), survey.tails.len(), survey.live.len());
     let swept = sweep(&store, survey, &hidden).await;
     let bytes: u64 = swept.removed.iter().map(|removal| removal.object.bytes).sum();
     let (removed, leftovers, spared) = (swept.removed.len(), swept.leftovers, swept.spared);
-    tracing::info!(chunks, live, removed, bytes, leftovers, spared, "unused KV chunks were removed");
+    tracing::info!(chunks, tails, live, removed, bytes, leftovers, spared, "unused KV chunks were removed");
     match swept.error {
         None => Ok(every),
         Some(error) => Err(error).context(format!("{} objects could not be removed", swept.failed)),

@@ -28,7 +28,7 @@ pub struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// List the chunks, those used last first
+    /// List the chunks and tails, those used last first
     Ls(ListArguments),
     /// Show what the store holds, what waiting jobs need of it, and what a collection would remove
     Stat(StatArguments),
@@ -120,7 +120,8 @@ async fn list(arguments: ListArguments) -> anyhow::Result<()> {
     let store = context::open_store(&plan_of_store(&arguments.pipeline)?)?;
     let bar = progress();
     bar.set_message("listing the store");
-    let mut objects = Census::take(&store, || bar.inc(1)).await?.objects;
+    let census = Census::take(&store, || bar.inc(1)).await?;
+    let mut objects = [census.objects, census.tails].concat();
     bar.finish_and_clear();
     objects.sort_unstable_by_key(|object| (std::cmp::Reverse(object.used), object.id));
     let (now, shown) = (SystemTime::now(), arguments.limit.unwrap_or(usize::MAX));
@@ -147,7 +148,7 @@ async fn list(arguments: ListArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A number of chunks.
+/// A number of chunks or tails.
 #[derive(Default, Serialize)]
 struct Total {
     chunks: u64,
@@ -197,7 +198,13 @@ impl std::fmt::Display for Removed {
 /// What a store holds.
 #[derive(Serialize)]
 struct Stock {
+    /// Chunks and tails.
     stored: Total,
+    /// Tails: each of one job.
+    tails: Total,
+    /// What all may take: `store.max_bytes`, or a share of what is free and stored in a local store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_bytes: Option<u64>,
     /// Seconds since the last use of the chunk that was not used for longest.
     oldest_s: u64,
     waiting_jobs: u64,
@@ -209,10 +216,13 @@ struct Stock {
 
 impl Stock {
     fn of(survey: &Survey) -> Self {
-        let live: Total = survey.objects.iter().filter(|object| survey.live.contains(&object.id)).collect();
+        let all = || survey.objects.iter().chain(&survey.tails);
+        let live: Total = all().filter(|object| survey.live.contains(&object.id)).collect();
         let oldest = survey.objects.iter().map(|object| object.age(survey.now)).max();
         Self {
-            stored: survey.objects.iter().collect(),
+            stored: all().collect(),
+            tails: survey.tails.iter().collect(),
+            max_bytes: survey.max_bytes,
             oldest_s: oldest.unwrap_or_default().as_secs(),
             waiting_jobs: survey.jobs,
             missing: survey.live.len() as u64 - live.chunks,
@@ -244,16 +254,17 @@ async fn stat(arguments: StatArguments) -> anyhow::Result<()> {
         writeln!(out, "{}", serde_json::to_string(&stat)?)?;
         return Ok(());
     }
-    let Stock { stored, oldest_s, waiting_jobs, live, missing } = &stat.stock;
+    let Stock { stored, tails, max_bytes, oldest_s, waiting_jobs, live, missing } = &stat.stock;
     writeln!(out, "store            {}", stat.store)?;
-    writeln!(out, "stored           {stored}")?;
+    writeln!(out, "stored           {stored}; of these {tails} that serve one job each")?;
+    writeln!(out, "budget           {}", max_bytes.map_or("none".into(), table::bytes))?;
     writeln!(out, "longest unused   {}", humantime::format_duration(Duration::from_secs(*oldest_s)))?;
     writeln!(out, "waiting jobs     {waiting_jobs}, which name {live}")?;
     if *missing > 0 {
         writeln!(out, "missing          {missing} chunk{} that they name: computed again", plural(*missing))?;
     }
     writeln!(out, "gc would remove  {}", stat.would_remove)?;
-    writeln!(out, "                 {} left by crashes", stat.would_remove_leftovers)?;
+    writeln!(out, "                 {} left by crashes or by jobs that ended", stat.would_remove_leftovers)?;
     Ok(())
 }
 
@@ -264,7 +275,7 @@ struct Collected {
     #[serde(flatten)]
     stock: Stock,
     removed: Removed,
-    /// Objects of no use that crashes left.
+    /// Objects of no use that crashes left, and tails of jobs that ended.
     removed_leftovers: u64,
     /// Chunks that were to go and were used meanwhile.
     spared: u64,
@@ -307,7 +318,7 @@ async fn collect(arguments: CollectArguments) -> anyhow::Result<()> {
         writeln!(out, "stored        {}", stock.stored)?;
         writeln!(out, "waiting jobs  {}, which name {}", stock.waiting_jobs, stock.live)?;
         writeln!(out, "{}{removed}", if *dry_run { "would remove  " } else { "removed       " })?;
-        writeln!(out, "              {removed_leftovers} left by crashes")?;
+        writeln!(out, "              {removed_leftovers} left by crashes or by jobs that ended")?;
         if *spared > 0 {
             writeln!(out, "stay          {spared} chunk{} used meanwhile", plural(*spared))?;
         }

@@ -13,6 +13,7 @@ mod engine;
 mod journal;
 mod progress;
 pub mod schedule;
+mod tails;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -30,7 +31,10 @@ use baton_contract::{
     outcome::{Code, Timings},
 };
 use baton_engine::{ComputeThreads, generation::Generator, model::Model};
-use baton_storage::{key::ChunkId, kv::KvStore};
+use baton_storage::{
+    key::{self, ChunkId, PieceKind},
+    kv::{self, Fetched, KvStore},
+};
 use futures::{
     StreamExt,
     stream::{self, BoxStream},
@@ -44,6 +48,7 @@ use crate::{
     engine::{Engine, Held, NewAnswer},
     journal::Journal,
     progress::Progress,
+    tails::{Tail, Tails},
 };
 
 pub use crate::{
@@ -89,11 +94,13 @@ pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: Canc
     let mut models = BTreeMap::new();
     let engines = served.len();
     for Served { name, model, generator, store } in served {
+        let fingerprint = model.spec().fingerprint;
         let engine = Engine::start(model, ComputeThreads::of_one_in(engines)?, bus.counters().clone(), ended.clone())
             .map_err(|source| Error::Thread { model: name.clone(), source })?;
-        models.insert(name, Arc::new(Pool { engine, generator, store }));
+        models.insert(name, Arc::new(Pool { engine, generator, store, fingerprint }));
     }
-    let decode = Decode { bus: bus.clone(), models, checkpoint: options.checkpoint, shutdown: shutdown.clone() };
+    let (checkpoint, shutdown_too, tails) = (options.checkpoint, shutdown.clone(), Tails::start());
+    let decode = Decode { bus: bus.clone(), models, checkpoint, shutdown: shutdown_too, tails };
     Ok(stage::run(&bus, options.pull, options.worker, decode, ended, shutdown).await?)
 }
 
@@ -102,17 +109,19 @@ struct Decode {
     models: BTreeMap<Name, Arc<Pool>>,
     checkpoint: Duration,
     shutdown: CancellationToken,
+    tails: Tails,
 }
 
 struct Pool {
     engine: Engine,
     generator: Generator,
     store: KvStore,
+    fingerprint: [u8; 32],
 }
 
 impl Handler<DecodeTask> for Decode {
     async fn handle(&self, work: Work<DecodeTask>) -> Result<Next, StageError> {
-        let Work { task: DecodeTask { job, timings, first, pieces }, claim, queue_ms, ledger, stop } = work;
+        let Work { task: DecodeTask { job, timings, first, pieces }, claim, queue_ms, ledger, stop, ended } = work;
         let Some(pool) = self.models.get(&job.model) else {
             return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("no model {} here", job.model)));
         };
@@ -122,6 +131,9 @@ impl Handler<DecodeTask> for Decode {
             Found::Checkpoint(checkpoint) => Some(checkpoint),
             Found::Superseded => return Err(journal::lost()),
         };
+        if let Some(id) = pool.tail(&job, &pieces) {
+            self.tails.leave(Tail { ended, store: pool.store.clone(), id });
+        }
         let prefills = first.is_empty();
         let (generator, begins) = (pool.generator.clone(), job.clone());
         let earlier = checkpoint.as_ref().map(|checkpoint| checkpoint.timings.clone());
@@ -177,6 +189,29 @@ impl Handler<DecodeTask> for Decode {
 }
 
 impl Pool {
+    /// The last of a prompt's pieces, if it is a tail of this very job.
+    fn tail(&self, job: &Job, pieces: &[Piece]) -> Option<ChunkId> {
+        let root = self.store.root(&self.fingerprint, job.tenant.as_str().as_bytes());
+        let pieces: Vec<_> = pieces.iter().map(|piece| (ChunkId(piece.id), piece.tokens as usize)).collect();
+        key::tail_of(&root, &job.prompt, &pieces, job.id.as_str())
+    }
+
+    /// Gets a piece from where it lies. Only the last of a prompt can be a tail: its job's own, that of the job which this
+    /// one tries again, or one that an earlier release has put among the chunks.
+    async fn get(&self, piece: Piece, is_last: bool, tail: Option<ChunkId>) -> Result<Option<Fetched>, kv::Error> {
+        let (id, tokens) = (ChunkId(piece.id), piece.tokens as usize);
+        let mut places = [PieceKind::Chunk, PieceKind::Tail];
+        if tail == Some(id) {
+            places.reverse();
+        }
+        for kind in &places[..if is_last { 2 } else { 1 }] {
+            if let Some(fetched) = self.store.get_piece(&id, *kind, tokens).await? {
+                return Ok(Some(fetched));
+            }
+        }
+        Ok(None)
+    }
+
     /// Gets the prompt's KV cache piece by piece, in order, several at a time. What is missing or damaged is left out.
     fn fetch<'a>(
         &'a self,
@@ -184,11 +219,11 @@ impl Pool {
         pieces: &'a [Piece],
         counters: &'a Counters,
     ) -> BoxStream<'a, Result<Held, StageError>> {
-        let span = info_span!("kv.get", pieces = pieces.len());
-        let get = move |piece: Piece| {
+        let (span, tail, last) = (info_span!("kv.get", pieces = pieces.len()), self.tail(job, pieces), pieces.len());
+        let get = move |(number, piece): (usize, Piece)| {
             async move {
                 let tokens = piece.tokens as usize;
-                match self.store.get(&ChunkId(piece.id), tokens).await {
+                match self.get(piece, number + 1 == last, tail).await {
                     Ok(Some(fetched)) => {
                         counters.kv_got(fetched.stored_bytes);
                         Ok(Held::Block(fetched.block))
@@ -203,6 +238,6 @@ impl Pool {
             }
             .instrument(span.clone())
         };
-        stream::iter(pieces.iter().copied().map(get)).buffered(FETCHES).boxed()
+        stream::iter(pieces.iter().copied().enumerate().map(get)).buffered(FETCHES).boxed()
     }
 }

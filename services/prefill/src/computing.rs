@@ -13,7 +13,7 @@ use baton_contract::{
 };
 use baton_engine::generation::Emitted;
 use baton_storage::{
-    key::{ChunkId, Piece},
+    key::Piece,
     kv::{self, KvStore, Stored},
 };
 use futures::{Stream, StreamExt, stream};
@@ -162,15 +162,15 @@ impl<'a> Computing<'a> {
         let Some(planned) = self.pieces.get(piece) else {
             return Err(StageError::passing("more KV pieces than planned"));
         };
-        let (id, tokens, block) = (planned.id, block.tokens, Arc::new(block));
-        self.prefix.owned.computed(&id, block.clone());
-        self.spawn_put(piece, id, block, tokens);
+        let (planned, block) = (planned.clone(), Arc::new(block));
+        self.prefix.owned.computed(&planned.id, block.clone());
+        self.spawn_put(piece, planned, block);
         Ok(())
     }
 
-    fn spawn_put(&mut self, piece: usize, id: ChunkId, block: Arc<Block>, tokens: usize) {
-        let (store, span) = (self.store.clone(), info_span!("kv.put", tokens));
-        self.puts.spawn(async move { Ok((piece, store.put(&id, block).await?)) }.instrument(span));
+    fn spawn_put(&mut self, piece: usize, Piece { id, kind, .. }: Piece, block: Arc<Block>) {
+        let (store, span) = (self.store.clone(), info_span!("kv.put", tokens = block.tokens));
+        self.puts.spawn(async move { Ok((piece, store.put_piece(&id, kind, block).await?)) }.instrument(span));
     }
 
     /// Notes what a finished put stored.
@@ -192,8 +192,7 @@ impl<'a> Computing<'a> {
             if let Source::Held(block, mut flight) = source
                 && !flight.stored().await
             {
-                let tokens = block.tokens;
-                self.spawn_put(piece, self.pieces[piece].id, block, tokens);
+                self.spawn_put(piece, self.pieces[piece].clone(), block);
             }
         }
         while let Some(put) = self.puts.join_next().await {
@@ -229,7 +228,7 @@ fn fetch<'a>(
 /// Gets a piece, if it can be had.
 async fn stored(store: &KvStore, piece: &Piece, counters: &Counters) -> Option<Arc<Block>> {
     let tokens = piece.range.len();
-    match store.get(&piece.id, tokens).instrument(info_span!("kv.get", tokens)).await {
+    match store.get_piece(&piece.id, piece.kind, tokens).instrument(info_span!("kv.get", tokens)).await {
         Ok(Some(fetched)) => {
             counters.kv_got(fetched.stored_bytes);
             Some(fetched.block)

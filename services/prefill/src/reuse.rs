@@ -51,7 +51,7 @@ impl Reuse {
     pub(crate) async fn find(&self, pieces: &[Piece], again: bool) -> Result<Prefix, kv::Error> {
         let shared = pieces.iter().take_while(|piece| piece.kind == PieceKind::Chunk).count();
         let ids: Vec<ChunkId> = pieces.iter().map(|piece| piece.id).collect();
-        let (chunks, all) = (&ids[..shared], if again { &ids[..] } else { &ids[..shared] });
+        let (chunks, tail) = (&ids[..shared], ids.get(shared).filter(|_| again));
         let (owned, looking) = (self.flights.owner(), Duration::ZERO);
         let mut prefix = Prefix { sources: Vec::new(), owned, claim: None, looking };
         let (mut kept, mut in_vain) = (0, 0);
@@ -65,9 +65,12 @@ impl Reuse {
                 continue;
             }
             // Only now: what another prompt of this worker stored meanwhile is found.
-            let found = prefix.look(&self.store, &all[at..]).await?;
+            let found = prefix.look(&self.store, &chunks[at..]).await?;
             let at = at + found;
             if at >= shared {
+                if let Some(tail) = tail {
+                    prefix.look_for_tail(&self.store, tail).await?;
+                }
                 return Ok(prefix);
             }
             in_vain = if found > 0 { 0 } else { in_vain };
@@ -133,6 +136,18 @@ impl Prefix {
             self.sources.push(Source::Stored);
         }
         Ok(found)
+    }
+
+    /// Looks whether the job's tail is stored.
+    async fn look_for_tail(&mut self, store: &KvStore, tail: &ChunkId) -> Result<(), kv::Error> {
+        let looked = Instant::now();
+        let found = store.tail_exists(tail).await?;
+        self.looking += looked.elapsed();
+        if found {
+            self.owned.stored(tail);
+            self.sources.push(Source::Stored);
+        }
+        Ok(())
     }
 
     /// Notes that a piece is in the store.

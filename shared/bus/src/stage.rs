@@ -11,7 +11,10 @@ use baton_contract::{
     subject::Stage,
 };
 use bytes::Bytes;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
@@ -42,6 +45,19 @@ pub struct Work<T> {
     /// Called when the job is to end before its work is done: its sender cancelled it, or its deadline passed. A job that
     /// was cancelled while it waited to be tried again comes with this called, so that what there is of it can be told.
     pub stop: Stop,
+    /// Tells the end of the job.
+    pub ended: Ended,
+}
+
+/// Tells whether this attempt has ended its job.
+pub struct Ended(oneshot::Receiver<()>);
+
+impl Ended {
+    /// Waits for the end of this attempt. True once the job's result is stored, and nobody will try the job again; false if
+    /// others go on with it, or its message stays as a dead letter.
+    pub async fn told(self) -> bool {
+        self.0.await.is_ok()
+    }
 }
 
 /// What comes after a stage has done its work.
@@ -247,6 +263,8 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
         let deadline = left.and_then(|left| Instant::now().checked_add(left));
         let stop = Stop { cancelled: hold.cancelled.clone(), deadline };
         let cancelled = record.cancelled;
+        let (tell_end, ended) = oneshot::channel();
+        let ended = Ended(ended);
         let mut next = if cancelled && (delivery.attempt == 1 || tries > self.options.max_deliver) {
             end(cancel::cancelled())
         } else if left.is_some_and(|left| left.is_zero()) {
@@ -262,7 +280,7 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                 hold.cancelled.cancel();
             }
             let queue_ms = unix_ms().saturating_sub(delivery.published_ms) as f64;
-            let work = Work { task, claim: claim.clone(), queue_ms, ledger: ledger.clone(), stop: stop.clone() };
+            let work = Work { task, claim: claim.clone(), queue_ms, ledger: ledger.clone(), stop: stop.clone(), ended };
             let (mut handling, mut looking) =
                 (pin!(self.handler.handle(work)), pin!(self.look_for_mark(&job, &claim, &stop)));
             let handled = loop {
@@ -346,8 +364,12 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
         }
         let failed = matches!(&next, Next::Finish(outcome) if outcome.status == Status::Failed);
         self.bus.counters().job(failed);
-        if matches!(next, Next::Finish(_)) {
+        if let Next::Finish(outcome) = &next {
             ledger.clear().await;
+            if !outcome.error.as_ref().is_some_and(dead::is_ours) {
+                // Nobody may be waiting for it.
+                let _ = tell_end.send(());
+            }
         }
         Ok(Settle::Ack)
     }

@@ -142,6 +142,15 @@ pub struct Piece {
     pub kind: PieceKind,
 }
 
+/// The tail of `job` among the stored `pieces` of a prompt, each a name and its tokens: the last one, if it is named so.
+pub fn tail_of(root: &Root, prompt: &[u32], pieces: &[(ChunkId, usize)], job: &str) -> Option<ChunkId> {
+    let ((last, tokens), before) = pieces.split_last()?;
+    let start: usize = before.iter().map(|(_, tokens)| tokens).sum();
+    let tokens = prompt.get(start..start.checked_add(*tokens)?)?;
+    let parent = before.last().map(|(id, _)| id);
+    (root.tail(parent, tokens, job) == *last).then_some(*last)
+}
+
 /// Splits a prompt into full chunks of `chunk_tokens` tokens (0 counts as 1) and, if some tokens are left, a tail for
 /// `job`. The pieces are in order, touch each other and cover the prompt.
 pub fn plan(root: &Root, tokens: &[u32], chunk_tokens: usize, job: &str) -> Vec<Piece> {
@@ -230,6 +239,12 @@ mod tests {
             for (x, y) in plans[0].iter().zip(&plans[1]) {
                 let whole = x.range == y.range && x.range.end <= same;
                 prop_assert_eq!(x.id == y.id, whole);
+            }
+            for (tokens, pieces) in prompts.iter().zip(&plans) {
+                let stored: Vec<_> = pieces.iter().map(|piece| (piece.id, piece.range.len())).collect();
+                let tail = pieces.last().filter(|piece| piece.kind == PieceKind::Tail).map(|piece| piece.id);
+                prop_assert_eq!(tail_of(&root, tokens, &stored, "one"), tail);
+                prop_assert_eq!(tail_of(&root, tokens, &stored, "two"), None);
             }
             // Another job's chunks are the same objects, its tail is not.
             for (x, y) in plans[0].iter().zip(plan(&root, &prompts[0], size, "two")) {

@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use crate::cache::Cache;
 use crate::chunk::{self, Packer};
 use crate::codec::Codec;
-use crate::key::{ChunkId, Root};
+use crate::key::{ChunkId, PieceKind, Root};
 use crate::seal::SealKey;
 use crate::store::{self, ObjectPath, Put, Store};
 
@@ -167,22 +167,31 @@ impl KvStore {
     /// Packs and stores a block, unless a chunk of that name is there, which costs one question and no packing. When this
     /// returns, the chunk is durable.
     pub async fn put(&self, id: &ChunkId, block: impl Into<Arc<Block>>) -> Result<Stored, Error> {
-        let (block, path) = (block.into(), ObjectPath::chunk(id));
+        self.put_piece(id, PieceKind::Chunk, block).await
+    }
+
+    /// As [`KvStore::put`], for a piece of either kind. Nobody but its job uses a tail, so its uses are not noted.
+    pub async fn put_piece(
+        &self,
+        id: &ChunkId,
+        kind: PieceKind,
+        block: impl Into<Arc<Block>>,
+    ) -> Result<Stored, Error> {
+        let (block, path) = (block.into(), ObjectPath::piece(id, kind));
         let pack = |source| Error::Pack { id: *id, source };
         let packer = Packer::new(&block, &self.shape, self.codec, id, self.key.as_ref()).map_err(pack)?;
         let raw_bytes = self.shape.bytes(block.tokens) as u64;
         if let Some(stored_bytes) = self.store.find_durable(&path).await? {
-            self.touch(id).await;
+            self.touch(id, kind).await;
             return Ok(Stored { raw_bytes, stored_bytes, created: false });
         }
         let bytes = self.pack(packer, block).await?.map_err(pack)?;
         let stored_bytes = bytes.len() as u64;
         let (put, ()) = tokio::join!(self.store.put_new(&path, bytes.clone()), self.remember(*id, bytes));
         let created = put? == Put::Created;
-        if created {
-            self.store.note_put(id);
-        } else {
-            self.touch(id).await;
+        match kind {
+            PieceKind::Chunk if created => self.store.note_put(id),
+            _ => drop(self.touch(id, kind).await),
         }
         Ok(Stored { raw_bytes, stored_bytes, created })
     }
@@ -190,6 +199,19 @@ impl KvStore {
     /// Whether a chunk of that name is there. It may still turn out damaged when it is read.
     pub async fn exists(&self, id: &ChunkId) -> Result<bool, Error> {
         Ok(self.store.exists(&ObjectPath::chunk(id)).await?)
+    }
+
+    /// Whether a job's tail is there.
+    pub async fn tail_exists(&self, id: &ChunkId) -> Result<bool, Error> {
+        Ok(self.store.exists(&ObjectPath::tail(id)).await?)
+    }
+
+    /// Removes the tail of a job that has ended. One that is not there is no error.
+    pub async fn remove_tail(&self, id: &ChunkId) -> Result<(), Error> {
+        if let Some(cache) = &self.cache {
+            cache.remove(*id).await;
+        }
+        Ok(self.store.delete(&ObjectPath::tail(id)).await?)
     }
 
     /// How many leading chunks of `ids` are there, for about the time of one question, since many are asked at once.
@@ -242,7 +264,10 @@ impl KvStore {
 
     /// Tells the store that a chunk is in use, and returns whether it is still there. A failure is no reason to give up the
     /// chunk.
-    async fn touch(&self, id: &ChunkId) -> bool {
+    async fn touch(&self, id: &ChunkId, kind: PieceKind) -> bool {
+        if kind == PieceKind::Tail {
+            return true;
+        }
         let touched = self.store.touch(id, SystemTime::now()).await;
         touched.unwrap_or_else(|error| {
             tracing::warn!(chunk = %id, error = %causes(&error), "a chunk's use was not noted");

@@ -1,7 +1,9 @@
 //! One place for objects: a local directory, S3, Google Cloud Storage, Azure, or memory, behind the few operations that
 //! Baton needs.
 
+mod conflict;
 mod range;
+mod space;
 #[cfg(target_os = "linux")]
 mod spare;
 
@@ -10,15 +12,19 @@ use std::{fmt, io, path::PathBuf, sync::Arc, time::SystemTime};
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, path::Path};
+use tokio::time::sleep;
 
 pub(crate) use range::Start;
+pub use space::free;
 
 use crate::backend;
 use crate::collect::{TOUCH_EVERY, Touches};
-use crate::key::ChunkId;
+use crate::key::{ChunkId, PieceKind};
 
 /// The directory of KV chunks.
 pub(crate) const CHUNKS: &str = "kv";
+/// The directory of tails, of which each serves one job.
+pub(crate) const TAILS: &str = "tails";
 /// The directory of marks: a small object per chunk whose time is that of the chunk's last use, where a chunk's own time
 /// can't be set.
 pub(crate) const MARKS: &str = "used";
@@ -69,6 +75,20 @@ pub enum Error {
         #[source]
         source: Box<object_store::Error>,
     },
+    /// There is no room for what was to be put.
+    #[error(
+        "the disk of the store {url} is full{}: make room there, or have chunks removed with `baton kv gc --max-bytes`",
+        free.map_or(String::new(), |free| format!(" ({free} bytes are free)"))
+    )]
+    Full {
+        /// The store.
+        url: Arc<str>,
+        /// Bytes that are free there.
+        free: Option<u64>,
+        /// What the system said.
+        #[source]
+        source: Box<object_store::Error>,
+    },
     /// An object is larger than the reader allows; its body was not read.
     #[error("object {path} in {url} has {found} bytes, more than the {max} that it may have")]
     Oversize {
@@ -101,6 +121,20 @@ impl ObjectPath {
     pub fn chunk(id: &ChunkId) -> Self {
         let hex = id.to_string();
         Self(Path::from_iter([CHUNKS, &hex[..2], &hex]))
+    }
+
+    /// The tail of a job's prompt: `tails/ab/abcdef...`. Apart from the chunks, so that a collection can tell them.
+    pub fn tail(id: &ChunkId) -> Self {
+        let hex = id.to_string();
+        Self(Path::from_iter([TAILS, &hex[..2], &hex]))
+    }
+
+    /// A piece of a prompt.
+    pub(crate) fn piece(id: &ChunkId, kind: PieceKind) -> Self {
+        match kind {
+            PieceKind::Chunk => Self::chunk(id),
+            PieceKind::Tail => Self::tail(id),
+        }
     }
 
     /// The mark of a chunk's last use.
@@ -216,7 +250,9 @@ impl Store {
 
     /// Puts an object unless one of that path is there. Of many who try at once, exactly one creates it.
     ///
-    /// If an answer was lost on the way and the put retried, `Exists` may mean this very put.
+    /// If an answer was lost on the way and the put retried, `Exists` may mean this very put. What a remote store says of an
+    /// object that is there is not believed before the object was seen: it also refuses a put that met another operation,
+    /// and stores nothing then.
     pub async fn put_new(&self, path: &ObjectPath, bytes: Bytes) -> Result<Put, Error> {
         #[cfg(target_os = "linux")]
         if let (Some(spares), Some(file)) = (&self.spares, self.file(path))
@@ -224,14 +260,22 @@ impl Store {
         {
             return Ok(put);
         }
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.inner.put_opts(&path.0, bytes.into(), options).await {
-            Ok(_) => Ok(Put::Created),
-            Err(object_store::Error::AlreadyExists { .. }) => {
+        let mut pauses = conflict::Pauses::default();
+        loop {
+            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+            let refused = match self.inner.put_opts(&path.0, bytes.clone().into(), options).await {
+                Ok(_) => return Ok(Put::Created),
+                Err(refused @ object_store::Error::AlreadyExists { .. }) => refused,
+                Err(source) => return Err(self.failed("put", path, source)),
+            };
+            if self.is_local() || self.exists(path).await? {
                 self.sync_existing(path).await?;
-                Ok(Put::Exists)
+                return Ok(Put::Exists);
             }
-            Err(source) => Err(self.failed("put", path, source)),
+            match pauses.next() {
+                Some(pause) => sleep(pause).await,
+                None => return Err(self.failed("put", path, refused)),
+            }
         }
     }
 
@@ -384,9 +428,6 @@ impl Store {
         self.failed(operation, path, object_store::Error::Generic { store: "LocalFileSystem", source: error.into() })
     }
 
-    fn failed(&self, operation: &'static str, path: &ObjectPath, source: object_store::Error) -> Error {
-        Error::Operation { operation, path: path.to_string(), url: self.url.clone(), source: Box::new(source) }
-    }
 }
 
 /// Sets a file's time; `false` if it is not there.

@@ -1,11 +1,16 @@
 //! What every store must do, whoever runs it: memory, a local directory, and a real S3 server run one suite.
 
+#[path = "support/conflicts.rs"]
+mod conflicts;
 #[path = "support/seaweed.rs"]
 mod seaweed;
 
 use std::sync::{Arc, Mutex};
 
-use baton_contract::kv::{Block, Shape};
+use baton_contract::{
+    causes,
+    kv::{Block, Shape},
+};
 use baton_storage::{
     ChunkId, Codec, KvStore, ObjectPath, Put, Root, SealKey, Store, chunk,
     kv::{self, Damage, Source},
@@ -54,7 +59,20 @@ async fn s3_server() {
         _ => (name, value),
     });
     let denied = Store::open_with(&server.url("denied"), wrong_key).unwrap().probe_conditional_put().await;
-    assert!(matches!(denied, Err(store::Error::Operation { operation: "put", .. })), "{denied:?}");
+    let denied = denied.unwrap_err();
+    assert!(matches!(denied, store::Error::Operation { operation: "put", .. }), "{denied:?}");
+    // What the server said is in the chain.
+    assert!(causes(&denied).contains("SignatureDoesNotMatch"), "{}", causes(&denied));
+
+    // Puts that meet another operation, and store nothing, are tried again.
+    let mut vars = server.vars();
+    vars[0].1 = conflicts::in_front_of(&vars[0].1).await;
+    let contested = Store::open_with(&server.url("contested"), vars).unwrap();
+    objects(&contested).await;
+    let (path, theirs) = (path(9), Bytes::from_static(b"theirs"));
+    server.open("contested").put_new(&path, theirs.clone()).await.unwrap();
+    assert_eq!(contested.put_new(&path, Bytes::from_static(b"ours")).await.unwrap(), Put::Exists);
+    assert_eq!(contested.get(&path, 100).await.unwrap(), Some(theirs));
 }
 
 /// Runs the suite on stores that `open` gives; each name stands for a place of its own.

@@ -76,7 +76,8 @@ pub struct Store {
     /// Chunks that no job has used for this long are removed.
     #[serde(serialize_with = "duration")]
     pub max_age: Duration,
-    /// Beyond this, those that were not used for longest are removed. Without it age alone decides.
+    /// Beyond this, those that were not used for longest are removed. Without it a local store may take most of what is free
+    /// there, and elsewhere age alone decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<Bytes>,
     /// How often that is done.

@@ -65,7 +65,7 @@ async fn chunks(store: KvStore, blocks: &[Block], repeat: usize) -> anyhow::Resu
             let tokens = vec![number << 16 | run; block.tokens];
             let Some(piece) = key::plan(&root, &tokens, block.tokens, "calibrate").pop() else { continue };
             let started = Instant::now();
-            bytes = store.put(&piece.id, block.clone()).await?.stored_bytes;
+            bytes = store.put_piece(&piece.id, piece.kind, block.clone()).await?.stored_bytes;
             if run > 0 {
                 put_s.push(started.elapsed().as_secs_f64());
             }
@@ -76,7 +76,7 @@ async fn chunks(store: KvStore, blocks: &[Block], repeat: usize) -> anyhow::Resu
         let between = cpu_s()?;
         for (run, piece) in pieces.iter().enumerate() {
             let started = Instant::now();
-            let fetched = store.get(&piece.id, block.tokens).await?;
+            let fetched = store.get_piece(&piece.id, piece.kind, block.tokens).await?;
             fetched.context("the store lost a chunk that was put just now; try `baton doctor`")?;
             if run > 0 {
                 get_s.push(started.elapsed().as_secs_f64());

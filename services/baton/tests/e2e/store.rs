@@ -43,8 +43,30 @@ fn parsed(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// Chunks and tails, by name.
+fn pieces(ground: &Ground) -> Vec<PathBuf> {
+    let mut all = [chunks(ground), tails(ground)].concat();
+    all.sort_by_key(|path| path.file_name().unwrap().to_owned());
+    all
+}
+
 fn chunks(ground: &Ground) -> Vec<PathBuf> {
     support::files(&ground.store().join("kv"))
+}
+
+fn tails(ground: &Ground) -> Vec<PathBuf> {
+    support::files(&ground.store().join("tails"))
+}
+
+/// Returns once nothing is left of the jobs that have ended but what others can use.
+async fn until_no_tail(ground: &Ground) {
+    let gone = async {
+        let mut tick = interval(Duration::from_millis(20));
+        while !tails(ground).is_empty() {
+            tick.tick().await;
+        }
+    };
+    timeout(PATIENCE, gone).await.unwrap_or_else(|_| panic!("{:?} are still there", tails(ground)));
 }
 
 #[tokio::test]
@@ -61,6 +83,7 @@ async fn what_a_waiting_job_names_stays_and_everything_else_goes() {
     bus.submit(&tenant, &lane, request("done")).await.unwrap();
     assert_eq!(result(&mut follower, &job_id("done")).await.status, Status::Completed);
     waiting(&bus, 0).await;
+    until_no_tail(&ground).await;
     let unused = chunks(&ground).len() as u64;
     decode.drain().await;
     bus.submit(&tenant, &lane, request("waits")).await.unwrap();
@@ -68,10 +91,11 @@ async fn what_a_waiting_job_names_stays_and_everything_else_goes() {
     let named = task.pieces.len() as u64;
     assert!(unused >= 2 && named >= 2, "{unused} and {named} chunks");
 
-    let before = chunks(&ground);
-    assert_eq!(before.len() as u64, unused + named);
+    let before = pieces(&ground);
+    assert_eq!((before.len() as u64, tails(&ground).len()), (unused + named, 1));
     let stat = parsed(&ground.baton(&["kv", "stat", "--json"]).await);
-    assert_eq!(stat["stored"]["chunks"], unused + named);
+    assert_eq!((&stat["stored"]["chunks"], &stat["tails"]["chunks"]), (&json!(unused + named), &json!(1)));
+    assert!(stat["max_bytes"].as_u64().unwrap() > stat["stored"]["bytes"].as_u64().unwrap(), "{stat}");
     assert_eq!(
         (&stat["waiting_jobs"], &stat["live"]["chunks"], &stat["missing"]),
         (&json!(1), &json!(named), &json!(0))
@@ -90,7 +114,7 @@ async fn what_a_waiting_job_names_stays_and_everything_else_goes() {
     let everything = ["kv", "gc", "--json", "--max-age", "0s", "--grace", "0s"];
     let dry = parsed(&ground.baton(&[&everything[..], &["--dry-run"]].concat()).await);
     assert_eq!((&dry["removed"]["age"]["chunks"], &dry["dry_run"]), (&json!(unused), &json!(true)));
-    assert_eq!(chunks(&ground), before);
+    assert_eq!(pieces(&ground), before);
     // A message that nobody can read may name anything.
     task.job.id = job_id("foreign");
     let subject = bus.layout().decode(&task.job.model, &task.job.lane, &task.job.tenant);
@@ -99,23 +123,25 @@ async fn what_a_waiting_job_names_stays_and_everything_else_goes() {
     let refused = ground.baton(&everything).await;
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && message.contains("none may be removed"), "{message}");
-    assert_eq!(chunks(&ground), before);
+    assert_eq!(pieces(&ground), before);
 
     // A worker puts that message aside; the job finds its chunks, and then they are of no more use.
     let decode = ground.worker("decode", "decode-2").await;
     let outcome = result(&mut follower, &job_id("waits")).await;
     assert_eq!((outcome.status, outcome.timings.recomputed_tokens), (Status::Completed, 0));
     waiting(&bus, 0).await;
+    until_no_tail(&ground).await;
     decode.drain().await;
     bus.submit(&tenant, &lane, request("last")).await.unwrap();
     let last = waiting(&bus, 1).await.remove(0);
     let gone = parsed(&ground.baton(&everything).await);
-    assert_eq!((&gone["removed"]["age"]["chunks"], &gone["failed"]), (&json!(unused + named), &json!(0)), "{gone}");
-    assert_eq!(chunks(&ground).len(), last.pieces.len());
+    assert_eq!((&gone["removed"]["age"]["chunks"], &gone["failed"]), (&json!(unused + named - 1), &json!(0)), "{gone}");
+    assert_eq!(pieces(&ground).len(), last.pieces.len());
     let _decode = ground.worker("decode", "decode-3").await;
     let outcome = result(&mut follower, &job_id("last")).await;
     assert_eq!((outcome.status, outcome.timings.recomputed_tokens), (Status::Completed, 0));
     waiting(&bus, 0).await;
+    until_no_tail(&ground).await;
     let again = ground.baton(&["kv", "gc", "--max-age", "0s", "--grace", "0s"]).await;
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     assert_eq!(chunks(&ground), Vec::<PathBuf>::new());

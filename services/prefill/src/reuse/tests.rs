@@ -74,7 +74,7 @@ async fn a_prompt_finds_what_is_stored_waits_for_what_comes_and_takes_over_what_
 
     // A job that is tried again finds its own tail.
     for piece in &pieces {
-        reuse.store.put(&piece.id, block(piece)).await.unwrap();
+        reuse.store.put_piece(&piece.id, piece.kind, block(piece)).await.unwrap();
     }
     drop(third);
     assert_eq!(reuse.find(&pieces, false).await.unwrap().sources.len(), 4);

@@ -11,19 +11,21 @@ use futures::TryStreamExt;
 
 use super::Object;
 use crate::key::ChunkId;
-use crate::store::{CHUNKS, Error, FILES, Listed, MARKS, ObjectPath, PROBES, Store};
+use crate::store::{CHUNKS, Error, FILES, Listed, MARKS, ObjectPath, PROBES, Store, TAILS};
 
 /// What a store holds: some 50 bytes of memory per chunk.
 #[derive(Clone, Debug, Default)]
 pub struct Census {
     /// The chunks, in no particular order.
     pub objects: Vec<Object>,
+    /// The tails, of which each serves one job. Their uses are not noted, so their times are those of their puts.
+    pub tails: Vec<Object>,
     /// What is of no use to anybody.
     pub leftovers: Vec<Leftover>,
 }
 
 /// Something that a crash or a lost race left behind: the file of a put that did not end, the mark of a chunk that is
-/// gone, the object of a probe.
+/// gone, the object of a probe, the tail of a job that has ended.
 #[derive(Clone, Debug)]
 pub struct Leftover {
     pub(super) place: Place,
@@ -43,6 +45,12 @@ impl Leftover {
     /// Whether it is too old to belong to something that still goes on.
     pub fn is_older_than(&self, grace: Duration, now: SystemTime) -> bool {
         now.duration_since(self.modified).unwrap_or_default() >= grace
+    }
+
+    /// A tail that no job needs any more.
+    pub fn tail(tail: &Object) -> Self {
+        let place = Place::Object(ObjectPath::tail(&tail.id));
+        Self { place, modified: tail.used, bytes: tail.bytes }
     }
 }
 
@@ -73,6 +81,13 @@ impl Census {
                 census.objects.push(Object { id, bytes, used });
             }
         }
+        let mut listed = store.list(TAILS);
+        while let Some(Listed { path, bytes, modified }) = listed.try_next().await? {
+            seen();
+            if let Some(id) = path.id().filter(|id| ObjectPath::tail(id) == path) {
+                census.tails.push(Object { id, bytes, used: modified });
+            }
+        }
         census.leftovers = marks.into_values().map(Leftover::from).collect();
         let probes: Vec<Listed> = store.list(PROBES).try_collect().await?;
         census.leftovers.extend(probes.into_iter().map(Leftover::from));
@@ -97,7 +112,7 @@ impl Store {
         let walked = root.to_path_buf();
         let found = tokio::task::spawn_blocking(move || {
             let mut found = Vec::new();
-            for place in [CHUNKS, MARKS, PROBES, FILES] {
+            for place in [CHUNKS, TAILS, MARKS, PROBES, FILES] {
                 find_staged(&walked.join(place), &mut found)?;
             }
             Ok(found)

@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use super::{Damage, Error, Fetched, KvStore, Source};
 use crate::cache::Found;
 use crate::chunk::{self, Header, decode_layers};
-use crate::key::ChunkId;
+use crate::key::{ChunkId, PieceKind};
 use crate::store::{self, ObjectPath, Start};
 
 /// Requests of one get that run at a time.
@@ -24,18 +24,23 @@ type Got = (Unpacked<Block>, Vec<Bytes>);
 impl KvStore {
     /// The chunk `id` of exactly `tokens` tokens, or `None` if there is none. Getting a chunk counts as a use of it.
     pub async fn get(&self, id: &ChunkId, tokens: usize) -> Result<Option<Fetched>, Error> {
+        self.get_piece(id, PieceKind::Chunk, tokens).await
+    }
+
+    /// As [`KvStore::get`], for a piece of either kind.
+    pub async fn get_piece(&self, id: &ChunkId, kind: PieceKind, tokens: usize) -> Result<Option<Fetched>, Error> {
         let max = chunk::max_len(&self.shape, tokens).map_err(|source| Error::Pack { id: *id, source })? as u64;
-        if let Some(fetched) = self.get_cached(id, tokens, max).await? {
+        if let Some(fetched) = self.get_cached(id, kind, tokens, max).await? {
             return Ok(Some(fetched));
         }
-        let path = ObjectPath::chunk(id);
+        let path = ObjectPath::piece(id, kind);
         let getting = async {
             match max <= self.request_bytes as u64 {
                 true => self.get_whole(id, &path, tokens, max).await,
                 false => self.get_parts(id, &path, tokens, max).await,
             }
         };
-        let (got, _) = tokio::join!(getting, self.touch(id));
+        let (got, _) = tokio::join!(getting, self.touch(id, kind));
         let (unpacked, bytes) = match got {
             Ok(Some(got)) => got,
             Ok(None) => return Ok(None),
@@ -61,10 +66,16 @@ impl KvStore {
     }
 
     /// A chunk that is near. One that is damaged there is dropped, and no word about the store's.
-    async fn get_cached(&self, id: &ChunkId, tokens: usize, max: u64) -> Result<Option<Fetched>, Error> {
+    async fn get_cached(
+        &self,
+        id: &ChunkId,
+        kind: PieceKind,
+        tokens: usize,
+        max: u64,
+    ) -> Result<Option<Fetched>, Error> {
         let Some(cache) = &self.cache else { return Ok(None) };
         let Some((bytes, found)) = cache.get(id, max).await else { return Ok(None) };
-        let (unpacked, is_stored) = tokio::join!(self.unpack(id, bytes.clone(), tokens), self.touch(id));
+        let (unpacked, is_stored) = tokio::join!(self.unpack(id, bytes.clone(), tokens), self.touch(id, kind));
         let block = match unpacked? {
             Ok(block) => Arc::new(block),
             Err(error) => {
