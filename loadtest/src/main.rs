@@ -1,6 +1,8 @@
 //! `loadtest`: the command line of the load client, of its comparisons, of the side-by-side runner, of the prefix replay and
 //! of the chaos run.
 #![forbid(unsafe_code)]
+// These panic where nobody reads any more.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod command;
 
@@ -115,7 +117,8 @@ async fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {}", causes(error.as_ref()));
+            // Where it is closed, nobody is left to tell.
+            let _ = writeln!(io::stderr(), "error: {}", causes(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -131,7 +134,7 @@ async fn peers(arguments: PeersArguments) -> anyhow::Result<()> {
     .await?;
     bar.finish_and_clear();
     let text = if arguments.json { serde_json::to_string(&report)? + "\n" } else { report.markdown() };
-    io::stdout().write_all(text.as_bytes()).context("cannot print the report")
+    command::print(&text)
 }
 
 fn replay(arguments: &PrefixesArguments) -> anyhow::Result<()> {
@@ -140,7 +143,7 @@ fn replay(arguments: &PrefixesArguments) -> anyhow::Result<()> {
         std::fs::write(path, report.svg()).with_context(|| format!("cannot write the plot {}", path.display()))?;
     }
     let text = if arguments.json { serde_json::to_string(&report)? + "\n" } else { report.markdown() };
-    io::stdout().write_all(text.as_bytes()).context("cannot print the report")
+    command::print(&text)
 }
 
 /// Whether the audit holds.
@@ -158,7 +161,7 @@ async fn disturb(arguments: &ChaosArguments) -> anyhow::Result<bool> {
     };
     bar.finish_and_clear();
     let text = if arguments.json { serde_json::to_string(&report)? + "\n" } else { report.plain() };
-    io::stdout().write_all(text.as_bytes()).context("cannot print the report")?;
+    command::print(&text)?;
     Ok(report.audit.holds())
 }
 

@@ -1,11 +1,7 @@
 //! `loadtest compare`.
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-};
+use std::path::PathBuf;
 
-use anyhow::Context;
 use baton_loadtest::compare::{self, CompareOptions};
 
 use super::run::save;
@@ -52,6 +48,6 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<bool> {
         save(path, &comparison.html())?;
     }
     let text = if arguments.json { serde_json::to_string(&comparison)? + "\n" } else { comparison.markdown() };
-    io::stdout().write_all(text.as_bytes()).context("cannot print the comparison")?;
+    super::print(&text)?;
     Ok(comparison.holds())
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{BufWriter, Write},
     path::{Path, PathBuf},
 };
 
@@ -108,7 +108,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     } else {
         table::plain(report)
     };
-    io::stdout().write_all(text.as_bytes()).context("cannot print the report")?;
+    super::print(&text)?;
     Ok(report.completed > 0)
 }
 

@@ -1,8 +1,5 @@
 //! `loadtest shift`.
 
-use std::io::{self, Write};
-
-use anyhow::Context;
 use baton_loadtest::shift::{self, Options, Report};
 
 use crate::progress_bar;
@@ -38,7 +35,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     };
     bar.finish_and_clear();
     let text = if arguments.json { serde_json::to_string(&report)? + "\n" } else { plain(&report) };
-    io::stdout().write_all(text.as_bytes()).context("cannot print the report")?;
+    super::print(&text)?;
     Ok(report.holds())
 }
 

@@ -1,9 +1,6 @@
 //! `loadtest splits`.
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use baton_loadtest::{
@@ -49,7 +46,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<bool> {
         std::fs::write(file, picture(&report)).with_context(|| format!("cannot write {}", file.display()))?;
     }
     let text = if arguments.json { serde_json::to_string(&report)? + "\n" } else { plain(&report) };
-    io::stdout().write_all(text.as_bytes()).context("cannot print the report")?;
+    super::print(&text)?;
     Ok(report.holds())
 }
 

@@ -24,7 +24,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::spawn_blocking;
 
 use self::beside::Beside;
-use crate::{context, local::EngineArguments, table};
+use crate::{context, local::EngineArguments, output::stdout, table};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -169,13 +169,13 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Profile::read(&text)?;
     match &arguments.output {
         Some(path) => fs::write(path, &text).with_context(|| format!("cannot write {}", path.display()))?,
-        None if !arguments.json => print!("{text}"),
+        None if !arguments.json => write!(stdout(), "{text}")?,
         None => {}
     }
     if arguments.json {
-        println!("{}", serde_json::to_string(&profile)?);
+        writeln!(stdout(), "{}", serde_json::to_string(&profile)?)?;
     } else if arguments.output.is_some() {
-        print(&profile);
+        print(&profile)?;
     }
     Ok(())
 }
@@ -224,7 +224,8 @@ fn progress() -> ProgressBar {
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn print(profile: &Profile) {
+fn print(profile: &Profile) -> io::Result<()> {
+    let mut out = stdout();
     let Profile { name, kv, prefill, decode, transfer, store, bus, host, fit } = profile;
     let micro = |seconds: f64| format!("{:.3} us", seconds * 1e6);
     let milli = |seconds: f64| format!("{:.3} ms", seconds * 1e3);
@@ -257,17 +258,19 @@ fn print(profile: &Profile) {
         ]);
     }
     let rows: Vec<Vec<String>> = rows.into_iter().map(|(what, value)| vec![what.to_owned(), value]).collect();
-    println!("{name}\n");
-    print!("{}", table::render(&["what", "takes"], &rows));
+    writeln!(out, "{name}\n")?;
+    write!(out, "{}", table::render(&["what", "takes"], &rows))?;
     if let Some(fit) = fit {
         let percent = |share: f64| format!("{:.1} %", share * 100.0);
-        let error =
-            |what: &str, mean, max| println!("{what:<8} off by {} on average, at most {}", percent(mean), percent(max));
-        println!();
-        error("prefill", fit.prefill_mean_error, fit.prefill_max_error);
-        error("decode", fit.decode_mean_error, fit.decode_max_error);
+        writeln!(out)?;
+        let mut error = |what: &str, mean, max| {
+            writeln!(out, "{what:<8} off by {} on average, at most {}", percent(mean), percent(max))
+        };
+        error("prefill", fit.prefill_mean_error, fit.prefill_max_error)?;
+        error("decode", fit.decode_mean_error, fit.decode_max_error)?;
         error("store", fit.store_mean_error, fit.store_max_error);
     }
+    Ok(())
 }
 
 /// Refuses what nothing can be measured of.

@@ -1,9 +1,6 @@
 //! `baton cancel`: ends jobs that nobody wants any more.
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::{io::Write, process::ExitCode};
 
 use baton_bus::cancel::Answer;
 use baton_contract::{JobId, record::State};
@@ -13,6 +10,7 @@ use crate::{
     context::{self, PipelineArguments, TenantArguments},
     exit::Exit,
     jobs,
+    output::{note, stdout},
 };
 
 #[derive(clap::Args)]
@@ -54,12 +52,12 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Answer::Unknown => ("unknown", None, false),
         };
         all &= cancelled;
-        let mut out = io::stdout().lock();
+        let mut out = stdout();
         if arguments.json {
             writeln!(out, "{}", json!({ "id": id, "answer": answer, "state": state }))?;
         }
         match state.map(jobs::word) {
-            None => eprintln!(
+            None => note!(
                 "error: nothing is known about job {id} of tenant {tenant}: it was never submitted, or its result is no \
                  longer kept; --tenant names another tenant"
             ),

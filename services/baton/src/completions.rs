@@ -1,8 +1,10 @@
 //! `baton completions`: what a shell needs to complete Baton's commands and options.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use clap_complete::Shell;
+
+use crate::output::stdout;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -22,5 +24,5 @@ pub fn run(arguments: &Arguments, mut command: clap::Command) -> anyhow::Result<
     // Into memory first: clap_complete panics when its writer fails, as a closed pipe does.
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut command, "baton", &mut script);
-    Ok(io::stdout().lock().write_all(&script)?)
+    Ok(stdout().write_all(&script)?)
 }

@@ -2,11 +2,7 @@
 
 mod folder;
 
-use std::{
-    fs,
-    io::{self, Write},
-    path::PathBuf,
-};
+use std::{fs, io::Write, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use baton_contract::Name;
@@ -15,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use self::folder::Folder;
-use crate::{exit::Usage, table};
+use crate::{exit::Usage, output::stdout, table};
 
 /// A pipeline by name: how to reach it, and as whom.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -242,7 +238,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 fn told(json: bool, object: serde_json::Value, text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     Ok(if json { writeln!(out, "{object}") } else { writeln!(out, "{text}") }?)
 }
 
@@ -299,7 +295,7 @@ struct Shown {
 fn print(folder: &Folder, name: &Name, context: &Context, json: bool) -> anyhow::Result<()> {
     let selected = folder.selected()?.as_ref() == Some(name);
     let shown = Shown { name: name.clone(), selected, context: context.shown() };
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if json {
         writeln!(out, "{}", serde_json::to_string(&shown)?)?;
         return Ok(());
@@ -314,7 +310,7 @@ fn print(folder: &Folder, name: &Name, context: &Context, json: bool) -> anyhow:
 fn list(folder: &Folder, json: bool) -> anyhow::Result<()> {
     let selected = folder.selected()?;
     let mut rows = Vec::new();
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     for name in folder.names()? {
         let context = folder.read(&name)?.shown();
         let selected = selected.as_ref() == Some(&name);

@@ -20,7 +20,9 @@ use tokio::time::Instant;
 
 use crate::{
     context::{self, PipelineHome},
-    exit, setup,
+    exit,
+    output::{note, stdout},
+    setup,
     supervisor::{Logs, Pipeline},
     table,
 };
@@ -82,12 +84,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::Result<()> {
-    eprintln!("broker {}, store {}", pipeline.nats_url(), pipeline.store_url());
+    note!("broker {}, store {}", pipeline.nats_url(), pipeline.store_url());
     pipeline.ready().await?;
-    eprintln!(
-        "one ingest, one prefill and one decode process are ready after {:.1} s",
-        started.elapsed().as_secs_f64()
-    );
+    note!("one ingest, one prefill and one decode process are ready after {:.1} s", started.elapsed().as_secs_f64());
 
     let tenant = Name::new("demo")?;
     let plan = pipeline.plan();
@@ -109,7 +108,7 @@ async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::
         match follower.next(&pending).await? {
             Event::Delta { job, delta } => {
                 if std::mem::take(&mut first) {
-                    eprintln!("the first token came after {:.1} s", started.elapsed().as_secs_f64());
+                    note!("the first token came after {:.1} s", started.elapsed().as_secs_f64());
                 }
                 let line = lines.entry(job.clone()).or_default();
                 if delta.index == line.next {
@@ -131,15 +130,16 @@ async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::
         let error = outcome.error.as_ref().map_or("", |error| error.message.as_str());
         ensure!(outcome.status == Status::Completed, "job {} {:?}: {error}", outcome.id, outcome.status);
         if json {
-            println!("{}", serde_json::to_string(outcome)?);
+            writeln!(stdout(), "{}", serde_json::to_string(outcome)?)?;
         }
     }
     if !json {
-        print!("\n{}", table::render(&HEADINGS, &outcomes.iter().map(row).collect::<Vec<_>>()));
-        println!(
+        write!(stdout(), "\n{}", table::render(&HEADINGS, &outcomes.iter().map(row).collect::<Vec<_>>()))?;
+        writeln!(
+            stdout(),
             "\nqueue: waiting for a worker, all stages; KV wait: the part of KV get that was not hidden; TTFT: time to first token, \
              from the broker's acceptance on"
-        );
+        )?;
     }
     Ok(())
 }
@@ -162,7 +162,7 @@ impl Line {
             let rest = self.text.split_off(cut.max(1));
             if !json {
                 let words: Vec<&str> = self.text.split_whitespace().collect();
-                writeln!(io::stdout(), "{job:>9} │ {}", words.join(" "))?;
+                writeln!(stdout(), "{job:>9} │ {}", words.join(" "))?;
             }
             self.text = rest;
         }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, Write},
+    io::Write,
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 
 use crate::{
     context::{self, PipelineArguments, TenantArguments},
+    output::{note, stdout},
     table,
 };
 
@@ -202,7 +203,7 @@ fn time(unix_ms: u64) -> String {
 async fn list(arguments: ListArguments) -> anyhow::Result<()> {
     let letters = connect(&arguments.pipeline).await?.dead_letters().await?;
     let rows: Vec<Row> = letters.iter().rev().take(arguments.limit.unwrap_or(usize::MAX)).map(Row::of).collect();
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if arguments.json {
         for row in rows {
             writeln!(out, "{}", serde_json::to_string(&row)?)?;
@@ -283,7 +284,7 @@ async fn show(arguments: ShowArguments) -> anyhow::Result<()> {
     let bus = connect(&arguments.pipeline).await?;
     let opened = find(&bus, &arguments.id, &arguments.tenant.of(&arguments.pipeline)?).await?;
     let shown = Shown { row: Row::of(&opened.letter), request: Content::of(&opened) };
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string(&shown)?)?;
         return Ok(());
@@ -323,10 +324,10 @@ async fn each(arguments: ChoiceArguments, deed: Deed) -> anyhow::Result<()> {
     let mut failed = 0;
     for letter in &letters {
         match act(&bus, letter, deed, arguments.json).await {
-            Ok(line) => writeln!(io::stdout().lock(), "{line}")?,
+            Ok(line) => writeln!(stdout(), "{line}")?,
             Err(error) if arguments.all => {
                 failed += 1;
-                eprintln!("error: {}", causes(error.as_ref()));
+                note!("error: {}", causes(error.as_ref()));
             }
             Err(error) => return Err(error),
         }

@@ -1,6 +1,6 @@
 //! `baton doctor`: does everything work that the pipeline needs?
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use baton_bus::server::{self, Server};
 use baton_contract::causes;
@@ -12,6 +12,7 @@ use tokio::task::spawn_blocking;
 use crate::{
     context::{self, PipelineArguments},
     guard,
+    output::stdout,
     setup::{self, Setup},
 };
 
@@ -58,9 +59,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
     for check in &checks {
         if arguments.json {
-            println!("{}", serde_json::to_string(check)?);
+            writeln!(stdout(), "{}", serde_json::to_string(check)?)?;
         } else {
-            println!("{}  {}: {}", if check.ok { "ok  " } else { "FAIL" }, check.check, check.detail);
+            writeln!(stdout(), "{}  {}: {}", if check.ok { "ok  " } else { "FAIL" }, check.check, check.detail)?;
         }
     }
     Ok(if checks.iter().all(|check| check.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -4,6 +4,8 @@ use std::{io, process::ExitCode};
 
 use baton_contract::causes;
 
+use crate::output::{Closed, note};
+
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -51,12 +53,11 @@ pub struct Interrupted;
 /// Says what went wrong, and which code that is.
 pub fn report(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return Exit::Success.into() };
-    let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
-    if error.chain().any(|cause| cause.downcast_ref().is_some_and(broken)) {
-        // Whoever read has seen enough, as `head` does.
+    let closed = |error: &io::Error| error.get_ref().is_some_and(|cause| cause.is::<Closed>());
+    if error.chain().any(|cause| cause.downcast_ref().is_some_and(closed)) {
         return Exit::Success.into();
     }
-    eprintln!("error: {}", causes(error.as_ref()));
+    note!("error: {}", causes(error.as_ref()));
     if error.is::<Usage>() {
         Exit::Usage.into()
     } else if error.is::<Interrupted>() {

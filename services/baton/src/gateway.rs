@@ -13,7 +13,10 @@ use baton_topology::Plan;
 use clap::Subcommand;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::{self, PipelineArguments};
+use crate::{
+    context::{self, PipelineArguments},
+    output::{note, stdout},
+};
 
 #[derive(clap::Args)]
 #[command(
@@ -87,13 +90,13 @@ fn make_key(arguments: &KeyArguments) -> anyhow::Result<()> {
     };
     ensure!(!arguments.name.trim().is_empty(), "expected a name for the key, found none");
     let key = auth::add(&file, &arguments.name, &arguments.tenant)?;
-    eprintln!(
+    note!(
         "added the key {:?} of tenant {} to {}; it is shown only now:",
         arguments.name,
         arguments.tenant,
         file.display()
     );
-    writeln!(std::io::stdout(), "{key}").context("cannot write to standard output")
+    writeln!(stdout(), "{key}").context("cannot write to standard output")
 }
 
 async fn serve(mut arguments: Arguments) -> anyhow::Result<()> {
@@ -120,7 +123,7 @@ async fn listen(plan: &Plan, name: &str, shutdown: CancellationToken) -> anyhow:
     let gateway = Gateway::bind(bus, options(plan)?).await?;
     let url = gateway.url();
     tracing::info!(gateway = name, url, "the gateway is ready");
-    writeln!(std::io::stdout(), "ready {url}").context("cannot write to standard output")?;
+    writeln!(stdout(), "ready {url}").context("cannot write to standard output")?;
     gateway.run(shutdown).await;
     tracing::info!("the gateway has drained");
     Ok(())

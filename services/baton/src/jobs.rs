@@ -3,7 +3,7 @@
 mod list;
 
 use std::{
-    io::{self, Write},
+    io::Write,
     process::ExitCode,
     time::{Duration, UNIX_EPOCH},
 };
@@ -15,6 +15,7 @@ pub use self::list::{ListArguments, list};
 use crate::{
     context::{self, PipelineArguments, TenantArguments},
     exit::Exit,
+    output::stdout,
     submit::print_outcome,
 };
 
@@ -68,7 +69,7 @@ pub async fn job(arguments: JobArguments) -> anyhow::Result<()> {
         bail!("nothing is known about job {id} of tenant {tenant}; has ingest seen it yet?");
     };
     let record = stored.record;
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string(&record)?)?;
         return Ok(());

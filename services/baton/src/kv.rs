@@ -1,7 +1,7 @@
 //! `baton kv`: what the object store holds, and what of it can go.
 
 use std::{
-    io::{self, Write},
+    io::Write,
     time::{Duration, SystemTime},
 };
 
@@ -17,6 +17,7 @@ use serde::Serialize;
 use crate::{
     collector::{self, Survey},
     context::{self, PipelineArguments, PipelineHome},
+    output::stdout,
     table,
 };
 
@@ -132,7 +133,7 @@ async fn list(arguments: ListArguments) -> anyhow::Result<()> {
         last_used: humantime::format_rfc3339_seconds(object.used).to_string(),
     };
     let rows = objects.iter().take(shown).map(row);
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if arguments.json {
         for row in rows {
             writeln!(out, "{}", serde_json::to_string(&row)?)?;
@@ -249,7 +250,7 @@ async fn stat(arguments: StatArguments) -> anyhow::Result<()> {
         would_remove: Removed::of(&survey.removals),
         would_remove_leftovers: survey.leftovers.len() as u64,
     };
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string(&stat)?)?;
         return Ok(());
@@ -310,7 +311,7 @@ async fn collect(arguments: CollectArguments) -> anyhow::Result<()> {
         }
     };
     bar.finish_and_clear();
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string(&collected)?)?;
     } else {

@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     collections::BTreeMap,
     fs::File,
-    io::{self, BufReader, Read, Write},
+    io::{BufReader, Read, Write},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -28,6 +28,7 @@ use tokio::task::spawn_blocking;
 use crate::{
     context,
     exit::{Exit, Usage},
+    output::stdout,
     prompts::PromptArguments,
     submit::print_outcome,
 };
@@ -197,7 +198,7 @@ fn go_on(
             Err(error) => return Ok(Err(error)),
         };
         if print {
-            let mut out = io::stdout().lock();
+            let mut out = stdout();
             write!(out, "{}", emitted.text)?;
             out.flush()?;
         }
@@ -274,26 +275,27 @@ pub async fn verify(arguments: VerifyArguments) -> anyhow::Result<()> {
     let json = arguments.json;
     let verified = spawn_blocking(move || check(&arguments, &source, &cases)).await??;
     if json {
-        println!("{}", serde_json::to_string(&verified)?);
+        writeln!(stdout(), "{}", serde_json::to_string(&verified)?)?;
         return Ok(());
     }
     let report = &verified.report;
-    println!("cases                    {}", report.cases);
-    println!("steps                    {}", report.steps);
-    println!("template mismatches      {}", report.template_mismatches);
-    println!("tokenizer mismatches     {}", report.tokenizer_mismatches);
-    println!("top-1 agreement          {:.4}", report.top1_agreement);
-    println!("clear steps              {} ({} mismatches)", report.clear_steps, report.clear_mismatches);
-    println!("mean |log-prob error|    {:.5}", report.mean_abs_logprob_error);
-    println!("max |log-prob error|     {:.5}", report.max_abs_logprob_error);
+    let mut out = stdout();
+    writeln!(out, "cases                    {}", report.cases)?;
+    writeln!(out, "steps                    {}", report.steps)?;
+    writeln!(out, "template mismatches      {}", report.template_mismatches)?;
+    writeln!(out, "tokenizer mismatches     {}", report.tokenizer_mismatches)?;
+    writeln!(out, "top-1 agreement          {:.4}", report.top1_agreement)?;
+    writeln!(out, "clear steps              {} ({} mismatches)", report.clear_steps, report.clear_mismatches)?;
+    writeln!(out, "mean |log-prob error|    {:.5}", report.mean_abs_logprob_error)?;
+    writeln!(out, "max |log-prob error|     {:.5}", report.max_abs_logprob_error)?;
     let on_cases = verified.divergence.iter().map(|divergence| ("the cases", divergence));
     let on_texts = verified.texts.iter().map(|text| (text.text.as_str(), &text.divergence));
     for (name, Divergence { positions, mean_kl, max_kl, same_top }) in on_cases.chain(on_texts) {
-        println!("\nfast against exact on {name}");
-        println!("positions                {positions}");
-        println!("mean KL                  {mean_kl:.6}");
-        println!("max KL                   {max_kl:.6}");
-        println!("same likeliest token     {same_top:.4}");
+        writeln!(out, "\nfast against exact on {name}")?;
+        writeln!(out, "positions                {positions}")?;
+        writeln!(out, "mean KL                  {mean_kl:.6}")?;
+        writeln!(out, "max KL                   {max_kl:.6}")?;
+        writeln!(out, "same likeliest token     {same_top:.4}")?;
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! `baton`: the command line and the supervisor. What the commands do lies in the crates they call.
 #![forbid(unsafe_code)]
+// These panic where nobody reads any more; `output` does not.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod batch;
 mod bench;
@@ -20,6 +22,7 @@ mod jobs;
 mod kv;
 mod local;
 mod memory;
+mod output;
 mod plan;
 mod planner;
 mod prompts;
@@ -32,12 +35,12 @@ mod table;
 mod top;
 mod worker;
 
-use std::{process::ExitCode, thread};
+use std::{io::Write as _, process::ExitCode, thread};
 
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::exit::report;
+use crate::{exit::report, output::stdout};
 
 /// Language-model inference as a dataflow over NATS JetStream: publish a request, get every answer, whatever crashed.
 #[derive(Parser)]
@@ -214,10 +217,10 @@ async fn bring(arguments: SetupArguments) -> anyhow::Result<()> {
     });
     let (nats_server, model) = brought.await??;
     if arguments.json {
-        println!("{}", serde_json::json!({ "nats_server": nats_server, "model": model }));
+        writeln!(stdout(), "{}", serde_json::json!({ "nats_server": nats_server, "model": model }))?;
     } else if !arguments.quiet {
-        println!("nats-server    {}", nats_server.display());
-        println!("model          {}", model.display());
+        writeln!(stdout(), "nats-server    {}", nats_server.display())?;
+        writeln!(stdout(), "model          {}", model.display())?;
     }
     Ok(())
 }

@@ -155,9 +155,9 @@ fn plan(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let shown = show::Shown { goal, workload: load.describe(), options: &options, candidates, recommendation };
     if arguments.json {
-        shown.json()?
+        shown.json()?;
     } else {
-        shown.print()
+        shown.print()?;
     }
     Ok(())
 }

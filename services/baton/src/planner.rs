@@ -12,7 +12,10 @@ use baton_planner::{
 use baton_topology::Plan;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::{self, PipelineArguments};
+use crate::{
+    context::{self, PipelineArguments},
+    output::stdout,
+};
 
 /// Seconds of a worker's work that a change of role has done again: chunks are fetched anew, batches fill up again.
 const LOST_WORK_S: f64 = 1.0;
@@ -63,7 +66,7 @@ async fn serve(plan: &Plan, name: String, dry_run: bool, shutdown: CancellationT
     let ready = || {
         tracing::info!(planner = name, dry_run, "the planner is ready");
         // Whoever started it may not want to know.
-        let _ = writeln!(std::io::stdout(), "ready");
+        let _ = writeln!(stdout(), "ready");
     };
     Ok(service::run(bus, options, ready, shutdown).await?)
 }

@@ -1,12 +1,15 @@
 //! `baton reconcile`: jobs that were accepted and that no queue has.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use anyhow::bail;
 use baton_bus::reconcile::{JobKey, Report};
 use serde_json::json;
 
-use crate::context::{self, PipelineArguments};
+use crate::{
+    context::{self, PipelineArguments},
+    output::stdout,
+};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -35,7 +38,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let bus = context::connect(&plan, "baton-reconcile").await?;
     let dry_run = arguments.dry_run;
     let Report { open, waiting, noted, begun, reopened } = bus.reconcile(dry_run).await?;
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if arguments.json {
         let names = |keys: &[JobKey]| keys.iter().map(JobKey::to_string).collect::<Vec<_>>();
         let (begun, noted, lost) = (names(&begun), names(&noted), names(&reopened));

@@ -7,6 +7,7 @@ use baton_bus::roles::Answer;
 
 use crate::{
     context::{self, PipelineArguments},
+    output::stdout,
     worker::Role,
 };
 
@@ -41,7 +42,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Answer::Refused { .. } => String::new(),
     };
     if !text.is_empty() {
-        writeln!(std::io::stdout(), "{text}")?;
+        writeln!(stdout(), "{text}")?;
     }
     match answer {
         Answer::Refused { reason } => bail!("{worker} did not change its role: {reason}"),

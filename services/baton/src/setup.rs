@@ -24,6 +24,8 @@ use sha2::{Digest, Sha256};
 pub use self::pins::Model;
 use self::pins::{Part, Pin, nats_server};
 
+use crate::output::note;
+
 /// The oldest `nats-server` that has all that Baton uses.
 const OLDEST_NATS_SERVER: (u32, u32) = (2, 11);
 
@@ -284,7 +286,7 @@ impl Progress {
             return Self::Quiet;
         }
         if !io::stderr().is_terminal() {
-            eprintln!("{message}");
+            note!("{message}");
             return Self::Lines;
         }
         let spinner = ProgressBar::new_spinner().with_message(message);
@@ -295,8 +297,8 @@ impl Progress {
     fn finish(self, message: &str) {
         match &self {
             Self::Quiet => {}
-            Self::Lines => eprintln!("{message}"),
-            Self::Spinner(spinner) => spinner.suspend(|| eprintln!("{message}")),
+            Self::Lines => note!("{message}"),
+            Self::Spinner(spinner) => spinner.suspend(|| note!("{message}")),
         }
     }
 }

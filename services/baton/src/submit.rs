@@ -22,6 +22,7 @@ use tracing::{Instrument, info_span};
 use crate::{
     context::{self, PipelineArguments, TenantArguments},
     exit::{Exit, Usage},
+    output::{note, stdout},
     prompts::PromptArguments,
 };
 
@@ -91,7 +92,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         // Every request names its id, so submitting it twice is submitting it once.
         let told = |error: &_| {
             if !std::mem::replace(&mut waited, true) {
-                eprintln!("waiting: {}", causes(error));
+                note!("waiting: {}", causes(error));
             }
         };
         pressure::patiently(submit, told).instrument(span).await?;
@@ -118,7 +119,7 @@ fn join(names: &[Name]) -> String {
 }
 
 fn print_id(id: &JobId, json: bool) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if json { writeln!(out, "{}", json!({ "id": id })) } else { writeln!(out, "{id}") }
 }
 
@@ -143,7 +144,7 @@ impl Waiting {
                     let next = shown.entry(delta.choice).or_default();
                     if arguments.stream && delta.index == *next {
                         *next += 1;
-                        let mut out = io::stdout().lock();
+                        let mut out = stdout();
                         if arguments.json {
                             writeln!(out, "{}", serde_json::to_string(&delta)?)?;
                         } else if delta.choice == 0 {
@@ -198,15 +199,15 @@ fn progress(total: usize) -> ProgressBar {
 /// Tells that a request became no job.
 fn print_refusal(refusal: &Refusal, json: bool) -> io::Result<()> {
     if json {
-        writeln!(io::stdout().lock(), "{}", serde_json::to_string(refusal).map_err(io::Error::other)?)?;
+        writeln!(stdout(), "{}", serde_json::to_string(refusal).map_err(io::Error::other)?)?;
     }
-    eprintln!("error: {}", refusal.error);
+    note!("error: {}", refusal.error);
     Ok(())
 }
 
 /// Prints a result; `streamed` is the part of its text that is on the screen already.
 pub fn print_outcome(outcome: &Outcome, json: bool, streamed: Option<&String>, many: bool) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if json {
         return writeln!(out, "{}", serde_json::to_string(outcome).map_err(io::Error::other)?);
     }
@@ -220,7 +221,7 @@ pub fn print_outcome(outcome: &Outcome, json: bool, streamed: Option<&String>, m
     }
     if let Some(error) = &outcome.error {
         let status = format!("{:?}", outcome.status).to_lowercase();
-        eprintln!("error: job {} {status}: {error}", outcome.id);
+        note!("error: job {} {status}: {error}", outcome.id);
     }
     Ok(())
 }

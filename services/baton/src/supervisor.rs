@@ -29,6 +29,7 @@ use self::commands::{own_command, workers};
 use crate::{
     context::{self, CONTEXT_VARIABLE, PipelineArguments, PipelineHome, Running},
     guard,
+    output::note,
     setup::Setup,
     worker,
 };
@@ -86,7 +87,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
 /// Shows what to do with a gateway.
 fn invite(url: &str) {
     let request = r#"{"messages": [{"role": "user", "content": "Why is the sea salty?"}], "stream": true}"#;
-    eprintln!("OpenAI's API: {url}/v1, for example\n  curl -N {url}/v1/chat/completions -d '{request}'");
+    note!("OpenAI's API: {url}/v1, for example\n  curl -N {url}/v1/chat/completions -d '{request}'");
 }
 
 /// Where the workers' log lines go.

@@ -15,7 +15,10 @@ use baton_bus::stats::Watch;
 use baton_contract::stats::Snapshot;
 
 use self::view::View;
-use crate::context::{self, PipelineArguments};
+use crate::{
+    context::{self, PipelineArguments},
+    output::stdout,
+};
 
 /// Looks that rates are made of: those of some seconds, so that figures can be read.
 const LOOKS: usize = 5;
@@ -78,7 +81,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         let view = looks.next().await;
         let text = if arguments.json { line(&view)? } else { plain::page(&view) };
-        return Ok(io::stdout().lock().write_all(text.as_bytes())?);
+        return Ok(stdout().write_all(text.as_bytes())?);
     }
     if !arguments.json && io::stdout().is_terminal() {
         let title = format!("{} at {}", plan.root, crate::contexts::masked(plan.broker.url.as_str()));
@@ -90,7 +93,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         loop {
             let view = looks.next().await;
             let text = if arguments.json { line(&view)? } else { plain::line(&view) };
-            let mut out = io::stdout().lock();
+            let mut out = stdout();
             out.write_all(text.as_bytes())?;
             out.flush()?;
         }

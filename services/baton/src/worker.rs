@@ -19,6 +19,7 @@ pub use self::roles::Role;
 use crate::{
     collector,
     context::{self, PipelineArguments},
+    output::stdout,
 };
 
 /// What a worker gets from SIGTERM until it hands back what it holds.
@@ -187,7 +188,7 @@ fn waiting_options(plan: &Plan) -> waiting::Options {
 /// Tells whoever started the worker that it takes jobs.
 fn ready(worker: &str) -> anyhow::Result<()> {
     tracing::info!(worker, "the worker is ready");
-    writeln!(std::io::stdout(), "ready").context("cannot write to standard output")
+    writeln!(stdout(), "ready").context("cannot write to standard output")
 }
 
 async fn ingest_models(plan: &Plan) -> anyhow::Result<baton_ingest::Models> {

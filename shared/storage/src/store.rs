@@ -427,7 +427,6 @@ impl Store {
     fn failed_locally(&self, operation: &'static str, path: &ObjectPath, error: io::Error) -> Error {
         self.failed(operation, path, object_store::Error::Generic { store: "LocalFileSystem", source: error.into() })
     }
-
 }
 
 /// Sets a file's time; `false` if it is not there.

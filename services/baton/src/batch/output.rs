@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 
 use super::input::{self, Key, Tag};
 
+use crate::output::stdout;
+
 /// Bytes of a line that can be an answer: several times what the broker takes as a result, of which OpenAI's form is longer.
 const LONGEST: u64 = 8 * envelope::MAX_BYTES as u64;
 /// What each line that is written begins with.
@@ -145,7 +147,7 @@ impl Output {
     pub fn add(&mut self, lines: &[u8]) -> io::Result<()> {
         match self {
             Self::Stdout => {
-                let mut out = io::stdout().lock();
+                let mut out = stdout();
                 out.write_all(lines)?;
                 out.flush()
             }

@@ -9,7 +9,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
 use super::figures::{Figures, Pace, Paces};
-use crate::table;
+use crate::{output::note, table};
 
 /// How often a plain line is printed.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -60,7 +60,7 @@ impl Progress {
             Shown::Plain { last } if now - *last >= PLAIN_EVERY => {
                 *last = now;
                 let of = self.total.map_or(String::new(), |total| format!(" of {}", HumanCount(total)));
-                eprintln!("{}{of} lines  {}", HumanCount(figures.done()), message(figures, pace, self.total));
+                note!("{}{of} lines  {}", HumanCount(figures.done()), message(figures, pace, self.total));
             }
             _ => {}
         }
@@ -69,8 +69,8 @@ impl Progress {
     /// Prints a line beside the bar.
     pub fn say(&self, text: &str) {
         match &self.shown {
-            Shown::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
-            Shown::Plain { .. } => eprintln!("{text}"),
+            Shown::Bar(bar) => bar.suspend(|| note!("{text}")),
+            Shown::Plain { .. } => note!("{text}"),
             Shown::Nothing => {}
         }
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::{self, BufRead, BufReader},
+    io::{self, BufRead, BufReader, Write as _},
     path::Path,
     process::ExitCode,
     time::Duration,
@@ -34,6 +34,7 @@ use super::{
 use crate::{
     context,
     exit::{Exit, Usage},
+    output::{note, stdout},
 };
 
 /// Lines that are read ahead.
@@ -98,12 +99,16 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         let mut object = serde_json::to_value(figures)?;
         object["seconds"] = took.as_secs_f64().into();
         object["interrupted"] = interrupted.into();
-        if window.writer.is_stdout() { eprintln!("{object}") } else { println!("{object}") }
+        if window.writer.is_stdout() {
+            note!("{object}");
+        } else {
+            writeln!(stdout(), "{object}")?;
+        }
     } else if !arguments.quiet {
-        eprintln!("{}", progress::summary(figures, took));
+        note!("{}", progress::summary(figures, took));
     }
     if interrupted {
-        eprintln!("stopped with {} jobs open: {hint}", window.open.len());
+        note!("stopped with {} jobs open: {hint}", window.open.len());
         return Ok(Exit::Interrupted.into());
     }
     Ok(Exit::of_jobs(figures.failed + figures.failed_before == 0))

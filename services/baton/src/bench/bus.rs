@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     fs,
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write as _},
     num::NonZeroUsize,
 };
 
@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use super::{machine::Cpu, processes::Process};
 use crate::{
     context::{self, PipelineHome},
+    output::stdout,
     setup,
     supervisor::{Logs, Pipeline},
     table,
@@ -142,9 +143,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let report = measured.with_context(failed)?;
     fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
     if arguments.json {
-        println!("{}", serde_json::to_string(&report)?);
+        writeln!(stdout(), "{}", serde_json::to_string(&report)?)?;
     } else {
-        print(&report);
+        print(&report)?;
     }
     Ok(())
 }
@@ -331,22 +332,27 @@ fn progress(jobs: usize) -> ProgressBar {
     ProgressBar::new(jobs as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn print(report: &Report) {
+fn print(report: &Report) -> io::Result<()> {
+    let mut out = stdout();
     let Report { jobs, concurrency, tokens, prompt_tokens, workers_per_stage, .. } = report;
     let flushed = match report.sync {
         Sync::Default => "flushed every 10 s",
         Sync::Always => "each flushed",
     };
     let blobs = if report.blobs { "a KV cache each" } else { "one KV cache for all" };
-    println!("{jobs} jobs, {concurrency} at a time; prompts of {prompt_tokens} tokens, answers of {tokens}; {blobs}");
-    println!("{workers_per_stage} worker(s) a stage; messages {flushed}\n");
-    println!("jobs a second    {:.0}", report.jobs_s);
-    println!("latency          p50 {:.2} ms, p99 {:.2} ms", report.p50_ms, report.p99_ms);
-    println!("KV stored        {} a job\n", table::bytes(report.kv_bytes_per_job as u64));
+    writeln!(
+        out,
+        "{jobs} jobs, {concurrency} at a time; prompts of {prompt_tokens} tokens, answers of {tokens}; {blobs}"
+    )?;
+    writeln!(out, "{workers_per_stage} worker(s) a stage; messages {flushed}\n")?;
+    writeln!(out, "jobs a second    {:.0}", report.jobs_s)?;
+    writeln!(out, "latency          p50 {:.2} ms, p99 {:.2} ms", report.p50_ms, report.p99_ms)?;
+    writeln!(out, "KV stored        {} a job\n", table::bytes(report.kv_bytes_per_job as u64))?;
     let share = |name: &str, cpu: f64, rss: f64| vec![name.to_owned(), format!("{cpu:.3}"), format!("{rss:.0}")];
     let mut rows: Vec<_> =
         report.processes.iter().map(|it| share(&it.process, it.cpu_ms_per_job, it.rss_mib)).collect();
     let rss = report.processes.iter().map(|it| it.rss_mib).sum();
     rows.push(share("together", report.cpu_ms_per_job, rss));
-    print!("{}", table::render(&["process", "CPU ms a job", "MiB"], &rows));
+    write!(out, "{}", table::render(&["process", "CPU ms a job", "MiB"], &rows))?;
+    Ok(())
 }

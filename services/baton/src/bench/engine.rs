@@ -1,6 +1,10 @@
 //! `baton bench engine`: prefill, decode, loading and memory of the engine, without broker, store or sampling.
 
-use std::{num::NonZeroUsize, path::Path};
+use std::{
+    io::{self, Write as _},
+    num::NonZeroUsize,
+    path::Path,
+};
 
 use anyhow::ensure;
 use baton_contract::kv::{self, Block};
@@ -17,7 +21,7 @@ use super::{
     machine::{Cpu, Memory},
     runs::Runs,
 };
-use crate::{local::EngineArguments, table};
+use crate::{local::EngineArguments, output::stdout, table};
 
 /// Steps that decode takes before those that count.
 const WARM_UP_STEPS: usize = 8;
@@ -138,9 +142,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let measuring = move || ComputeThreads::of_one_in(1)?.run(|| measure(&arguments, &source));
     let report = spawn_blocking(measuring).await??;
     if json {
-        println!("{}", serde_json::to_string(&report)?);
+        writeln!(stdout(), "{}", serde_json::to_string(&report)?)?;
     } else {
-        print(&report);
+        print(&report)?;
     }
     Ok(())
 }
@@ -323,15 +327,16 @@ impl Bench<'_> {
     }
 }
 
-fn print(report: &Report) {
+fn print(report: &Report) -> io::Result<()> {
+    let mut out = stdout();
     let Report { name, compute, device, threads, cpu, .. } = report;
     let mib = |mib: Option<f64>| mib.map_or_else(|| "unknown".to_owned(), |mib| format!("{mib:.0} MiB"));
-    println!("{name} ({}), {compute} on {device}, {threads} threads", report.model);
-    println!("{}: {}", cpu.name.as_deref().unwrap_or("unknown processor"), cpu.features.join(" "));
+    writeln!(out, "{name} ({}), {compute} on {device}, {threads} threads", report.model)?;
+    writeln!(out, "{}: {}", cpu.name.as_deref().unwrap_or("unknown processor"), cpu.features.join(" "))?;
     let of_file = report.file_mib.map_or_else(String::new, |size| format!(" from a file of {size:.0} MiB"));
-    println!("loaded in {:.2} s{of_file}", report.load_s);
+    writeln!(out, "loaded in {:.2} s{of_file}", report.load_s)?;
     let (peak, end) = (mib(report.load_peak_rss_mib), mib(report.peak_rss_mib));
-    println!("resident {} after loading, at most {peak} while loading, {end} in all\n", mib(report.rss_mib));
+    writeln!(out, "resident {} after loading, at most {peak} while loading, {end} in all\n", mib(report.rss_mib))?;
 
     let row = |measure: String, speed: Speed, step_ms: Option<f64>| {
         let number = |number: f64| format!("{number:.1}");
@@ -344,8 +349,9 @@ fn print(report: &Report) {
         row(measure, it.speed, Some(it.step_ms))
     });
     let rows: Vec<_> = prefill.chain(decode).collect();
-    print!("{}", table::render(&["measure", "tokens/s", "min", "max", "ms a step"], &rows));
-    println!("\nmedian of {} runs; sampling is not part of it", report.repeat);
+    write!(out, "{}", table::render(&["measure", "tokens/s", "min", "max", "ms a step"], &rows))?;
+    writeln!(out, "\nmedian of {} runs; sampling is not part of it", report.repeat)?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,10 @@
 //! `baton bench kv`: what each codec makes of the KV cache of real text: bytes, time, and what the model loses by it.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{
+    io::{self, Write as _},
+    num::NonZeroUsize,
+    path::PathBuf,
+};
 
 use anyhow::ensure;
 use baton_contract::kv::{Block, Shape};
@@ -21,6 +25,7 @@ use super::{
 };
 use crate::{
     local::{self, EngineArguments},
+    output::stdout,
     table,
 };
 
@@ -134,10 +139,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let reports = spawn_blocking(move || measure(&arguments, &source)).await??;
     if json {
         for report in &reports {
-            println!("{}", serde_json::to_string(report)?);
+            writeln!(stdout(), "{}", serde_json::to_string(report)?)?;
         }
     } else {
-        print(&reports);
+        print(&reports)?;
     }
     Ok(())
 }
@@ -320,18 +325,20 @@ fn import<'t>(
     Ok(tokens)
 }
 
-fn print(reports: &[Report]) {
+fn print(reports: &[Report]) -> io::Result<()> {
+    let mut out = stdout();
     for (index, reports) in reports.chunk_by(|a, b| a.text == b.text).enumerate() {
         let Report { model, name, compute, device, text, prompt_tokens, quality, size, .. } = &reports[0];
         if index > 0 {
-            println!();
+            writeln!(out)?;
         }
-        println!("{name} ({model}), {compute} on {device}");
+        writeln!(out, "{name} ({model}), {compute} on {device}")?;
         let raw = table::bytes(size.raw_bytes as u64);
         let (next, perplexity) = (quality.divergence.positions, quality.exact_perplexity);
-        println!(
+        writeln!(
+            out,
             "{text}: KV cache of {prompt_tokens} tokens, {raw} in bf16; perplexity {perplexity:.3} over the next {next}\n"
-        );
+        )?;
         let headings = [
             "codec",
             "ratio",
@@ -346,10 +353,11 @@ fn print(reports: &[Report]) {
             "change",
         ];
         let rows: Vec<_> = reports.iter().map(row).collect();
-        print!("{}", table::render(&headings, &rows));
+        write!(out, "{}", table::render(&headings, &rows))?;
     }
     let repeat = reports.first().map_or(0, |report| report.repeat);
-    println!("\nspeeds on one core, the median of {repeat} runs; KL(exact || codec) in nats");
+    writeln!(out, "\nspeeds on one core, the median of {repeat} runs; KL(exact || codec) in nats")?;
+    Ok(())
 }
 
 fn row(report: &Report) -> Vec<String> {

@@ -3,7 +3,7 @@
 mod insight;
 
 use std::{
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write as _},
     path::Path,
     time::Duration,
 };
@@ -21,7 +21,9 @@ use serde::Serialize;
 
 use crate::{
     context::{self, PipelineHome},
-    exit, setup,
+    exit,
+    output::stdout,
+    setup,
     supervisor::{Logs, Pipeline},
     table,
 };
@@ -75,20 +77,21 @@ pub async fn run(json: bool, plot: &Path) -> anyhow::Result<()> {
     std::fs::write(plot, picture(&cells)).with_context(|| format!("cannot write the plot {}", plot.display()))?;
     if json {
         for cell in by_workload(&cells) {
-            println!("{}", serde_json::to_string(cell)?);
+            writeln!(stdout(), "{}", serde_json::to_string(cell)?)?;
         }
         return Ok(());
     }
-    println!(
+    writeln!(
+        stdout(),
         "six workers, sim engine as an 8B model on a GPU (scaled), {CONCURRENCY} requests under way; times in ms, p50 / p99\n"
-    );
-    print!("{}", table::render(&HEADINGS, &by_workload(&cells).map(row).collect::<Vec<_>>()));
-    println!();
+    )?;
+    write!(stdout(), "{}", table::render(&HEADINGS, &by_workload(&cells).map(row).collect::<Vec<_>>()))?;
+    writeln!(stdout())?;
     for workload in Named::ALL {
         let cells: Vec<&Cell> = cells.iter().filter(|cell| cell.workload == workload).collect();
-        println!("{}", insight::of(&cells));
+        writeln!(stdout(), "{}", insight::of(&cells))?;
     }
-    println!("\nplot: {}", plot.display());
+    writeln!(stdout(), "\nplot: {}", plot.display())?;
     Ok(())
 }
 

@@ -20,6 +20,7 @@ use serde::Serialize;
 use super::{time, word};
 use crate::{
     context::{self, PipelineArguments, TenantArguments},
+    output::{note, stdout},
     table,
 };
 
@@ -269,19 +270,19 @@ async fn recent(bus: &Bus, tenant: Option<Name>, arguments: &ListArguments) -> a
     while let Some(row) = rows.try_next().await? {
         some = true;
         if arguments.json {
-            writeln!(io::stdout().lock(), "{}", serde_json::to_string(&row)?)?;
+            writeln!(stdout(), "{}", serde_json::to_string(&row)?)?;
             continue;
         }
         page.push(row.cells());
         if page.len() == PAGE {
-            write!(io::stdout().lock(), "{}", table::render(&HEADINGS, &page))?;
+            write!(stdout(), "{}", table::render(&HEADINGS, &page))?;
             page.clear();
         }
     }
     if !page.is_empty() {
-        write!(io::stdout().lock(), "{}", table::render(&HEADINGS, &page))?;
+        write!(stdout(), "{}", table::render(&HEADINGS, &page))?;
     } else if !some && !arguments.json {
-        eprintln!("no such jobs; see `baton jobs --help` for what is listed");
+        note!("no such jobs; see `baton jobs --help` for what is listed");
     }
     Ok(())
 }
@@ -292,7 +293,7 @@ async fn follow(bus: &Bus, tenant: Option<&Name>, arguments: &ListArguments) -> 
         None => bus.all_results().await?,
     };
     if io::stderr().is_terminal() {
-        eprintln!("jobs as they end; Ctrl-C stops");
+        note!("jobs as they end; Ctrl-C stops");
     }
     // Lines come one by one, so their columns are as wide as the widest of the last ones.
     let mut last: VecDeque<Vec<String>> = VecDeque::new();
@@ -301,7 +302,7 @@ async fn follow(bus: &Bus, tenant: Option<&Name>, arguments: &ListArguments) -> 
         if !arguments.wants(row.state) || !arguments.keeps(&row) {
             continue;
         }
-        let mut out = io::stdout().lock();
+        let mut out = stdout();
         if arguments.json {
             writeln!(out, "{}", serde_json::to_string(&row)?)?;
         } else {

@@ -1,5 +1,7 @@
 //! A plan for people and for programs.
 
+use std::io::{self, Write as _};
+
 use baton_loadtest::chart::{self, Labels, Line};
 use baton_planner::{
     search::{Candidate, Goal, Recommendation},
@@ -7,7 +9,7 @@ use baton_planner::{
 };
 use serde::Serialize;
 
-use crate::table;
+use crate::{output::stdout, table};
 
 /// What is shown of a plan.
 pub struct Shown<'a> {
@@ -39,17 +41,19 @@ impl Shown<'_> {
             splits: &self.candidates,
             recommendation: &self.recommendation,
         };
-        println!("{}", serde_json::to_string(&report)?);
+        writeln!(stdout(), "{}", serde_json::to_string(&report)?)?;
         Ok(())
     }
 
-    pub fn print(&self) {
+    pub fn print(&self) -> io::Result<()> {
+        let mut out = stdout();
         let (prefill, decode) = (&self.options.prefill.profile.name, &self.options.decode.profile.name);
-        println!("{}", self.workload);
-        println!(
+        writeln!(out, "{}", self.workload)?;
+        writeln!(
+            out,
             "{}\n",
             if prefill == decode { prefill.clone() } else { format!("prefill: {prefill}; decode: {decode}") }
-        );
+        )?;
         let headings = [
             "split",
             "req/s",
@@ -67,25 +71,31 @@ impl Shown<'_> {
             "per Mtok",
         ];
         let rows: Vec<Vec<String>> = self.candidates.iter().map(|candidate| self.row(candidate)).collect();
-        print!("{}", table::render(&headings, &rows));
-        println!("\n{}.", self.recommendation.why);
+        write!(out, "{}", table::render(&headings, &rows))?;
+        writeln!(out, "\n{}.", self.recommendation.why)?;
         if self.goal == Goal::Saturated {
-            println!("Every worker always had work to do; times to first token include the wait in a full queue.");
+            writeln!(
+                out,
+                "Every worker always had work to do; times to first token include the wait in a full queue."
+            )?;
         }
         for candidate in &self.candidates {
             for change in &candidate.report.changes {
-                println!(
+                writeln!(
+                    out,
                     "{} at {:.0} s: a worker became {:?}: {}",
                     candidate.split, change.at_s, change.to, change.reason
-                );
+                )?;
             }
             if candidate.report.failed > 0 {
-                println!(
+                writeln!(
+                    out,
                     "{}: {} requests did not fit the KV memory of a worker",
                     candidate.split, candidate.report.failed
-                );
+                )?;
             }
         }
+        Ok(())
     }
 
     fn row(&self, candidate: &Candidate) -> Vec<String> {
