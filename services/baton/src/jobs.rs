@@ -15,7 +15,7 @@ pub use self::list::{ListArguments, list};
 use crate::{
     context::{self, PipelineArguments, TenantArguments},
     exit::Exit,
-    output::stdout,
+    output::{raw_stdout, stdout},
     submit::print_outcome,
 };
 
@@ -43,8 +43,9 @@ pub struct JobArguments {
 Examples:
   baton result report-7
   baton result report-7 --wait --json
+  baton result report-7 --raw               control characters, too, as the model wrote them
 
-Exit code: 0 if the job completed, 3 if it ended otherwise, 1 if it has no result yet.")]
+On a terminal, characters that could steer it are shown by their numbers; piped, every byte comes as it is. Exit code: 0 if the job completed, 3 if it ended otherwise, 1 if it has no result yet.")]
 pub struct ResultArguments {
     id: JobId,
     #[command(flatten)]
@@ -57,6 +58,9 @@ pub struct ResultArguments {
     /// Print the whole result as JSON
     #[arg(long)]
     json: bool,
+    /// Print every byte of the text, also on a terminal
+    #[arg(long)]
+    raw: bool,
 }
 
 /// Shows a job's record.
@@ -95,10 +99,23 @@ pub async fn result(arguments: ResultArguments) -> anyhow::Result<ExitCode> {
     } else {
         match bus.jobs().await?.result(tenant, id).await? {
             Some(outcome) => outcome,
-            None => bail!("job {id} of tenant {tenant} has no result yet; --wait waits for it"),
+            None => match bus.jobs().await?.get(tenant, id).await? {
+                Some(stored) if stored.record.state.is_final() => {
+                    bail!(
+                        "job {id} of tenant {tenant} ended ({}), and its result is not kept any more",
+                        word(stored.record.state)
+                    )
+                }
+                Some(_) => bail!("job {id} of tenant {tenant} has no result yet; --wait waits for it"),
+                None => bail!(
+                    "nothing is known about job {id} of tenant {tenant}: it was never submitted, ingest has not seen it, or it \
+                     is no longer kept; --tenant names another tenant"
+                ),
+            },
         }
     };
-    print_outcome(&outcome, arguments.json, None, false)?;
+    let mut out = if arguments.raw { raw_stdout() } else { stdout() };
+    print_outcome(&mut out, &outcome, arguments.json, None, false)?;
     Ok(Exit::of_jobs(outcome.status == Status::Completed))
 }
 

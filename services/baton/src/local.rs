@@ -124,7 +124,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
             Ok(job) => job,
             Err(failure) => {
                 completed = false;
-                print_outcome(&arrival.refused(failure), arguments.json, None, false)?;
+                print_outcome(&mut stdout(), &arrival.refused(failure), arguments.json, None, false)?;
                 continue;
             }
         };
@@ -141,7 +141,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
             completed = false;
         }
         let shown = (!json).then_some(&outcome.text);
-        print_outcome(&outcome, json, shown, false)?;
+        print_outcome(&mut stdout(), &outcome, json, shown, false)?;
     }
     Ok(Exit::of_jobs(completed))
 }

@@ -1,5 +1,7 @@
 //! `baton submit`: publishes requests and, if asked, follows them to their results.
 
+mod admission;
+
 use std::{
     collections::{HashMap, HashSet},
     io::{self, IsTerminal, Write},
@@ -19,12 +21,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tracing::{Instrument, info_span};
 
+use self::admission::{Admission, Fate};
 use crate::{
     context::{self, PipelineArguments, TenantArguments},
     exit::{Exit, Usage},
     output::{note, stdout},
     prompts::PromptArguments,
 };
+
+/// Requests that are submitted before it is looked what became of them.
+const LOOKED_AT: usize = 64;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -42,9 +48,10 @@ A line of a JSONL file is a request as published on the bus:
 
 Where a request names its id, submitting it again is submitting it once: it gets the first one's result. Another request \
 under the same id is refused; with --json that is an object without `status`, whose `error` has the code `conflict`. When the \
-pipeline's queue is full, submitting waits for room.
+pipeline's queue is full, submitting waits for room. Without --wait it prints the ids of the requests that became jobs, and \
+says why others did not; where no ingest worker takes them it says so, and the requests wait in the queue.
 
-Exit code: 0; with --wait or --stream 3 if a job did not complete.")]
+Exit code: 0; 3 if a request was refused, or its job is known not to have completed.")]
 pub struct Arguments {
     #[command(flatten)]
     prompt: PromptArguments,
@@ -85,8 +92,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let mut follower = if follow { Some(bus.follow(tenant).await?) } else { None };
 
     let mut waiting = Waiting::default();
-    let mut waited = false;
-    for request in &requests {
+    let (mut waited, mut submitted) = (false, Vec::new());
+    let mut admission = Admission::new(&bus, tenant).await?;
+    let mut complete = true;
+    for (number, request) in requests.iter().enumerate() {
         let span = info_span!("submit", job = %request.id, %tenant);
         let submit = || bus.submit(tenant, &lane, request.body.clone());
         // Every request names its id, so submitting it twice is submitting it once.
@@ -96,22 +105,54 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             }
         };
         pressure::patiently(submit, told).instrument(span).await?;
-        waiting.digests.insert(request.id.clone(), request_digest(&request.body));
-        if !follow {
-            print_id(&request.id, arguments.json)?;
+        let digest = request_digest(&request.body);
+        if follow {
+            waiting.digests.insert(request.id.clone(), digest);
+            continue;
+        }
+        submitted.push((request.id.clone(), digest));
+        if submitted.len() == LOOKED_AT || number + 1 == requests.len() {
+            complete &= tell_fates(&mut admission, std::mem::take(&mut submitted), arguments.json).await?;
         }
     }
     waiting.pending = requests.iter().map(|request| request.id.clone()).collect();
-    let complete = match &mut follower {
-        Some(follower) => {
-            // A request that was submitted before may have its result already.
-            follower.look_up(&waiting.pending).await?;
-            waiting.until_done(follower, &arguments).await?
-        }
-        None => true,
-    };
+    if let Some(follower) = &mut follower {
+        // A request that was submitted before may have its result already.
+        follower.look_up(&waiting.pending).await?;
+        complete = waiting.until_done(follower, &arguments).await?;
+    }
     telemetry.shutdown().await;
     Ok(Exit::of_jobs(complete))
+}
+
+/// Prints the ids of the requests that became jobs or wait for that, and what became of the others; returns whether there
+/// are none of these.
+async fn tell_fates(
+    admission: &mut Admission<'_>,
+    submitted: Vec<(JobId, String)>,
+    json: bool,
+) -> anyhow::Result<bool> {
+    let ids: Vec<JobId> = submitted.iter().map(|(id, _)| id.clone()).collect();
+    let fates = admission.of(submitted).await;
+    let mut all = true;
+    for id in ids {
+        match fates.get(&id) {
+            None | Some(Fate::Admitted) => print_id(&id, json)?,
+            Some(Fate::Refused(refusal)) => {
+                all = false;
+                print_refusal(refusal, json)?;
+            }
+            Some(Fate::Ended(outcome)) => {
+                all = false;
+                if json {
+                    print_outcome(&mut stdout(), outcome, json, None, false)?;
+                } else {
+                    print_error(outcome);
+                }
+            }
+        }
+    }
+    Ok(all)
 }
 
 fn join(names: &[Name]) -> String {
@@ -170,7 +211,13 @@ impl Waiting {
                         _ => {}
                     }
                     bar.suspend(|| {
-                        print_outcome(&outcome, arguments.json, arguments.stream.then_some(&text), total > 1)
+                        print_outcome(
+                            &mut stdout(),
+                            &outcome,
+                            arguments.json,
+                            arguments.stream.then_some(&text),
+                            total > 1,
+                        )
                     })?;
                 }
                 // Somebody else's, if the digest is another.
@@ -206,8 +253,13 @@ fn print_refusal(refusal: &Refusal, json: bool) -> io::Result<()> {
 }
 
 /// Prints a result; `streamed` is the part of its text that is on the screen already.
-pub fn print_outcome(outcome: &Outcome, json: bool, streamed: Option<&String>, many: bool) -> io::Result<()> {
-    let mut out = stdout();
+pub fn print_outcome(
+    out: &mut impl Write,
+    outcome: &Outcome,
+    json: bool,
+    streamed: Option<&String>,
+    many: bool,
+) -> io::Result<()> {
     if json {
         return writeln!(out, "{}", serde_json::to_string(outcome).map_err(io::Error::other)?);
     }
@@ -219,9 +271,14 @@ pub fn print_outcome(outcome: &Outcome, json: bool, streamed: Option<&String>, m
     for choice in outcome.choices.iter().skip(1) {
         writeln!(out, "--- answer {} of {} ---\n{}", choice.index + 1, outcome.choices.len(), choice.text)?;
     }
+    print_error(outcome);
+    Ok(())
+}
+
+/// Tells why a job did not complete.
+fn print_error(outcome: &Outcome) {
     if let Some(error) = &outcome.error {
         let status = format!("{:?}", outcome.status).to_lowercase();
         note!("error: job {} {status}: {error}", outcome.id);
     }
-    Ok(())
 }

@@ -32,6 +32,8 @@ use crate::{Bus, Error, HeaderMap, jobs::Jobs, reconcile::JobKey, trace};
 
 /// A job that ingest has not seen is looked for among all requests that wait.
 const ANSWER: Duration = Duration::from_secs(60);
+/// How long a worker may take to say that it is there.
+const PING: Duration = Duration::from_secs(2);
 /// Where an endpoint says what went wrong.
 const SERVICE_ERROR: &str = "Nats-Service-Error";
 /// Calls that are worked on at a time.
@@ -169,13 +171,27 @@ impl Bus {
         serde_json::from_slice(&message.payload).map_err(|error| failed(causes(&error)))
     }
 
+    /// Whether any ingest worker answers; none if that can't be told, as by who may not ask.
+    pub async fn ingest_answers(&self) -> Option<bool> {
+        let request = async_nats::Request::new().timeout(Some(PING));
+        match self.client.send_request(format!("$SRV.PING.{}", self.service_name()), request).await {
+            Ok(_) => Some(true),
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => Some(false),
+            Err(_) => None,
+        }
+    }
+
+    fn service_name(&self) -> String {
+        format!("baton-{}", self.layout.root())
+    }
+
     /// Opens the endpoint.
     pub async fn calls(&self) -> Result<Calls, Error> {
         let failed = |error: async_nats::Error| Error::Provision {
             what: format!("the endpoint {}", self.layout.cancels()),
             message: causes(&error),
         };
-        let name = format!("baton-{}", self.layout.root());
+        let name = self.service_name();
         let service = self.client.service_builder().description("calls about jobs");
         let service = service.start(name, env!("CARGO_PKG_VERSION")).await.map_err(failed)?;
         let endpoint = service.endpoint_builder().name("cancel").add(self.layout.cancels()).await.map_err(failed)?;

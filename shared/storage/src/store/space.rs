@@ -31,8 +31,14 @@ pub fn free(directory: &std::path::Path) -> Option<u64> {
 /// Whether the system had no room for what was written.
 fn is_full(error: &object_store::Error) -> bool {
     let full = |kind| matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-    std::iter::successors(error.source(), |error| error.source())
-        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|cause| full(cause.kind())))
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if cause.downcast_ref::<io::Error>().is_some_and(|cause| full(cause.kind())) {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
 }
 
 #[cfg(test)]
