@@ -1,6 +1,7 @@
 //! `baton batch`: files of requests, answered straight over the bus.
 
 mod figures;
+mod foreign;
 mod input;
 mod output;
 mod progress;

@@ -10,7 +10,7 @@ use serde_json::Value;
 const LONGEST: u64 = envelope::MAX_BYTES as u64;
 
 /// What some editors begin a file with.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// What is the same for all lines of a run.
 #[derive(Clone, Debug)]

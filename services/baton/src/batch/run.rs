@@ -27,6 +27,7 @@ use tracing::{Instrument, info_span};
 use super::{
     RunArguments,
     figures::Figures,
+    foreign,
     input::{self, Asked, Line, Lines, Settings, Tag},
     output::{self, Answered, Need, Output, Writer},
     progress::{self, Progress},
@@ -142,16 +143,35 @@ async fn count(path: &Path) -> anyhow::Result<u64> {
     counted.await?.with_context(|| format!("cannot read {}", path.display()))
 }
 
+/// Refuses what is no lines of requests.
+fn ensure_lines(input: &mut dyn BufRead, name: &str) -> anyhow::Result<()> {
+    let start = input.fill_buf().with_context(|| format!("cannot read {name}"))?;
+    if let Some(found) = foreign::found(start) {
+        bail!("expected one JSON object a line in {name}, found {found}; `baton batch run --help` shows such lines");
+    }
+    Ok(())
+}
+
 /// Reads and understands lines on a thread of its own, some ahead.
 fn read(path: &Path, settings: Settings) -> anyhow::Result<mpsc::Receiver<anyhow::Result<Line>>> {
     let name = path.display().to_string();
-    let input: Box<dyn BufRead + Send> = if path == Path::new("-") {
+    let is_stdin = path == Path::new("-");
+    let mut input: Box<dyn BufRead + Send> = if is_stdin {
         Box::new(BufReader::new(io::stdin()))
     } else {
-        Box::new(BufReader::with_capacity(1 << 16, File::open(path).with_context(|| format!("cannot open {name}"))?))
+        let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
+        let mut input = BufReader::with_capacity(1 << 16, file);
+        ensure_lines(&mut input, &name)?;
+        Box::new(input)
     };
     let (sender, lines) = mpsc::channel(AHEAD);
     spawn_blocking(move || {
+        // Only here, since it may have to be waited for.
+        if is_stdin && let Err(error) = ensure_lines(&mut input, &name) {
+            // Nobody listens once the run has ended.
+            let _ = sender.blocking_send(Err(error));
+            return;
+        }
         let mut lines = Lines::new(input, settings);
         loop {
             let line = match lines.next() {
