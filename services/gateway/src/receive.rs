@@ -33,7 +33,7 @@ impl<S: Sync> FromRequest<S> for JsonBody {
                 let message = format!("expected a body of at most {MAX_JSON_BYTES} bytes, found more");
                 Err(ApiError::new(413, "invalid_request_error", Some("request_too_large"), message))
             }
-            Ok(Err(error)) => Err(ApiError::invalid(format!("the body could not be read: {}", causes(&error)))),
+            Ok(Err(error)) => Err(ApiError::invalid(format!("the body could not be read: {}", causes(error.as_ref())))),
             Err(_) => {
                 let message = format!("expected the whole body within {WITHIN:?}, found that more was to come");
                 Err(ApiError::new(408, "invalid_request_error", Some("request_timeout"), message))

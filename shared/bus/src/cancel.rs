@@ -189,7 +189,7 @@ impl Bus {
     pub async fn calls(&self) -> Result<Calls, Error> {
         let failed = |error: async_nats::Error| Error::Provision {
             what: format!("the endpoint {}", self.layout.cancels()),
-            message: causes(&error),
+            message: causes(error.as_ref()),
         };
         let name = self.service_name();
         let service = self.client.service_builder().description("calls about jobs");
@@ -309,7 +309,7 @@ impl Calls {
             came_to = async { serving.await; std::future::pending().await } => came_to,
         };
         if let Err(error) = service.stop().await {
-            tracing::debug!(error = %causes(&error), "the endpoint was not closed");
+            tracing::debug!(error = %causes(error.as_ref()), "the endpoint was not closed");
         }
         // What was answered last is on its way.
         let _ = bus.flush().await;

@@ -169,7 +169,7 @@ impl Errands {
         let mut messages = asked.map_err(|error| failed(causes(&error)))?;
         let answer = timeout(ASKED + ANSWER, messages.next()).await;
         let answer = answer.map_err(|_| failed("the broker did not answer in time".into()))?;
-        let message = answer.transpose().map_err(|error| failed(causes(&error)))?;
+        let message = answer.transpose().map_err(|error| failed(causes(error.as_ref())))?;
         message.map(|message| Delivery::new(message, &self.bus.client)).transpose()
     }
 

@@ -109,7 +109,7 @@ async fn last_of(consumer: &PullConsumer, count: u64, limit: usize) -> Result<Ve
         let batch = consumer.fetch().max_messages(count as usize).messages().await;
         let mut messages = batch.map_err(|error| causes(&error))?;
         while let Some(message) = messages.next().await {
-            let message = message.map_err(|error| causes(&error))?;
+            let message = message.map_err(|error| causes(error.as_ref()))?;
             if kept.len() == limit {
                 kept.pop_front();
             }

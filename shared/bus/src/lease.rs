@@ -102,7 +102,7 @@ impl Lease {
         }
     }
 
-    fn failed(&self, error: impl std::fmt::Display) -> Error {
+    fn failed(&self, error: impl std::error::Error + 'static) -> Error {
         Error::Read { what: format!("who has the duty {}", self.key), message: causes(&error) }
     }
 }

@@ -242,7 +242,7 @@ impl<R: Receiver> Puller<R> {
             Err(error) => {
                 self.failures += 1;
                 let pause = Duration::from_millis(100 << self.failures.min(6));
-                tracing::warn!(error = %causes(&error), ?pause, "a pull failed and is tried again");
+                tracing::warn!(error = %causes(error.as_ref()), ?pause, "a pull failed and is tried again");
                 Ended::Failed(self, pause)
             }
         }

@@ -80,7 +80,7 @@ impl Bus {
         let subject = self.layout.role(worker);
         let failed = |error: async_nats::Error| Error::Provision {
             what: format!("the endpoint {subject}"),
-            message: causes(&error),
+            message: causes(error.as_ref()),
         };
         let name = format!("baton-{}-worker", self.layout.root());
         let service = self.client.service_builder().description("calls to workers");
@@ -135,7 +135,7 @@ impl Calls {
     /// Closes the endpoint.
     pub async fn close(self) {
         if let Err(error) = self.service.stop().await {
-            tracing::debug!(error = %causes(&error), "the endpoint was not closed");
+            tracing::debug!(error = %causes(error.as_ref()), "the endpoint was not closed");
         }
     }
 }
@@ -153,7 +153,7 @@ impl Call {
     }
 }
 
-fn answered<E: std::fmt::Display>(sent: Result<(), E>) {
+fn answered<E: std::error::Error + 'static>(sent: Result<(), E>) {
     if let Err(error) = sent {
         tracing::warn!(error = %causes(&error), "a call was not answered");
     }

@@ -77,8 +77,8 @@ pub(crate) async fn messages_of(
             loop {
                 let message = timeout(ANSWER, batch.next()).await;
                 let message = message.map_err(|_| failed("the broker did not answer in time; try again".into()))?;
-                let Some(message) = message.transpose().map_err(|error| failed(causes(&error)))? else { break };
-                let info = message.info().map_err(|error| failed(causes(&error)))?;
+                let Some(message) = message.transpose().map_err(|error| failed(causes(error.as_ref())))? else { break };
+                let info = message.info().map_err(|error| failed(causes(error.as_ref())))?;
                 if info.consumer_sequence != next {
                     return Err(failed("the connection was lost in between; try again".into()));
                 }

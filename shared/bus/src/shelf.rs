@@ -153,11 +153,11 @@ impl<T: Serialize + DeserializeOwned> Shelf<T> {
         serde_json::to_vec(value).map_err(|error| self.unstored(key, error))
     }
 
-    fn unreadable(&self, key: &str, error: impl ToString) -> Error {
+    fn unreadable(&self, key: &str, error: impl std::error::Error + 'static) -> Error {
         Error::Read { what: format!("{key} in {}", self.bucket.name), message: causes(&error) }
     }
 
-    fn unstored(&self, key: &str, error: impl ToString) -> Error {
+    fn unstored(&self, key: &str, error: impl std::error::Error + 'static) -> Error {
         Error::Publish { subject: format!("{key} in {}", self.bucket.name), message: causes(&error) }
     }
 }

@@ -37,9 +37,10 @@ pub enum Settle {
 
 impl Delivery {
     pub(crate) fn new(message: async_nats::jetstream::Message, client: &async_nats::Client) -> Result<Self, Error> {
-        let info = message
-            .info()
-            .map_err(|error| Error::Read { what: "a message's delivery data".into(), message: causes(&error) })?;
+        let info = message.info().map_err(|error| Error::Read {
+            what: "a message's delivery data".into(),
+            message: causes(error.as_ref()),
+        })?;
         let sequence = info.stream_sequence;
         let attempt = info.delivered.max(1) as u64;
         let published_ms = (info.published.unix_timestamp_nanos() / 1_000_000) as u64;
@@ -60,7 +61,7 @@ impl Delivery {
 
     pub(super) async fn heartbeat(&self) {
         if let Err(error) = self.message.ack_with(AckKind::Progress).await {
-            tracing::warn!(error = %causes(&error), "a heartbeat was not sent; the broker may deliver the message again");
+            tracing::warn!(error = %causes(error.as_ref()), "a heartbeat was not sent; the broker may deliver the message again");
         }
     }
 
@@ -80,7 +81,7 @@ impl Delivery {
         };
         if let Err(error) = done {
             // The broker delivers the message again, and the claim shows then that its work is done.
-            tracing::warn!(error = %causes(&error), subject = self.subject(), "a message was not settled");
+            tracing::warn!(error = %causes(error.as_ref()), subject = self.subject(), "a message was not settled");
         }
     }
 }
