@@ -168,7 +168,7 @@ fn draw(picture: impl FnOnce(&Area<'_>) -> Drawn) -> String {
     };
     match drawn {
         Ok(()) => svg,
-        Err(error) => note(&causes(&error)),
+        Err(error) => note(&causes(error.as_ref())),
     }
 }
 

@@ -64,7 +64,7 @@ fn read(line: &[u8]) -> Result<Option<Chunk>, Failed> {
         .map_err(|error| ("protocol".to_owned(), format!("an event of the stream is no completion chunk: {error}")))?;
     if let Some(error) = event.error {
         let message = error.get("message").and_then(|message| message.as_str()).map(str::to_owned);
-        return Ok(Some(Chunk::Error(message.unwrap_or_else(|| causes(&error)))));
+        return Ok(Some(Chunk::Error(message.unwrap_or_else(|| error.to_string()))));
     }
     // Of several answers the first is followed.
     let first = |choice: &&Choice| choice.index == 0;
