@@ -7,7 +7,7 @@ mod store;
 
 use std::{
     fs,
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     path::PathBuf,
 };
 
@@ -268,7 +268,7 @@ fn print(profile: &Profile) -> io::Result<()> {
         };
         error("prefill", fit.prefill_mean_error, fit.prefill_max_error)?;
         error("decode", fit.decode_mean_error, fit.decode_max_error)?;
-        error("store", fit.store_mean_error, fit.store_max_error);
+        error("store", fit.store_mean_error, fit.store_max_error)?;
     }
     Ok(())
 }

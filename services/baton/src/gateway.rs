@@ -108,7 +108,7 @@ async fn serve(mut arguments: Arguments) -> anyhow::Result<()> {
     let asked = shutdown.clone();
     tokio::spawn(async move {
         if let Err(error) = context::asked_to_stop().await {
-            tracing::error!(error = %causes(&error), "signals can't be received; the gateway stops");
+            tracing::error!(error = %causes(error.as_ref()), "signals can't be received; the gateway stops");
         }
         asked.cancel();
     });

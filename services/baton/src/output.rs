@@ -19,7 +19,7 @@ fn closed(error: io::Error) -> io::Error {
 
 /// Tells a person something, in a line on standard error.
 macro_rules! note {
-    ($($text:tt)*) => { $crate::output::note(format_args!($($text)*)) };
+    ($($text:tt)*) => { $crate::output::say(format_args!($($text)*)) };
 }
 pub(crate) use note;
 
@@ -39,7 +39,7 @@ pub fn raw_stdout() -> Output<StdoutLock<'static>> {
     Output { stream: io::stdout().lock(), is_terminal: false }
 }
 
-pub fn note(text: fmt::Arguments<'_>) {
+pub fn say(text: fmt::Arguments<'_>) {
     let mut stderr = Output { stream: io::stderr().lock(), is_terminal: io::stderr().is_terminal() };
     // Where it is closed, nobody is left to tell.
     let _ = writeln!(stderr, "{text}");

@@ -50,7 +50,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let asked = shutdown.clone();
     tokio::spawn(async move {
         if let Err(error) = context::asked_to_stop().await {
-            tracing::error!(error = %causes(&error), "signals can't be received; the planner stops");
+            tracing::error!(error = %causes(error.as_ref()), "signals can't be received; the planner stops");
         }
         asked.cancel();
     });

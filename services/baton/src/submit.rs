@@ -99,7 +99,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         let span = info_span!("submit", job = %request.id, %tenant);
         let submit = || bus.submit(tenant, &lane, request.body.clone());
         // Every request names its id, so submitting it twice is submitting it once.
-        let told = |error: &_| {
+        let told = |error: &baton_bus::Error| {
             if !std::mem::replace(&mut waited, true) {
                 note!("waiting: {}", causes(error));
             }

@@ -118,7 +118,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let asked = shutdown.clone();
     tokio::spawn(async move {
         if let Err(error) = context::asked_to_stop().await {
-            tracing::error!(error = %causes(&error), "signals can't be received; the worker stops");
+            tracing::error!(error = %causes(error.as_ref()), "signals can't be received; the worker stops");
         }
         asked.cancel();
     });

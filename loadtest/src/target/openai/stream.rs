@@ -1,6 +1,5 @@
 //! Server-sent events of a streamed completion, as OpenAI's protocol has them.
 
-use baton_contract::causes;
 use serde::Deserialize;
 
 /// A line longer than this is no event of a completion.
