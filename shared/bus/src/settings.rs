@@ -14,8 +14,10 @@ use serde_json::Value;
 
 use crate::{Bus, Error};
 
-/// The bucket's one key.
+/// Where the settings are in their bucket.
 const KEY: &str = "pipeline";
+/// What is put there to see whether something can be.
+const PROBE: &str = "probe";
 
 /// The settings as they are kept.
 #[derive(Clone, Debug)]
@@ -73,6 +75,24 @@ impl Bus {
         }))
     }
 
+    /// How much the broker stores for this account, and how much it may.
+    pub async fn room(&self) -> Result<Room, Error> {
+        let account = self.jetstream.query_account().await.map_err(|error| Error::JetStream(causes(&error)))?;
+        let limit = account.limits.max_storage.and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
+        Ok(Room { used: account.storage, limit })
+    }
+
+    /// Whether the broker stores a message now; of a pipeline that has settings.
+    pub async fn probe_write(&self) -> Result<(), Error> {
+        if self.stream_config(&format!("KV_{}", self.layout.settings_bucket())).await?.is_none() {
+            return Ok(());
+        }
+        let bucket = self.jetstream.get_key_value(self.layout.settings_bucket()).await;
+        let bucket = bucket.map_err(|error| self.unreadable(&error))?;
+        bucket.put(PROBE, bytes::Bytes::new()).await.map_err(|error| self.unstored(&error))?;
+        bucket.purge(PROBE).await.map_err(|error| self.unstored(&error))
+    }
+
     /// How a stream is kept; none if it doesn't exist.
     pub(crate) async fn stream_config(&self, name: &str) -> Result<Option<Config>, Error> {
         match self.jetstream.get_stream(name).await {
@@ -98,6 +118,15 @@ impl Bus {
     fn unstored(&self, error: &(dyn std::error::Error + 'static)) -> Error {
         Error::Provision { what: format!("settings in {}", self.layout.settings_bucket()), message: causes(error) }
     }
+}
+
+/// What the broker stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// In bytes, on its disks.
+    pub used: u64,
+    /// None if only the server's own limit or its disk bounds it.
+    pub limit: Option<u64>,
 }
 
 /// What streams tell of the settings that they were made with.
