@@ -7,7 +7,7 @@ use baton_contract::{JobId, record::State};
 use serde_json::json;
 
 use crate::{
-    context::{self, PipelineArguments, TenantArguments},
+    context::{PipelineArguments, TenantArguments},
     exit::Exit,
     jobs,
     output::{note, stdout},
@@ -41,9 +41,8 @@ pub struct Arguments {
 
 /// Asks for each job in turn, and goes on after one that can't be cancelled.
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let plan = arguments.pipeline.running_plan()?;
     let tenant = arguments.tenant.of(&arguments.pipeline)?;
-    let bus = context::connect(&plan, "baton-cancel").await?;
+    let (_, bus) = arguments.pipeline.join("baton-cancel").await?;
     let mut all = true;
     for id in &arguments.ids {
         let (answer, state, cancelled) = match bus.cancel(&tenant, id).await? {

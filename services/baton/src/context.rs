@@ -11,7 +11,7 @@ use baton_bus::{Bus, Retention, pressure::Backlog};
 use baton_contract::{Name, subject::Layout};
 use baton_engine::source::{Source, Vocabulary};
 use baton_storage::store::Store;
-use baton_topology::{BrokerUrl, Device, Model, Plan, StoreUrl};
+use baton_topology::{Broker, BrokerUrl, Device, LogFormat, Model, Plan, StoreUrl, Telemetry, Told};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -78,19 +78,15 @@ impl PipelineArguments {
         }
     }
 
-    /// The validated plan of file, context, environment and flags.
-    pub fn plan(&self) -> anyhow::Result<Plan> {
+    /// What file, context, environment and flags say.
+    pub fn told(&self) -> anyhow::Result<Told> {
         let context = self.chosen()?.unwrap_or_default();
-        let text = match self.pipeline.as_ref().or(context.pipeline.as_ref()) {
+        let file = match self.pipeline.as_ref().or(context.pipeline.as_ref()) {
             None => None,
             Some(path) => {
                 Some(fs::read_to_string(path).with_context(|| format!("cannot read the pipeline {}", path.display()))?)
             }
         };
-        self.plan_of(text.as_deref(), &context)
-    }
-
-    fn plan_of(&self, text: Option<&str>, context: &contexts::Context) -> anyhow::Result<Plan> {
         let mut overrides = self.set.clone();
         overrides.extend(self.nats.iter().map(|url| format!("broker.url={url}")));
         overrides.extend(self.store.iter().map(|url| format!("store.url={url}")));
@@ -98,28 +94,13 @@ impl PipelineArguments {
         let environment = std::env::vars_os();
         let environment =
             environment.filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-        // The later of two variables counts.
-        Ok(Plan::load(text, context.variables().into_iter().chain(environment), &overrides)?)
+        let environment = context.variables().into_iter().chain(environment).collect();
+        Ok(Told { machine: None, file, environment, overrides })
     }
 
-    /// The plan with the URLs of the running pipeline in place of `embedded`. Without a pipeline file it is the running
-    /// pipeline's own plan.
-    pub fn running_plan(&self) -> anyhow::Result<Plan> {
-        let mut plan = self.plan()?;
-        let home = PipelineHome::new(&plan.root);
-        if plan.broker.url == BrokerUrl::Embedded {
-            let running = home.running()?;
-            let context = self.chosen()?.unwrap_or_default();
-            if self.pipeline.is_none() && context.pipeline.is_none() {
-                let text = fs::read_to_string(home.plan_file()).context("cannot read the running plan")?;
-                plan = self.plan_of(Some(&text), &context)?;
-            }
-            plan.broker.url = BrokerUrl::Servers(running.nats_url);
-        }
-        if plan.store.url == StoreUrl::Embedded {
-            plan.store.url = StoreUrl::Url(home.store_url());
-        }
-        Ok(plan)
+    /// The validated plan of file, context, environment and flags, whatever a running pipeline has.
+    pub fn plan(&self) -> anyhow::Result<Plan> {
+        Ok(self.told()?.plan()?)
     }
 }
 
@@ -139,15 +120,15 @@ pub struct Running {
 }
 
 impl PipelineHome {
-    pub fn new(root: &Name) -> Self {
-        Self { directory: setup::home().join("pipelines").join(root.as_str()) }
+    pub fn new(root: &Name) -> anyhow::Result<Self> {
+        Ok(Self { directory: setup::home()?.join("pipelines").join(root.as_str()) })
     }
 
     pub fn store_url(&self) -> String {
         format!("file://{}", self.directory.join("store").display())
     }
 
-    /// Where the running pipeline's plan lies, every URL known.
+    /// Where it lies what holds for the running pipeline's processes on this machine; the broker has the rest.
     pub fn plan_file(&self) -> PathBuf {
         self.directory.join("plan.toml")
     }
@@ -182,7 +163,7 @@ impl PipelineHome {
         let _ = fs::remove_file(self.running_file());
     }
 
-    fn running(&self) -> anyhow::Result<Running> {
+    pub fn running(&self) -> anyhow::Result<Running> {
         let text = fs::read(self.running_file()).map_err(|_| {
             anyhow::anyhow!(
                 "no embedded pipeline runs in {}; start one with `baton up`, or name a broker with --nats URL",
@@ -195,12 +176,17 @@ impl PipelineHome {
 
 /// Connects to the plan's broker, whose URL must be known.
 pub async fn connect(plan: &Plan, name: &str) -> anyhow::Result<Bus> {
-    let BrokerUrl::Servers(url) = &plan.broker.url else { bail!("the embedded broker is not running") };
+    reach(&plan.root, &plan.broker, name).await
+}
+
+/// Connects to a broker whose URL must be known.
+pub async fn reach(root: &Name, broker: &Broker, name: &str) -> anyhow::Result<Bus> {
+    let BrokerUrl::Servers(url) = &broker.url else { bail!("the embedded broker is not running") };
     let options = baton_bus::Options {
         url: url.clone(),
-        credentials: plan.broker.credentials.clone().map(PathBuf::from),
+        credentials: broker.credentials.clone().map(PathBuf::from),
         name: name.to_owned(),
-        layout: Layout::new(plan.root.clone()),
+        layout: Layout::new(root.clone()),
     };
     Ok(Bus::connect(options).await?)
 }
@@ -215,16 +201,20 @@ pub fn retention(plan: &Plan) -> Retention {
     Retention { replicas: plan.broker.replicas, results: plan.results.keep, backlog }
 }
 
+/// Beside a broker that is not `baton up`'s own, a folder of this machine would be a place that nobody else reads.
+pub const NO_STORE: &str = "the pipeline's broker is not `baton up`'s own, and no store is named: name the one that all workers \
+                            share with --store URL, such as s3://bucket/prefix (file:///directory if all run on one machine)";
+
 /// Opens the plan's object store, whose URL must be known.
 pub fn open_store(plan: &Plan) -> anyhow::Result<Store> {
-    let StoreUrl::Url(url) = &plan.store.url else { bail!("the embedded store has no place yet") };
+    let StoreUrl::Url(url) = &plan.store.url else { bail!(NO_STORE) };
     Ok(if plan.store.sync { Store::open(url)? } else { Store::open_unsynced(url)? })
 }
 
 /// Where the engine finds a model of the plan; the default model and those of the hub are brought if they are missing.
 pub fn source(model: &Model) -> anyhow::Result<Source> {
     Ok(match model {
-        Model::Default => Source::Checkpoint(Setup::from_environment(false).ensure_default_model()?),
+        Model::Default => Source::Checkpoint(Setup::from_environment(false)?.ensure_default_model()?),
         Model::File(path) => Source::Checkpoint(Path::new(path).to_owned()),
         Model::Hub(model) => Source::Checkpoint(hub::fetch(model, &hub::Options::from_environment()?)?),
         Model::Sim(sim) => Source::Sim(baton_engine::sim::Options {
@@ -273,10 +263,19 @@ pub async fn asked_to_stop() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The same for a command whose output is its own: only warnings are logged.
+pub fn quiet_telemetry(settings: &Telemetry, service: &str, instance: &str) -> anyhow::Result<baton_telemetry::Guard> {
+    telemetry(&Telemetry { log: "warn".into(), ..settings.clone() }, service, instance)
+}
+
 /// Starts logs and traces of a process that serves a pipeline.
-pub fn telemetry(plan: &Plan, service: &str, instance: &str, log: &str) -> anyhow::Result<baton_telemetry::Guard> {
+pub fn telemetry(settings: &Telemetry, service: &str, instance: &str) -> anyhow::Result<baton_telemetry::Guard> {
     let mut options = baton_telemetry::Options::new(service, instance);
-    options.otlp_endpoint = plan.telemetry.otlp_endpoint.clone();
-    options.log = log.to_owned();
+    options.otlp_endpoint = settings.otlp_endpoint.clone();
+    options.log = settings.log.clone();
+    options.log_format = match settings.log_format {
+        LogFormat::Text => baton_telemetry::LogFormat::Text,
+        LogFormat::Json => baton_telemetry::LogFormat::Json,
+    };
     Ok(baton_telemetry::start(options)?)
 }

@@ -62,8 +62,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let started = Instant::now();
     let plan = Plan::load(None, [], &["gateway.replicas=0".to_owned()])?;
-    let telemetry = context::telemetry(&plan, "baton-demo", "demo", "warn")?;
-    let directory = setup::home().join("demo").join(std::process::id().to_string());
+    let telemetry = context::quiet_telemetry(&plan.telemetry, "baton-demo", "demo")?;
+    let directory = setup::home()?.join("demo").join(std::process::id().to_string());
     let home = PipelineHome { directory: directory.clone() };
     // What a killed demo of the same process id may have left.
     let _ = std::fs::remove_dir_all(&directory);

@@ -24,7 +24,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    context::{self, PipelineArguments, TenantArguments},
+    context::{PipelineArguments, TenantArguments},
     output::{note, stdout},
     table,
 };
@@ -143,8 +143,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn connect(pipeline: &PipelineArguments) -> anyhow::Result<Bus> {
-    let plan = pipeline.running_plan()?;
-    context::connect(&plan, "baton-dlq").await
+    Ok(pipeline.join("baton-dlq").await?.1)
 }
 
 #[derive(Serialize)]

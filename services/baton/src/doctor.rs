@@ -1,17 +1,22 @@
 //! `baton doctor`: does everything work that the pipeline needs?
 
+mod pipeline;
+
 use std::{io::Write as _, process::ExitCode};
 
+use anyhow::Context;
 use baton_bus::server::{self, Server};
 use baton_contract::causes;
 use baton_engine::model::{self, Step};
-use baton_topology::{BrokerUrl, Model, Plan, StoreUrl};
+use baton_topology::{BrokerUrl, Model, Plan};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
 use crate::{
-    context::{self, PipelineArguments},
+    context::{self, PipelineArguments, PipelineHome},
+    contexts::masked,
     guard,
+    join::Found,
     output::stdout,
     setup::{self, Setup},
 };
@@ -20,7 +25,11 @@ use crate::{
 #[command(after_help = "\
 Examples:
   baton doctor
-  baton doctor --nats nats://10.0.0.1:4222 --store s3://kv/baton
+  baton doctor --nats nats://10.0.0.1:4222
+  baton doctor --json | jq -r 'select(.ok | not) | .detail'
+
+It looks at the broker and the room in it, at the pipeline's settings, streams and workers, at the store as workers use it, and \
+loads the models. Where no embedded pipeline runs it looks whether one could. With --json each line is an object: check, ok, detail.
 
 Exit code: 0 if every check passed, 1 otherwise.")]
 pub struct Arguments {
@@ -49,14 +58,11 @@ impl Check {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let plan = arguments.pipeline.plan()?;
-    let running = arguments.pipeline.running_plan().ok();
-    let mut checks =
-        vec![Check::new("broker", broker(&plan, running.as_ref()).await), Check::new("store", store(&plan).await)];
-    for (name, model) in &plan.models {
-        let device = context::device(plan.stages.decode.compute.device);
-        checks.push(Check::new(format!("model {name}"), load(model.clone(), device).await));
-    }
+    let checks = match arguments.pipeline.find() {
+        Ok(found) => running(&found).await,
+        // A broker that is named is looked for; an embedded one that doesn't run may be about to.
+        Err(_) => idle(&arguments.pipeline).await?,
+    };
     for check in &checks {
         if arguments.json {
             writeln!(stdout(), "{}", serde_json::to_string(check)?)?;
@@ -67,15 +73,46 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     Ok(if checks.iter().all(|check| check.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The broker answers and has JetStream on. An embedded one that does not run is started for the check.
-async fn broker(plan: &Plan, running: Option<&Plan>) -> anyhow::Result<String> {
-    if let Some(running) = running {
-        let bus = context::connect(running, "baton-doctor").await?;
+/// Of a pipeline whose broker is known.
+async fn running(found: &Found) -> Vec<Check> {
+    let url = masked(found.reach.broker.url.as_str());
+    let reached = async {
+        let bus = context::reach(&found.reach.root, &found.reach.broker, "baton-doctor").await?;
         let version = bus.check().await?;
-        return Ok(format!("nats-server {version} at {}, JetStream on", running.broker.url.as_str()));
+        anyhow::Ok((bus, version))
+    };
+    let (bus, version) = match reached.await {
+        Ok(reached) => reached,
+        Err(error) => return vec![Check::new("broker", Err(error))],
+    };
+    let mut checks = vec![Check::new("broker", Ok(format!("nats-server {version} at {url}, JetStream on")))];
+    let plan = pipeline::checks(found, &bus, &mut checks).await;
+    if let Some(plan) = plan {
+        checks.extend(models(&plan).await);
     }
-    let binary = spawn_blocking(|| Setup::from_environment(false).ensure_nats_server()).await??;
-    let directory = setup::home().join("doctor").join(std::process::id().to_string());
+    checks
+}
+
+/// Where no pipeline runs: whether an embedded one could.
+async fn idle(pipeline: &PipelineArguments) -> anyhow::Result<Vec<Check>> {
+    let plan = pipeline.plan()?;
+    let mut checks = vec![Check::new("broker", embedded_broker(&plan).await)];
+    let store = async {
+        let found = Found { told: pipeline.told()?, reach: pipeline.told()?.reach()?, embedded: None };
+        let found = Found { embedded: Some(PipelineHome::new(&plan.root)?), ..found };
+        let mut plan = plan.clone();
+        found.place_store(&mut plan);
+        pipeline::store(&plan, None).await
+    };
+    checks.push(Check::new("store", store.await));
+    checks.extend(models(&plan).await);
+    Ok(checks)
+}
+
+/// An embedded broker starts, and has JetStream on.
+async fn embedded_broker(plan: &Plan) -> anyhow::Result<String> {
+    let binary = spawn_blocking(|| Setup::from_environment(false)?.ensure_nats_server()).await??;
+    let directory = setup::home()?.join("doctor").join(std::process::id().to_string());
     let options = server::Options {
         binary: binary.clone(),
         directory: directory.clone(),
@@ -92,14 +129,13 @@ async fn broker(plan: &Plan, running: Option<&Plan>) -> anyhow::Result<String> {
     Ok(format!("embedded nats-server {} ({}) starts, JetStream on", checked?, binary.display()))
 }
 
-/// The store can be written to and refuses to overwrite.
-async fn store(plan: &Plan) -> anyhow::Result<String> {
-    let mut plan = plan.clone();
-    if plan.store.url == StoreUrl::Embedded {
-        plan.store.url = StoreUrl::Url(context::PipelineHome::new(&plan.root).store_url());
+async fn models(plan: &Plan) -> Vec<Check> {
+    let device = context::device(plan.stages.decode.compute.device);
+    let mut checks = Vec::new();
+    for (name, model) in &plan.models {
+        checks.push(Check::new(format!("model {name}"), load(model.clone(), device).await));
     }
-    context::open_store(&plan)?.probe_conditional_put().await?;
-    Ok(format!("{} takes create-only puts", plan.store.url.as_str()))
+    checks
 }
 
 /// The model loads and computes.
@@ -112,5 +148,6 @@ async fn load(source: Model, device: &'static str) -> anyhow::Result<String> {
         let spec = model.spec();
         Ok(format!("{} loads on {device}: {} layers, context {}", spec.name, spec.kv.layers, spec.context))
     })
-    .await?
+    .await
+    .context("the check was lost")?
 }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     context::{self, PipelineArguments},
+    join::Found,
     output::{note, stdout},
 };
 
@@ -101,9 +102,9 @@ fn make_key(arguments: &KeyArguments) -> anyhow::Result<()> {
 
 async fn serve(mut arguments: Arguments) -> anyhow::Result<()> {
     arguments.pipeline.set.extend(arguments.listen.map(|listen| format!("gateway.listen={listen}")));
-    let plan = arguments.pipeline.running_plan()?;
+    let found = arguments.pipeline.find()?;
     let name = arguments.name.unwrap_or_else(|| format!("gateway-{}", std::process::id()));
-    let telemetry = context::telemetry(&plan, "baton-gateway", &name, &plan.telemetry.log)?;
+    let telemetry = context::telemetry(&found.reach.telemetry, "baton-gateway", &name)?;
     let shutdown = CancellationToken::new();
     let asked = shutdown.clone();
     tokio::spawn(async move {
@@ -112,15 +113,15 @@ async fn serve(mut arguments: Arguments) -> anyhow::Result<()> {
         }
         asked.cancel();
     });
-    let served = listen(&plan, &name, shutdown).await;
+    let served = listen(&found, &name, shutdown).await;
     telemetry.shutdown().await;
     served
 }
 
-async fn listen(plan: &Plan, name: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let bus = context::connect(plan, name).await?;
-    bus.provision(&context::retention(plan)).await?;
-    let gateway = Gateway::bind(bus, options(plan)?).await?;
+async fn listen(found: &Found, name: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let bus = context::reach(&found.reach.root, &found.reach.broker, name).await?;
+    let plan = found.take_part(&bus, true).await?;
+    let gateway = Gateway::bind(bus, options(&plan)?).await?;
     let url = gateway.url();
     tracing::info!(gateway = name, url, "the gateway is ready");
     writeln!(stdout(), "ready {url}").context("cannot write to standard output")?;

@@ -13,7 +13,7 @@ use baton_contract::{JobId, outcome::Status, record::State};
 
 pub use self::list::{ListArguments, list};
 use crate::{
-    context::{self, PipelineArguments, TenantArguments},
+    context::{PipelineArguments, TenantArguments},
     exit::Exit,
     output::{raw_stdout, stdout},
     submit::print_outcome,
@@ -65,9 +65,8 @@ pub struct ResultArguments {
 
 /// Shows a job's record.
 pub async fn job(arguments: JobArguments) -> anyhow::Result<()> {
-    let plan = arguments.pipeline.running_plan()?;
     let tenant = arguments.tenant.of(&arguments.pipeline)?;
-    let bus = context::connect(&plan, "baton-job").await?;
+    let (_, bus) = arguments.pipeline.join("baton-job").await?;
     let id = &arguments.id;
     let Some(stored) = bus.jobs().await?.get(&tenant, id).await? else {
         bail!("nothing is known about job {id} of tenant {tenant}; has ingest seen it yet?");
@@ -90,9 +89,8 @@ pub async fn job(arguments: JobArguments) -> anyhow::Result<()> {
 
 /// Prints a job's result.
 pub async fn result(arguments: ResultArguments) -> anyhow::Result<ExitCode> {
-    let plan = arguments.pipeline.running_plan()?;
     let tenant = &arguments.tenant.of(&arguments.pipeline)?;
-    let bus = context::connect(&plan, "baton-result").await?;
+    let (_, bus) = arguments.pipeline.join("baton-result").await?;
     let id = &arguments.id;
     let outcome = if arguments.wait {
         bus.follow(tenant).await?.result(id).await?

@@ -6,11 +6,12 @@ use std::{
 };
 
 use anyhow::Context;
+use baton_bus::Bus;
 use baton_storage::{
     Store,
     collect::{Census, Object, Options, Reason, Removal},
 };
-use baton_topology::{Bytes, Plan, StoreUrl};
+use baton_topology::{BrokerUrl, Bytes, Plan, StoreUrl};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -118,7 +119,7 @@ struct Row {
 }
 
 async fn list(arguments: ListArguments) -> anyhow::Result<()> {
-    let store = context::open_store(&plan_of_store(&arguments.pipeline)?)?;
+    let store = context::open_store(&plan_of_store(&arguments.pipeline).await?)?;
     let bar = progress();
     bar.set_message("listing the store");
     let census = Census::take(&store, || bar.inc(1)).await?;
@@ -242,8 +243,8 @@ struct Stat {
 }
 
 async fn stat(arguments: StatArguments) -> anyhow::Result<()> {
-    let plan = arguments.pipeline.running_plan()?;
-    let (_, survey) = survey(&plan, &collector::options(&plan), &progress()).await?;
+    let (plan, bus) = arguments.pipeline.join("baton-kv").await?;
+    let (_, survey) = survey(&plan, &bus, &collector::options(&plan), &progress()).await?;
     let stat = Stat {
         store: plan.store.url.as_str().to_owned(),
         stock: Stock::of(&survey),
@@ -284,7 +285,7 @@ struct Collected {
 }
 
 async fn collect(arguments: CollectArguments) -> anyhow::Result<()> {
-    let plan = arguments.pipeline.running_plan()?;
+    let (plan, bus) = arguments.pipeline.join("baton-kv").await?;
     let kept = collector::options(&plan);
     let options = Options {
         max_age: arguments.max_age.unwrap_or(kept.max_age),
@@ -292,7 +293,7 @@ async fn collect(arguments: CollectArguments) -> anyhow::Result<()> {
         grace: arguments.grace.unwrap_or(kept.grace),
     };
     let bar = progress();
-    let (store, survey) = survey(&plan, &options, &bar).await?;
+    let (store, survey) = survey(&plan, &bus, &options, &bar).await?;
     let stock = Stock::of(&survey);
     let mut error = None;
     let collected = if arguments.dry_run {
@@ -330,21 +331,22 @@ async fn collect(arguments: CollectArguments) -> anyhow::Result<()> {
     }
 }
 
-async fn survey(plan: &Plan, options: &Options, bar: &ProgressBar) -> anyhow::Result<(Store, Survey)> {
+async fn survey(plan: &Plan, bus: &Bus, options: &Options, bar: &ProgressBar) -> anyhow::Result<(Store, Survey)> {
     let store = context::open_store(plan)?;
-    let bus = context::connect(plan, "baton-kv").await?;
-    let survey = Survey::take(&store, &bus, options, bar).await?;
+    let survey = Survey::take(&store, bus, options, bar).await?;
     Ok((store, survey))
 }
 
 /// The plan, for what needs no broker: its pipeline need not run.
-fn plan_of_store(pipeline: &PipelineArguments) -> anyhow::Result<Plan> {
-    let mut plan = pipeline.plan()?;
-    if plan.store.url == StoreUrl::Embedded {
-        plan = pipeline.running_plan().unwrap_or(plan);
+async fn plan_of_store(pipeline: &PipelineArguments) -> anyhow::Result<Plan> {
+    if !pipeline.told()?.says("store.url")?
+        && let Ok((plan, _)) = pipeline.join("baton-kv").await
+    {
+        return Ok(plan);
     }
-    if plan.store.url == StoreUrl::Embedded {
-        plan.store.url = StoreUrl::Url(PipelineHome::new(&plan.root).store_url());
+    let mut plan = pipeline.plan()?;
+    if (&plan.store.url, &plan.broker.url) == (&StoreUrl::Embedded, &BrokerUrl::Embedded) {
+        plan.store.url = StoreUrl::Url(PipelineHome::new(&plan.root)?.store_url());
     }
     Ok(plan)
 }

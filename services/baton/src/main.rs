@@ -19,6 +19,7 @@ mod gateway;
 mod guard;
 mod hub;
 mod jobs;
+mod join;
 mod kv;
 mod local;
 mod memory;
@@ -26,6 +27,7 @@ mod output;
 mod plan;
 mod planner;
 mod prompts;
+mod provision;
 mod reconcile;
 mod role;
 mod setup;
@@ -80,6 +82,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Run a pipeline in the foreground, each worker a process of its own; Ctrl-C drains it
     Up(supervisor::Arguments),
+    /// Make a pipeline in its broker, or change the settings that all its processes share
+    Provision(provision::Arguments),
     /// Run one worker of a stage against any broker and any store
     Worker(worker::Arguments),
     /// Have a worker change from prefill to decode or back
@@ -180,6 +184,7 @@ fn main() -> ExitCode {
             Command::Setup(arguments) => report(bring(arguments).await),
             Command::Demo(arguments) => report(demo::run(arguments).await),
             Command::Up(arguments) => report(supervisor::run(arguments).await),
+            Command::Provision(arguments) => provision::run(arguments).await.unwrap_or_else(|error| report(Err(error))),
             Command::Worker(arguments) => report(worker::run(arguments).await),
             Command::Role(arguments) => report(role::run(arguments).await),
             Command::Planner(arguments) => report(planner::run(arguments).await),
@@ -211,7 +216,7 @@ fn main() -> ExitCode {
 }
 
 async fn bring(arguments: SetupArguments) -> anyhow::Result<()> {
-    let setup = setup::Setup::from_environment(arguments.quiet);
+    let setup = setup::Setup::from_environment(arguments.quiet)?;
     let brought = tokio::task::spawn_blocking(move || {
         anyhow::Ok((setup.ensure_nats_server()?, setup.ensure_model(arguments.model)?))
     });

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     context::{self, PipelineArguments},
+    join::Found,
     output::stdout,
 };
 
@@ -43,9 +44,9 @@ pub struct Arguments {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let plan = arguments.pipeline.running_plan()?;
+    let found = arguments.pipeline.find()?;
     let name = arguments.name.unwrap_or_else(|| format!("planner-{}", std::process::id()));
-    let telemetry = context::telemetry(&plan, "baton-planner", &name, &plan.telemetry.log)?;
+    let telemetry = context::telemetry(&found.reach.telemetry, "baton-planner", &name)?;
     let shutdown = CancellationToken::new();
     let asked = shutdown.clone();
     tokio::spawn(async move {
@@ -54,15 +55,15 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         asked.cancel();
     });
-    let planned = serve(&plan, name, arguments.dry_run, shutdown).await;
+    let planned = serve(&found, name, arguments.dry_run, shutdown).await;
     telemetry.shutdown().await;
     planned
 }
 
-async fn serve(plan: &Plan, name: String, dry_run: bool, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let bus = context::connect(plan, &name).await?;
-    bus.provision(&context::retention(plan)).await?;
-    let options = service::Options { decide: options(plan)?, name: name.clone(), dry_run };
+async fn serve(found: &Found, name: String, dry_run: bool, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let bus = context::reach(&found.reach.root, &found.reach.broker, &name).await?;
+    let plan = found.take_part(&bus, false).await?;
+    let options = service::Options { decide: options(&plan)?, name: name.clone(), dry_run };
     let ready = || {
         tracing::info!(planner = name, dry_run, "the planner is ready");
         // Whoever started it may not want to know.

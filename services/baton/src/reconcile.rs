@@ -6,10 +6,7 @@ use anyhow::bail;
 use baton_bus::reconcile::{JobKey, Report};
 use serde_json::json;
 
-use crate::{
-    context::{self, PipelineArguments},
-    output::stdout,
-};
+use crate::{context::PipelineArguments, output::stdout};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -34,8 +31,7 @@ pub struct Arguments {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let plan = arguments.pipeline.running_plan()?;
-    let bus = context::connect(&plan, "baton-reconcile").await?;
+    let (_, bus) = arguments.pipeline.join("baton-reconcile").await?;
     let dry_run = arguments.dry_run;
     let Report { open, waiting, noted, begun, reopened } = bus.reconcile(dry_run).await?;
     let mut out = stdout();

@@ -5,11 +5,7 @@ use std::io::Write;
 use anyhow::bail;
 use baton_bus::roles::Answer;
 
-use crate::{
-    context::{self, PipelineArguments},
-    output::stdout,
-    worker::Role,
-};
+use crate::{context::PipelineArguments, output::stdout, worker::Role};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -33,7 +29,7 @@ pub struct Arguments {
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { worker, role, pipeline, json } = arguments;
-    let bus = context::connect(&pipeline.running_plan()?, "baton-role").await?;
+    let (_, bus) = pipeline.join("baton-role").await?;
     let answer = bus.change_role(&worker, role.stage()).await?;
     let text = match &answer {
         _ if json => serde_json::to_string(&answer)?,

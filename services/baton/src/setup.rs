@@ -44,18 +44,30 @@ pub struct Setup {
     pub quiet: bool,
 }
 
-/// Baton's own folder: `$BATON_HOME`, or `baton` in the user's data directory.
-pub fn home() -> PathBuf {
-    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    variable("BATON_HOME")
-        .or_else(|| variable("XDG_DATA_HOME").filter(|path| path.is_absolute()).map(|data| data.join("baton")))
-        .or_else(|| variable("HOME").map(|home| home.join(".local/share/baton")))
-        .unwrap_or_else(|| PathBuf::from(".baton"))
+/// Baton's own folder, an absolute path: `$BATON_HOME`, or `baton` in the user's data directory.
+pub fn home() -> Result<PathBuf> {
+    home_of(|name| env::var_os(name))
+}
+
+fn home_of(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
+    let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(path) = path("BATON_HOME") {
+        // Other processes, in other directories, are told it.
+        return std::path::absolute(&path)
+            .with_context(|| format!("cannot tell where BATON_HOME ({}) is", path.display()));
+    }
+    let absolute = |name| path(name).filter(|path| path.is_absolute());
+    absolute("XDG_DATA_HOME")
+        .map(|data| data.join("baton"))
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/share/baton")))
+        .context(
+            "there is no home directory: set BATON_HOME to a folder for models, nats-server and embedded pipelines",
+        )
 }
 
 impl Setup {
-    pub fn from_environment(quiet: bool) -> Self {
-        Self { home: home(), search: env::var_os("PATH").unwrap_or_default(), quiet }
+    pub fn from_environment(quiet: bool) -> Result<Self> {
+        Ok(Self { home: home()?, search: env::var_os("PATH").unwrap_or_default(), quiet })
     }
 
     /// A `nats-server` that is new enough: on the `PATH`, or in Baton's own folder.

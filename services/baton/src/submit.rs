@@ -77,16 +77,15 @@ pub struct Arguments {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let plan = arguments.pipeline.running_plan()?;
     let tenant = &arguments.tenant.of(&arguments.pipeline)?;
     let requests = arguments.prompt.requests(arguments.model.as_deref())?;
     if arguments.stream && requests.len() != 1 {
         bail!(Usage("--stream takes one request; use --wait for many".into()));
     }
+    let (plan, bus) = arguments.pipeline.join("baton-submit").await?;
     let lane = arguments.lane.clone().unwrap_or_else(|| plan.lanes[0].clone());
     ensure!(plan.lanes.contains(&lane), "the pipeline has no lane {lane}; it has {}", join(&plan.lanes));
-    let telemetry = context::telemetry(&plan, "baton-submit", "submit", "warn")?;
-    let bus = context::connect(&plan, "baton-submit").await?;
+    let telemetry = context::quiet_telemetry(&plan.telemetry, "baton-submit", "submit")?;
     let follow = arguments.wait || arguments.stream;
     // Before submitting, so that no token is missed.
     let mut follower = if follow { Some(bus.follow(tenant).await?) } else { None };

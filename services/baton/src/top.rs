@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::bail;
 use baton_bus::stats::Watch;
-use baton_contract::stats::Snapshot;
+use baton_contract::stats::{Snapshot, Worker};
 
 use self::view::View;
 use crate::{
@@ -64,15 +64,22 @@ impl Looks {
             self.looks.pop_front();
         }
         self.looks.push_back(now.clone());
-        let earlier = self.looks.front().cloned().unwrap_or_else(|| now.clone());
-        View::of(&earlier, &now)
+        View::of(&earliest(&self.looks, &now), &now)
     }
+}
+
+/// The first of the looks at each worker: one that was heard of later than others has rates since then.
+fn earliest(looks: &VecDeque<Arc<Snapshot>>, now: &Snapshot) -> Snapshot {
+    let first = |worker: &Worker| {
+        let mut words = looks.iter().flat_map(|look| &look.workers);
+        words.find(|before| worker.follows(before)).cloned()
+    };
+    Snapshot { at_ms: now.at_ms, workers: now.workers.iter().filter_map(first).collect(), ..Snapshot::default() }
 }
 
 /// Shows the pipeline until it is asked to stop.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let plan = arguments.pipeline.running_plan()?;
-    let bus = context::connect(&plan, "baton-top").await?;
+    let (plan, bus) = arguments.pipeline.join("baton-top").await?;
     let mut looks = Looks { watch: bus.watch_stats().await?, looks: VecDeque::new() };
     if arguments.once {
         // The first looks hear of workers, and the last has rates of two seconds.

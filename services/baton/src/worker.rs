@@ -19,6 +19,7 @@ pub use self::roles::Role;
 use crate::{
     collector,
     context::{self, PipelineArguments},
+    join::Found,
     output::stdout,
 };
 
@@ -110,10 +111,10 @@ impl Assignment {
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let assignment = arguments.assignment()?;
-    let plan = arguments.pipeline.running_plan()?;
+    let found = arguments.pipeline.find()?;
     let service = assignment.service();
     let worker = arguments.name.unwrap_or_else(|| format!("{service}-{}", std::process::id()));
-    let telemetry = context::telemetry(&plan, &format!("baton-{service}"), &worker, &plan.telemetry.log)?;
+    let telemetry = context::telemetry(&found.reach.telemetry, &format!("baton-{service}"), &worker)?;
     let shutdown = CancellationToken::new();
     let asked = shutdown.clone();
     tokio::spawn(async move {
@@ -122,14 +123,15 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         asked.cancel();
     });
-    let served = serve(assignment, &plan, &worker, shutdown).await;
+    let served = serve(assignment, &found, &worker, shutdown).await;
     telemetry.shutdown().await;
     served
 }
 
-async fn serve(assignment: Assignment, plan: &Plan, worker: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let bus = context::connect(plan, worker).await?;
-    bus.provision(&context::retention(plan)).await?;
+async fn serve(assignment: Assignment, found: &Found, worker: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let bus = context::reach(&found.reach.root, &found.reach.broker, worker).await?;
+    let uses_store = !matches!(assignment, Assignment::Ingest);
+    let plan = &found.take_part(&bus, uses_store).await?;
     match assignment {
         Assignment::Ingest => ingest(plan, &bus, worker, shutdown).await?,
         Assignment::Compute { roles, first } => {

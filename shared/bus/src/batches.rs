@@ -292,13 +292,16 @@ pub async fn revive(batches: &Shelf<Batch>, errands: &Errands, grace: Duration) 
 impl Bus {
     /// Users' batches; creates what it needs.
     pub async fn batches(&self, replicas: usize) -> Result<Shelf<Batch>, Error> {
-        let keeping = Keeping {
+        Shelf::open(self, self.batch_keeping(replicas)).await
+    }
+
+    pub(crate) fn batch_keeping(&self, replicas: usize) -> Keeping {
+        Keeping {
             bucket: self.layout.batch_bucket(),
             description: "users' batches of requests",
             max_age: KEPT,
             replicas,
-        };
-        Shelf::open(self, keeping).await
+        }
     }
 }
 

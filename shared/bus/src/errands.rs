@@ -7,7 +7,7 @@ use async_nats::jetstream::{
     consumer::{PullConsumer, pull},
     stream::{Config, DiscardPolicy, RetentionPolicy},
 };
-use baton_contract::{Name, causes};
+use baton_contract::{Name, causes, subject::Layout};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use tokio::{
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Bus, Error, HeaderMap,
+    provision::Wanted,
     pull::{Delivery, Receiver, with_heartbeat},
 };
 
@@ -40,10 +41,24 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub(crate) const ALL: [Self; 2] = [Self::Batch, Self::Webhook];
+
     fn as_str(self) -> &'static str {
         match self {
             Self::Batch => "batch",
             Self::Webhook => "webhook",
+        }
+    }
+
+    /// How its stream is kept.
+    pub(crate) fn config(self, layout: &Layout, replicas: usize) -> Config {
+        Config {
+            name: self.stream(layout.root()),
+            subjects: vec![layout.errands(self.as_str())],
+            retention: RetentionPolicy::WorkQueue,
+            discard: DiscardPolicy::New,
+            num_replicas: replicas,
+            ..Default::default()
         }
     }
 
@@ -73,17 +88,9 @@ impl Bus {
     }
 
     async fn errand_consumer(&self, kind: Kind, replicas: usize, ack_wait: Duration) -> Result<PullConsumer, Error> {
-        let name = kind.stream(self.layout.root());
-        let failed = |message: String| Error::Provision { what: format!("stream {name}"), message };
-        let stream = Config {
-            name: name.clone(),
-            subjects: vec![self.layout.errands(kind.as_str())],
-            retention: RetentionPolicy::WorkQueue,
-            discard: DiscardPolicy::New,
-            num_replicas: replicas,
-            ..Default::default()
-        };
-        self.jetstream.create_or_update_stream(stream).await.map_err(|error| failed(causes(&error)))?;
+        let stream = kind.config(&self.layout, replicas);
+        let name = stream.name.clone();
+        self.create_missing(&Wanted::stream(stream)).await?;
         let consumer = pull::Config {
             durable_name: Some(kind.as_str().into()),
             ack_wait,
@@ -92,8 +99,7 @@ impl Bus {
             max_ack_pending: 100_000,
             ..Default::default()
         };
-        let consumer = self.jetstream.create_consumer_on_stream(consumer, name.as_str()).await;
-        consumer.map_err(|error| failed(causes(&error)))
+        self.shared_consumer(&name, consumer).await
     }
 }
 

@@ -41,12 +41,10 @@ pub enum Purpose {
 impl Bus {
     /// What is known about users' files; creates what it needs.
     pub async fn files(&self, replicas: usize) -> Result<Shelf<File>, Error> {
-        let keeping = Keeping {
-            bucket: self.layout.file_bucket(),
-            description: "users' files",
-            max_age: Duration::ZERO,
-            replicas,
-        };
-        Shelf::open(self, keeping).await
+        Shelf::open(self, self.file_keeping(replicas)).await
+    }
+
+    pub(crate) fn file_keeping(&self, replicas: usize) -> Keeping {
+        Keeping { bucket: self.layout.file_bucket(), description: "users' files", max_age: Duration::ZERO, replicas }
     }
 }

@@ -1,6 +1,7 @@
 //! The bus: everything Baton says to NATS JetStream, and the loop that every stage runs. The only user of async-nats.
 //!
-//! - [`Bus`] is a connection with the pipeline's streams; [`Bus::provision`] creates them.
+//! - [`Bus`] is a connection with the pipeline's streams; [`provision`] creates and changes them, and [`settings`]
+//!   keeps what all processes must agree on.
 //! - [`pull`] takes messages, one permit each, and settles them; [`stage`] adds claims, successors and results.
 //! - [`jobs`] keeps the job records and the results; [`client`] submits jobs and follows them; [`answers`] asks for single
 //!   ones, many at a time.
@@ -39,11 +40,13 @@ pub mod lease;
 pub mod live;
 pub mod prefixes;
 pub mod pressure;
+pub mod provision;
 pub mod pull;
 pub mod reconcile;
 pub mod roles;
 mod scan;
 pub mod server;
+pub mod settings;
 pub mod shelf;
 pub mod stage;
 pub mod stats;
@@ -57,11 +60,7 @@ use std::{
 };
 
 pub use async_nats::HeaderMap;
-use async_nats::jetstream::{
-    self, consumer,
-    context::PublishErrorKind,
-    stream::{Config, DiscardPolicy, RetentionPolicy},
-};
+use async_nats::jetstream::{self, context::PublishErrorKind};
 use baton_contract::{
     Name, causes, envelope,
     job::Job,
@@ -179,6 +178,11 @@ impl Bus {
         self.client.connection_state() == async_nats::connection::State::Connected
     }
 
+    /// Bytes that a message may have on this broker.
+    pub fn max_payload(&self) -> usize {
+        self.client.server_info().max_payload
+    }
+
     /// Bytes that a request may have on this broker.
     pub fn max_request_bytes(&self) -> usize {
         self.client.server_info().max_payload.min(envelope::MAX_BYTES)
@@ -191,124 +195,6 @@ impl Bus {
             self.jetstream.get_stream(stream).await.map_err(|error| missing(causes(&error)))?;
         }
         Ok(())
-    }
-
-    /// Creates the pipeline's streams and job bucket, or brings existing ones to this configuration.
-    pub async fn provision(&self, retention: &Retention) -> Result<(), Error> {
-        let layout = &self.layout;
-        let clamped = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        let backlog = || Config {
-            discard: DiscardPolicy::New,
-            max_messages: clamped(retention.backlog.messages),
-            max_bytes: retention.backlog.bytes.map_or(-1, clamped),
-            ..self.stream_defaults(retention)
-        };
-        // Where a subject is a tenant's, and what lies there waits for its turn.
-        let of_tenants = || Config {
-            discard_new_per_subject: retention.backlog.of_tenant.is_some(),
-            max_messages_per_subject: retention.backlog.of_tenant.map_or(-1, clamped),
-            ..backlog()
-        };
-        for stage in Stage::ALL {
-            self.create_stream(Config {
-                name: layout.stage_stream(stage),
-                subjects: vec![layout.stage_subjects(stage)],
-                retention: RetentionPolicy::WorkQueue,
-                ..if stage == Stage::Ingest { of_tenants() } else { backlog() }
-            })
-            .await?;
-        }
-        // No queue that workers take from: whoever passes a job on removes it here.
-        self.create_stream(Config {
-            name: layout.waiting_stream(),
-            subjects: vec![layout.waiting_subjects()],
-            allow_direct: true,
-            ..of_tenants()
-        })
-        .await?;
-        self.create_stream(Config {
-            name: layout.result_stream(),
-            subjects: layout.result_subjects(),
-            max_age: retention.results,
-            allow_direct: true,
-            ..self.stream_defaults(retention)
-        })
-        .await?;
-        self.create_stream(Config {
-            name: layout.dead_stream(),
-            subjects: vec![layout.dead_subjects()],
-            max_age: retention.results,
-            allow_direct: true,
-            ..self.stream_defaults(retention)
-        })
-        .await?;
-        self.create_stream(Config {
-            name: layout.admitted_stream(),
-            subjects: vec![layout.admitted_subjects()],
-            max_messages_per_subject: 1,
-            max_age: retention.results,
-            allow_direct: true,
-            ..self.stream_defaults(retention)
-        })
-        .await?;
-        self.create_bucket(layout.job_bucket(), "what is known about each job", retention).await?;
-        self.create_bucket(layout.checkpoint_bucket(), "what running answers have come to", retention).await
-    }
-
-    async fn create_bucket(&self, bucket: String, description: &str, retention: &Retention) -> Result<(), Error> {
-        let config = jetstream::kv::Config {
-            bucket: bucket.clone(),
-            description: description.into(),
-            history: 1,
-            max_age: retention.results,
-            num_replicas: retention.replicas,
-            ..Default::default()
-        };
-        let created = self.jetstream.create_or_update_key_value(config).await;
-        created.map_err(|error| Error::Provision { what: format!("bucket {bucket}"), message: causes(&error) })?;
-        Ok(())
-    }
-
-    fn stream_defaults(&self, retention: &Retention) -> Config {
-        Config { max_message_size: envelope::MAX_BYTES as i32, num_replicas: retention.replicas, ..Default::default() }
-    }
-
-    async fn create_stream(&self, config: Config) -> Result<(), Error> {
-        let what = format!("stream {}", config.name);
-        self.jetstream
-            .create_or_update_stream(config)
-            .await
-            .map_err(|error| Error::Provision { what, message: causes(&error) })?;
-        Ok(())
-    }
-
-    /// The durable consumer that all workers of a queue share.
-    async fn consumer(&self, queue: &pull::Queue, ack_wait: Duration) -> Result<consumer::PullConsumer, Error> {
-        let stream = self.layout.stage_stream(queue.stage);
-        let durable = queue.durable();
-        self.jetstream
-            .create_consumer_on_stream(
-                consumer::pull::Config {
-                    durable_name: Some(durable.clone()),
-                    filter_subject: queue.subject(&self.layout),
-                    ack_wait,
-                    // The stage loop counts attempts itself, so that a job that used them up still gets its result.
-                    max_deliver: -1,
-                    // Shared by all workers of the queue: a low value would silently cap scale-out.
-                    max_ack_pending: match queue.stage {
-                        // Requests of tenants that may have no more jobs waiting come back later, and count meanwhile.
-                        Stage::Ingest => -1,
-                        Stage::Prefill | Stage::Decode => 100_000,
-                    },
-                    ..Default::default()
-                },
-                stream.as_str(),
-            )
-            .await
-            .map_err(|error| Error::Provision {
-                what: format!("consumer {durable} of stream {stream}"),
-                message: causes(&error),
-            })
     }
 
     /// Publishes durably: returns once the broker has stored the message, with its sequence. A message with an `id` that

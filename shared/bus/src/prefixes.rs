@@ -80,7 +80,7 @@ impl Bus {
     pub async fn prefixes(&self, life: Duration) -> Result<Prefixes, Error> {
         let bucket = self.layout.prefix_bucket();
         let config = kv::Config {
-            bucket: bucket.clone(),
+            bucket,
             description: "which prefixes are being computed".into(),
             history: 1,
             max_age: life,
@@ -88,9 +88,7 @@ impl Bus {
             storage: StorageType::Memory,
             ..Default::default()
         };
-        let created = self.jetstream.create_or_update_key_value(config).await;
-        let bucket =
-            created.map_err(|error| Error::Provision { what: format!("bucket {bucket}"), message: causes(&error) })?;
+        let bucket = self.bucket(config).await?;
         Ok(Prefixes { bucket, life })
     }
 }

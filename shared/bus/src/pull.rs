@@ -44,6 +44,18 @@ impl Queue {
         Self { stage, model: Some(model.clone()), lane: lane.clone() }
     }
 
+    /// The queues of a stage.
+    pub(crate) fn all(stage: Stage, models: &[Name], lanes: &[Name]) -> Vec<Self> {
+        let queue = |model: Option<&Name>, lane: &Name| Self { stage, model: model.cloned(), lane: lane.clone() };
+        match stage {
+            Stage::Ingest => lanes.iter().map(|lane| queue(None, lane)).collect(),
+            Stage::Prefill | Stage::Decode => {
+                let of_model = |model| lanes.iter().map(move |lane| queue(Some(model), lane));
+                models.iter().flat_map(of_model).collect()
+            }
+        }
+    }
+
     /// The name of the durable consumer.
     pub(crate) fn durable(&self) -> String {
         match &self.model {
@@ -83,15 +95,7 @@ pub struct Options {
 
 impl Options {
     fn queues(&self) -> Vec<Queue> {
-        let stage = self.stage;
-        let queue = |model: Option<&Name>, lane: &Name| Queue { stage, model: model.cloned(), lane: lane.clone() };
-        match stage {
-            Stage::Ingest => self.lanes.iter().map(|lane| queue(None, lane)).collect(),
-            Stage::Prefill | Stage::Decode => {
-                let lanes = |model| self.lanes.iter().map(move |lane| queue(Some(model), lane));
-                self.models.iter().flat_map(lanes).collect()
-            }
-        }
+        Queue::all(self.stage, &self.models, &self.lanes)
     }
 }
 

@@ -47,21 +47,18 @@ pub(crate) struct Keeping {
     pub(crate) replicas: usize,
 }
 
+impl Keeping {
+    pub(crate) fn config(self) -> kv::Config {
+        let Self { bucket, description, max_age, replicas } = self;
+        let description = description.to_owned();
+        kv::Config { bucket, description, history: 1, max_age, num_replicas: replicas, ..Default::default() }
+    }
+}
+
 impl<T: Serialize + DeserializeOwned> Shelf<T> {
     /// Creates what it needs.
     pub(crate) async fn open(bus: &Bus, keeping: Keeping) -> Result<Self, Error> {
-        let Keeping { bucket, description, max_age, replicas } = keeping;
-        let config = kv::Config {
-            bucket: bucket.clone(),
-            description: description.into(),
-            history: 1,
-            max_age,
-            num_replicas: replicas,
-            ..Default::default()
-        };
-        let created = bus.jetstream.create_or_update_key_value(config).await;
-        let failed = |message: String| Error::Provision { what: format!("bucket {bucket}"), message };
-        let bucket = created.map_err(|error| failed(causes(&error)))?;
+        let bucket = bus.bucket(keeping.config()).await?;
         Ok(Self { bus: bus.clone(), bucket, holds: PhantomData })
     }
 

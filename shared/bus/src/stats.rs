@@ -197,6 +197,7 @@ impl Bus {
             counts: self.counters.counts(),
             compute_ms: cells.compute_us.load(Relaxed) / 1_000,
             engine_batch: cells.engine_batch.load(Relaxed),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let subject = self.layout.stats(identity.stage, &identity.worker);
         match serde_json::to_vec(&worker) {

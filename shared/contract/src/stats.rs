@@ -12,6 +12,9 @@ pub struct Worker {
     /// Its name, as in claims and results. Two processes may have the same; `started_ms` tells them apart.
     pub worker: String,
     pub stage: Stage,
+    /// Its release; nothing if that is one that did not say.
+    #[serde(default)]
+    pub version: String,
     /// The stages whose jobs it takes.
     pub roles: Vec<Stage>,
     /// The models that it serves, in the order of their names.
@@ -218,6 +221,7 @@ mod tests {
             counts: Counts { completion_tokens: tokens, ..Counts::default() },
             compute_ms: tokens,
             engine_batch: 1,
+            version: String::new(),
         }
     }
 

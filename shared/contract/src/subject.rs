@@ -274,6 +274,11 @@ impl Layout {
         format!("{}_checkpoints", self.root)
     }
 
+    /// The key-value bucket of what all processes of the pipeline agree on.
+    pub fn settings_bucket(&self) -> String {
+        format!("{}_settings", self.root)
+    }
+
     /// The key-value bucket of claims on prefixes.
     pub fn prefix_bucket(&self) -> String {
         format!("{}_prefixes", self.root)

@@ -30,6 +30,8 @@ pub(crate) const TAILS: &str = "tails";
 pub(crate) const MARKS: &str = "used";
 /// The directory of probes.
 pub(crate) const PROBES: &str = "probe";
+/// The directory of pipelines' marks, which collection leaves alone.
+pub(crate) const PIPELINES: &str = "pipelines";
 /// The directory of users' files, which collection leaves alone.
 pub(crate) const FILES: &str = "files";
 
@@ -152,6 +154,11 @@ impl ObjectPath {
     pub(crate) fn part(blob: &blake3::Hash, number: u64) -> Self {
         let hex = blob.to_hex();
         Self(Path::from_iter([FILES, &hex[..2], &hex, &number.to_string()]))
+    }
+
+    /// The mark of a pipeline whose store it is.
+    fn pipeline(name: &str) -> Self {
+        Self(Path::from_iter([PIPELINES, blake3::hash(name.as_bytes()).to_hex().as_str()]))
     }
 
     fn probe(hash: blake3::Hash) -> Self {
@@ -406,6 +413,18 @@ impl Store {
             Put::Exists => deleted,
             Put::Created => Err(Error::Overwrites { url: self.url.clone() }),
         }
+    }
+
+    /// Notes that the store is a pipeline's, so that others can tell whether theirs is the same.
+    pub async fn put_pipeline_mark(&self, pipeline: &str) -> Result<(), Error> {
+        self.put_new(&ObjectPath::pipeline(pipeline), Bytes::from_static(b"this store is a pipeline's\n"))
+            .await
+            .map(drop)
+    }
+
+    /// Whether the store is the pipeline's.
+    pub async fn has_pipeline_mark(&self, pipeline: &str) -> Result<bool, Error> {
+        self.exists(&ObjectPath::pipeline(pipeline)).await
     }
 
     /// Whoever created a local file may still be at its fsync, and crash before it ends: so whoever relies on the file

@@ -1,10 +1,10 @@
 //! Lays the sources of a pipeline over each other, before anything is known about their keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use toml::{Table, Value};
 
-use crate::{ENVIRONMENT_PREFIX, Errors, Problem};
+use crate::{ENVIRONMENT_PREFIX, Errors, Problem, settings::leaves};
 
 const DEFAULTS: &str = include_str!("defaults.toml");
 
@@ -13,20 +13,30 @@ pub(crate) struct Layers {
     pub(crate) table: Table,
     /// The keys that a variable or an override set, and which one: their values are plain texts, whatever the key's type.
     pub(crate) texts: BTreeMap<String, String>,
+    /// The keys that file, environment or overrides set, and not only what lies below them.
+    pub(crate) told: BTreeSet<String>,
 }
 
+/// Lays the file, the environment and the overrides over the tables of `lower`, and all of them over the embedded defaults.
 pub(crate) fn merge(
+    lower: Vec<Table>,
     file: Option<&str>,
     environment: impl IntoIterator<Item = (String, String)>,
     overrides: &[String],
 ) -> Result<Layers, Errors> {
     let mut table = parse(DEFAULTS, "the embedded defaults").map_err(|problem| Errors(vec![problem]))?;
+    for lower in lower {
+        overlay(&mut table, lower);
+    }
+    let mut told = BTreeSet::new();
     if let Some(text) = file {
         // A file that cannot be read says nothing: whatever else we found would be beside the point.
-        overlay(&mut table, parse(text, "the file").map_err(|problem| Errors(vec![problem]))?);
+        let file = parse(text, "the file").map_err(|problem| Errors(vec![problem]))?;
+        told.extend(leaves(&file).into_keys());
+        overlay(&mut table, file);
     }
 
-    let mut layers = Layers { table, texts: BTreeMap::new() };
+    let mut layers = Layers { table, texts: BTreeMap::new(), told };
     let mut problems = Vec::new();
     // In a fixed order, so that one environment always gives one plan.
     let variables: BTreeMap<_, _> =
@@ -67,11 +77,12 @@ impl Layers {
         }
         table.insert(last.into(), Value::String(text));
         self.texts.insert(key.into(), origin.into());
+        self.told.insert(key.into());
         None
     }
 }
 
-fn parse(text: &str, source: &str) -> Result<Table, Problem> {
+pub(crate) fn parse(text: &str, source: &str) -> Result<Table, Problem> {
     text.parse::<Table>().map_err(|error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
@@ -85,7 +96,7 @@ fn parse(text: &str, source: &str) -> Result<Table, Problem> {
 }
 
 /// Tables grow together; every other value of `upper` replaces that of `lower`.
-fn overlay(lower: &mut Table, upper: Table) {
+pub(crate) fn overlay(lower: &mut Table, upper: Table) {
     for (key, value) in upper {
         match (lower.get_mut(&key), value) {
             (Some(Value::Table(inner)), Value::Table(value)) => overlay(inner, value),

@@ -1,7 +1,8 @@
 //! Pipelines: a TOML text, the environment and the command line's overrides become one validated [`Plan`].
 //!
 //! Everything here is pure: it opens no file, reads no environment and knows no clock. Whoever has those passes them in.
-//! It never stops at the first mistake: [`Errors`] lists them all, each with its key.
+//! It never stops at the first mistake: [`Errors`] lists them all, each with its key. [`Settings`] are what the processes of a
+//! pipeline share, and [`Told`] is how one of them takes them over.
 #![forbid(unsafe_code)]
 
 mod bytes;
@@ -10,15 +11,17 @@ mod layers;
 mod plan;
 mod read;
 mod section;
+mod settings;
 
 use std::fmt;
 
 pub use bytes::Bytes;
 pub use hub::Hub;
 pub use plan::{
-    AnswerTokens, Bounds, Broker, BrokerUrl, Codec, Compute, Decode, Device, Gateway, Limits, Mode, Model, Plan,
-    Planner, Prefill, Results, Roles, Sim, Stage, Stages, Store, StoreUrl, Telemetry, Tenant,
+    AnswerTokens, Bounds, Broker, BrokerUrl, Codec, Compute, Decode, Device, Gateway, Limits, LogFormat, Mode, Model,
+    Plan, Planner, Prefill, Results, Roles, Sim, Stage, Stages, Store, StoreUrl, Telemetry, Tenant,
 };
+pub use settings::{Difference, Reach, Refused, Settings, Standing, Told};
 
 /// Environment variables with this prefix set keys: `BATON__STAGES__PREFILL__REPLICAS=2` is `stages.prefill.replicas`.
 pub const ENVIRONMENT_PREFIX: &str = "BATON__";
@@ -32,7 +35,7 @@ impl Plan {
         environment: impl IntoIterator<Item = (String, String)>,
         overrides: &[String],
     ) -> Result<Self, Errors> {
-        let layers = layers::merge(file, environment, overrides)?;
+        let layers = layers::merge(Vec::new(), file, environment, overrides)?;
         read::plan(layers)
     }
 

@@ -328,6 +328,17 @@ pub struct Telemetry {
     pub otlp_endpoint: Option<String>,
     /// Which log lines appear, as in `info,baton_bus=debug`.
     pub log: String,
+    pub log_format: LogFormat,
+}
+
+/// What a log line looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 impl Stages {

@@ -10,10 +10,11 @@ use crate::{
     Errors,
     layers::Layers,
     plan::{
-        AnswerTokens, Bounds, Broker, BrokerUrl, Codec, Compute, Decode, Device, Gateway, Limits, Mode, Model, Plan,
-        Planner, Prefill, Results, Roles, Sim, Stage, Stages, Store, StoreUrl, Telemetry, Tenant,
+        AnswerTokens, Bounds, Broker, BrokerUrl, Codec, Compute, Decode, Device, Gateway, Limits, LogFormat, Mode,
+        Model, Plan, Planner, Prefill, Results, Roles, Sim, Stage, Stages, Store, StoreUrl, Telemetry, Tenant,
     },
     section::{Reader, Section, suggestion},
+    settings::{Reach, secret_in, store_place},
 };
 
 /// The name of the model that `baton setup` brings, in a pipeline that names none.
@@ -75,6 +76,20 @@ pub(crate) fn plan(mut layers: Layers) -> Result<Plan, Errors> {
     }
 }
 
+/// What is needed to reach the broker. Says nothing about other keys.
+pub(crate) fn reach(layers: Layers) -> Result<Reach, Errors> {
+    let reader = Reader::new(layers.texts);
+    let mut root = Section::root(&reader, layers.table);
+    let subject_root = root.name("root");
+    let broker = broker(root.table("broker"));
+    let telemetry = telemetry(root.table("telemetry"));
+    let problems = reader.problems.into_inner();
+    match (subject_root, broker) {
+        (Some(root), Some(broker)) if problems.is_empty() => Ok(Reach { root, broker, telemetry }),
+        _ => Err(Errors(problems)),
+    }
+}
+
 /// A pipeline that names models gets those only, so this is no part of the defaults that files grow together with.
 fn add_default_model(table: &mut Table) {
     let models = table.entry("models").or_insert_with(|| Table::new().into());
@@ -107,8 +122,12 @@ fn broker(mut section: Section<'_>) -> Option<Broker> {
 
 fn store(mut section: Section<'_>) -> Option<Store> {
     let expected = "\"embedded\", file:///directory, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix";
-    let url = section
-        .text("url", expected, |text| text == "embedded" || is_url(text, &["file:///", "s3://", "gs://", "az://"]));
+    let url = section.text("url", expected, |text| {
+        text == "embedded" || is_directory(text) || is_url(text, &["s3://", "gs://", "az://"])
+    });
+    if let Some(problem) = secret_in(&url) {
+        section.note("url", problem);
+    }
     let codecs =
         [("lossless", Codec::Lossless), ("near", Codec::Near), ("balanced", Codec::Balanced), ("raw", Codec::Raw)];
     let codec = section.choice("codec", &codecs);
@@ -130,7 +149,7 @@ fn store(mut section: Section<'_>) -> Option<Store> {
     let max_bytes = section.may_have("max_bytes").then(|| section.bytes("max_bytes"));
     let gc_interval = section.duration("gc_interval", 60 * SECOND..=YEAR);
     section.finish();
-    let url = if url == "embedded" { StoreUrl::Embedded } else { StoreUrl::Url(url) };
+    let url = if url == "embedded" { StoreUrl::Embedded } else { StoreUrl::Url(store_place(&url).to_owned()) };
     Some(Store {
         url,
         codec: codec?,
@@ -363,8 +382,10 @@ fn telemetry(mut section: Section<'_>) -> Telemetry {
     let otlp_endpoint = section
         .optional_text("otlp_endpoint", "an http:// or https:// URL", |text| is_url(text, &["http://", "https://"]));
     let log = section.text("log", "a log filter such as \"info\"", |text| !text.trim().is_empty());
+    let log_format = section.choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
     section.finish();
-    Telemetry { otlp_endpoint, log }
+    // A format that is none was noted, and such a pipeline has no plan.
+    Telemetry { otlp_endpoint, log, log_format: log_format.unwrap_or(LogFormat::Text) }
 }
 
 fn unknown_model(name: &Name, models: &BTreeMap<Name, Model>) -> String {
@@ -376,4 +397,9 @@ fn is_url(text: &str, schemes: &[&str]) -> bool {
     schemes.iter().filter_map(|scheme| text.strip_prefix(scheme)).any(|rest| {
         rest.starts_with(|c: char| c != '/') && !rest.contains(|c: char| c.is_whitespace() || c.is_control())
     })
+}
+
+/// Whether it is a local directory. It is taken as it stands, with spaces if it has some.
+fn is_directory(url: &str) -> bool {
+    url.strip_prefix("file:///").is_some_and(|path| !path.is_empty() && !path.contains(char::is_control))
 }

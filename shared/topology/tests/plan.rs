@@ -122,6 +122,7 @@ fn a_plan_states_everything() {
 
     [telemetry]
     log = "info"
+    log_format = "text"
     "#);
 }
 

@@ -54,7 +54,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     if !stdin && same_file(&arguments.input, &arguments.output) {
         bail!(Usage("IN and OUT are the same file: choose another for the answers".into()));
     }
-    let plan = arguments.pipeline.running_plan()?;
+    let (plan, bus) = arguments.pipeline.join("baton-batch").await?;
     let tenant = arguments.tenant.of(&arguments.pipeline)?;
     let lane = arguments.lane.clone().or_else(|| plan.lanes.last().cloned()).context("the pipeline has no lanes")?;
     ensure!(plan.lanes.contains(&lane), "the pipeline has no lane {lane}; see `lanes` in its file");
@@ -68,8 +68,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let (path, again) = (arguments.output.clone(), arguments.retry_failed);
     let (output, answered) = spawn_blocking(move || Output::open(&path, again)).await??;
 
-    let telemetry = context::telemetry(&plan, "baton-batch", "batch", "warn")?;
-    let bus = context::connect(&plan, "baton-batch").await?;
+    let telemetry = context::quiet_telemetry(&plan.telemetry, "baton-batch", "batch")?;
     // Before anything is sent, so that no result is missed.
     let results = bus.results(&tenant).await?;
     let jobs = bus.jobs().await?;

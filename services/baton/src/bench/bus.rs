@@ -124,8 +124,8 @@ struct Share {
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let plan = plan(&arguments)?;
-    let telemetry = context::telemetry(&plan, "baton-bench", "bench", "warn")?;
-    let directory = setup::home().join("bench").join(std::process::id().to_string());
+    let telemetry = context::quiet_telemetry(&plan.telemetry, "baton-bench", "bench")?;
+    let directory = setup::home()?.join("bench").join(std::process::id().to_string());
     // What a killed run of the same process id may have left.
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;

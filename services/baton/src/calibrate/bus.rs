@@ -46,7 +46,7 @@ pub(super) struct Measured {
 
 /// Starts the pipeline, and removes it afterwards. What the processes `beside` it do does not count.
 pub(super) async fn measure(beside: Vec<u32>) -> anyhow::Result<Measured> {
-    let directory = setup::home().join("calibrate").join(format!("bus-{}", std::process::id()));
+    let directory = setup::home()?.join("calibrate").join(format!("bus-{}", std::process::id()));
     // What a killed run of the same process id may have left.
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;

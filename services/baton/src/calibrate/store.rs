@@ -37,7 +37,7 @@ pub(super) async fn measure(
     blocks: &[Block],
     repeat: usize,
 ) -> anyhow::Result<Measured> {
-    let directory = setup::home().join("calibrate").join(std::process::id().to_string());
+    let directory = setup::home()?.join("calibrate").join(std::process::id().to_string());
     let own = format!("file://{}", directory.display());
     if url.is_none() {
         fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;

@@ -98,7 +98,7 @@ pub async fn run(json: bool, plot: &Path) -> anyhow::Result<()> {
 /// All loads on one split, which is started for them.
 async fn measure((prefill, decode): (usize, usize), bar: &ProgressBar) -> anyhow::Result<Vec<Cell>> {
     let plan = plan(prefill, decode)?;
-    let directory = setup::home().join("demo").join(format!("{}-{prefill}-{decode}", std::process::id()));
+    let directory = setup::home()?.join("demo").join(format!("{}-{prefill}-{decode}", std::process::id()));
     // What a killed demo of the same process id may have left.
     let _ = std::fs::remove_dir_all(&directory);
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;

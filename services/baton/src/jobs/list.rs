@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::{time, word};
 use crate::{
-    context::{self, PipelineArguments, TenantArguments},
+    context::{PipelineArguments, TenantArguments},
     output::{note, stdout},
     table,
 };
@@ -226,9 +226,8 @@ const HEADINGS: [&str; 10] =
 
 /// Lists jobs, or prints them as they end.
 pub async fn list(arguments: ListArguments) -> anyhow::Result<()> {
-    let plan = arguments.pipeline.running_plan()?;
     let tenant = arguments.tenant.named(&arguments.pipeline)?;
-    let bus = context::connect(&plan, "baton-jobs").await?;
+    let (_, bus) = arguments.pipeline.join("baton-jobs").await?;
     if arguments.follow {
         follow(&bus, tenant.as_ref(), &arguments).await
     } else {

@@ -203,6 +203,7 @@ mod tests {
             counts: Counts { prompt_tokens, cached_tokens, ..Counts::default() },
             compute_ms: 0,
             engine_batch: 0,
+            version: String::new(),
         };
         Arc::new(Snapshot { at_ms, workers: vec![worker], ..Snapshot::default() })
     }

@@ -11,7 +11,7 @@ use futures::TryStreamExt;
 
 use super::Object;
 use crate::key::ChunkId;
-use crate::store::{CHUNKS, Error, FILES, Listed, MARKS, ObjectPath, PROBES, Store, TAILS};
+use crate::store::{CHUNKS, Error, FILES, Listed, MARKS, ObjectPath, PIPELINES, PROBES, Store, TAILS};
 
 /// What a store holds: some 50 bytes of memory per chunk.
 #[derive(Clone, Debug, Default)]
@@ -112,7 +112,7 @@ impl Store {
         let walked = root.to_path_buf();
         let found = tokio::task::spawn_blocking(move || {
             let mut found = Vec::new();
-            for place in [CHUNKS, TAILS, MARKS, PROBES, FILES] {
+            for place in [CHUNKS, TAILS, MARKS, PROBES, FILES, PIPELINES] {
                 find_staged(&walked.join(place), &mut found)?;
             }
             Ok(found)

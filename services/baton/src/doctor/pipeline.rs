@@ -1,0 +1,187 @@
+//! What there is of a pipeline in its broker and its store.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use anyhow::{Context, bail, ensure};
+use baton_bus::{Bus, provision::Change};
+use baton_contract::{
+    causes,
+    stats::{Snapshot, Worker},
+    subject::Stage,
+};
+use baton_storage::seal::SealKey;
+use baton_topology::{Plan, Settings, StoreUrl};
+use tokio::time::timeout;
+
+use super::Check;
+use crate::{
+    context::{self, NO_STORE},
+    join::{self, Found},
+    provision, table,
+};
+
+/// Workers tell of themselves every second.
+const LISTEN: Duration = Duration::from_millis(2_500);
+
+/// Adds the checks of a pipeline; returns its plan if there is one to go by.
+pub async fn checks(found: &Found, bus: &Bus, checks: &mut Vec<Check>) -> Option<Plan> {
+    checks.push(Check::new(
+        "messages",
+        match provision::small_messages(bus) {
+            None => Ok(format!("of up to {} bytes", bus.max_payload())),
+            Some(problem) => Err(anyhow::Error::msg(problem)),
+        },
+    ));
+    checks.push(Check::new("room", room(bus).await));
+    let settings = match kept(bus).await {
+        Ok(settings) => settings,
+        Err(error) => {
+            checks.push(Check::new("settings", Err(error)));
+            None
+        }
+    };
+    let plan = match &settings {
+        Some(settings) => found.told.adopt(settings).map_err(anyhow::Error::from),
+        None => found.told.plan().map_err(anyhow::Error::from),
+    };
+    let mut plan = match plan {
+        Ok(plan) => plan,
+        Err(error) => {
+            checks.push(Check::new("settings", Err(error)));
+            return None;
+        }
+    };
+    found.place_store(&mut plan);
+    match &settings {
+        Some(settings) => {
+            checks.push(Check::new("settings", Ok(format!("those of pipeline {}", settings.pipeline))));
+            checks.push(Check::new("streams", streams(&plan, bus).await));
+            checks.extend(workers(&plan, bus).await);
+        }
+        None => checks.push(Check::new(
+            "settings",
+            Ok(format!("nobody has made a pipeline under root {} yet; the first worker does", plan.root)),
+        )),
+    }
+    checks.push(Check::new("store", store(&plan, settings.as_ref()).await));
+    Some(plan)
+}
+
+async fn kept(bus: &Bus) -> anyhow::Result<Option<Settings>> {
+    bus.settings().await?.map(|kept| join::read(&kept)).transpose()
+}
+
+/// The broker stores messages, and has room for more.
+async fn room(bus: &Bus) -> anyhow::Result<String> {
+    let room = bus.room().await?;
+    let used = table::bytes(room.used);
+    let limit = room.limit.map(table::bytes);
+    if let (Some(limit), Some(bytes)) = (&limit, room.limit)
+        && room.used.saturating_mul(20) >= bytes.saturating_mul(19)
+    {
+        bail!(
+            "JetStream holds {used} of the {limit} that it may: raise max_file_store (or the account's limit), or keep results for a \
+             shorter time (results.keep)"
+        );
+    }
+    if let Err(error) = bus.probe_write().await {
+        bail!(
+            "the broker stores nothing now ({}): its disk or JetStream's limit is full, {used} are used; free space, then restart \
+             nats-server",
+            causes(&error)
+        );
+    }
+    Ok(match limit {
+        Some(limit) => format!("JetStream holds {used} of {limit}"),
+        None => format!("JetStream holds {used}, and takes more"),
+    })
+}
+
+/// All streams and buckets are there, and as the settings say.
+async fn streams(plan: &Plan, bus: &Bus) -> anyhow::Result<String> {
+    let changes = bus.compare(&context::retention(plan)).await?;
+    let missing: Vec<_> = changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::Created { what } => Some(what.as_str()),
+            Change::Changed { .. } => None,
+        })
+        .collect();
+    ensure!(missing.is_empty(), "missing: {}; the next worker that starts makes them", missing.join(", "));
+    let others: Vec<_> = changes.iter().map(ToString::to_string).collect();
+    ensure!(others.is_empty(), "otherwise than the settings say, `baton provision` would change {}", others.join(", "));
+    Ok("all there, as the settings say".into())
+}
+
+/// Each stage has workers, for every model, and all are of this release.
+async fn workers(plan: &Plan, bus: &Bus) -> Vec<Check> {
+    let heard = async {
+        let mut watch = bus.watch_stats().await?;
+        // As long as it takes to hear of all, whatever the first looks have.
+        let _ = timeout(LISTEN, async {
+            loop {
+                watch.next().await;
+            }
+        })
+        .await;
+        anyhow::Ok(watch.snapshot())
+    };
+    let heard = match heard.await {
+        Ok(heard) => heard,
+        Err(error) => return vec![Check::new("workers", Err(error))],
+    };
+    let mut checks: Vec<_> = Stage::ALL
+        .into_iter()
+        .map(|stage| Check::new(format!("workers of {stage}"), serving(plan, stage, &heard)))
+        .collect();
+    checks.push(Check::new("versions", versions(&heard.workers)));
+    checks
+}
+
+fn serving(plan: &Plan, stage: Stage, heard: &Snapshot) -> anyhow::Result<String> {
+    let of_stage: Vec<_> = heard.workers.iter().filter(|worker| worker.stage == stage && !worker.draining).collect();
+    ensure!(!of_stage.is_empty(), "none, so jobs wait: start one with `baton worker {stage} --nats URL`");
+    let unserved: Vec<_> =
+        plan.models.keys().filter(|model| !of_stage.iter().any(|worker| worker.models.contains(model))).collect();
+    ensure!(
+        unserved.is_empty(),
+        "{}, but none of them serves {}, so its jobs wait",
+        of_stage.len(),
+        unserved.iter().map(|model| model.as_str()).collect::<Vec<_>>().join(", ")
+    );
+    Ok(of_stage.len().to_string())
+}
+
+fn versions(workers: &[Worker]) -> anyhow::Result<String> {
+    let own = env!("CARGO_PKG_VERSION");
+    let mut by_version: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for worker in workers {
+        // Earlier releases don't say theirs.
+        let version = if worker.version.is_empty() { "an older one" } else { &worker.version };
+        by_version.entry(version).or_default().push(&worker.worker);
+    }
+    let others: Vec<_> = by_version
+        .iter()
+        .filter(|(version, _)| **version != own)
+        .map(|(version, names)| format!("{version}: {}", names.join(", ")))
+        .collect();
+    ensure!(
+        others.is_empty(),
+        "this is {own}, and workers run other releases ({}): one release back and forth works together, but finish the change",
+        others.join("; ")
+    );
+    Ok(format!("all {own}"))
+}
+
+/// The store is the pipeline's, can be written to, and refuses to overwrite.
+pub async fn store(plan: &Plan, settings: Option<&Settings>) -> anyhow::Result<String> {
+    let StoreUrl::Url(url) = &plan.store.url else { bail!(NO_STORE) };
+    if let Some(settings) = settings {
+        join::check_mark(plan, settings).await?;
+    }
+    context::open_store(plan)?.probe_conditional_put().await?;
+    if let Some(path) = &plan.store.key_file {
+        SealKey::read(Path::new(path)).with_context(|| format!("store.key_file {path}"))?;
+    }
+    Ok(format!("{url} takes create-only puts"))
+}

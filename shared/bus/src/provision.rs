@@ -1,0 +1,451 @@
+//! What a pipeline needs in the broker: streams, buckets and consumers.
+//!
+//! Two ways, and no third: [`Bus::provision`] creates what is missing and leaves what stands as it is; everybody may call it, at
+//! any time. [`Bus::apply`] also changes what stands, and is for those only who are asked to change a pipeline. What somebody
+//! else set on a stream (where it is placed, whether it is compressed) stays in both.
+
+use std::{fmt, time::Duration};
+
+use async_nats::jetstream::{
+    ErrorCode,
+    consumer::{self, pull},
+    context::{CreateStreamError, CreateStreamErrorKind},
+    kv,
+    stream::{Config, ConsumerErrorKind, DiscardPolicy, RetentionPolicy},
+};
+use baton_contract::{Name, causes, envelope, subject::Stage};
+
+use crate::{Bus, Error, Retention, errands, pull::Queue};
+
+/// What [`Bus::apply`] did or would do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    Created { what: String },
+    Changed { what: String, key: &'static str, from: String, to: String },
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Created { what } => write!(f, "{what}: created"),
+            Self::Changed { what, key, from, to } => write!(f, "{what}: {key} from {from} to {to}"),
+        }
+    }
+}
+
+/// A stream, or the stream below a bucket.
+pub(crate) struct Wanted {
+    /// As people know it.
+    what: String,
+    config: Config,
+    /// How a bucket is created: as the client library does it.
+    bucket: Option<kv::Config>,
+}
+
+impl Wanted {
+    pub(crate) fn stream(config: Config) -> Self {
+        Self { what: format!("stream {}", config.name), config, bucket: None }
+    }
+
+    pub(crate) fn bucket(bucket: kv::Config) -> Self {
+        let config = Config {
+            name: format!("KV_{}", bucket.bucket),
+            subjects: vec![format!("$KV.{}.>", bucket.bucket)],
+            max_messages: -1,
+            max_bytes: -1,
+            max_messages_per_subject: bucket.history.max(1),
+            max_age: bucket.max_age,
+            max_message_size: -1,
+            num_replicas: bucket.num_replicas.max(1),
+            discard: DiscardPolicy::New,
+            allow_direct: true,
+            storage: bucket.storage,
+            ..Default::default()
+        };
+        Self { what: format!("bucket {}", bucket.bucket), config, bucket: Some(bucket) }
+    }
+
+    fn failed(&self, message: impl Into<String>) -> Error {
+        Error::Provision { what: self.what.clone(), message: message.into() }
+    }
+
+    /// What stands with what we want laid over it, and how the two differ.
+    fn over(&self, standing: &Config) -> Result<(Config, Vec<Change>), Error> {
+        let wanted = &self.config;
+        let unchangeable = [
+            ("kind of retention", format!("{:?}", standing.retention), format!("{:?}", wanted.retention)),
+            ("storage", format!("{:?}", standing.storage), format!("{:?}", wanted.storage)),
+        ];
+        for (key, from, to) in unchangeable {
+            if from != to {
+                return Err(self.failed(format!(
+                    "its {key} is {from} and should be {to}, which the broker can't change; if nothing in it is needed any more, \
+                     remove it (`nats stream rm {}`) and try again",
+                    wanted.name
+                )));
+            }
+        }
+        let mut next = standing.clone();
+        let mut changes = Vec::new();
+        let mut note = |key, from: String, to: String| {
+            if from != to {
+                changes.push(Change::Changed { what: self.what.clone(), key, from, to });
+            }
+        };
+        note("subjects", sorted(&standing.subjects), sorted(&wanted.subjects));
+        note("replicas", standing.num_replicas.max(1).to_string(), wanted.num_replicas.max(1).to_string());
+        note("max_age", age(standing.max_age), age(wanted.max_age));
+        note("max_messages", limit(standing.max_messages), limit(wanted.max_messages));
+        note("max_bytes", limit(standing.max_bytes), limit(wanted.max_bytes));
+        note(
+            "max_messages_per_subject",
+            limit(standing.max_messages_per_subject),
+            limit(wanted.max_messages_per_subject),
+        );
+        note("max_message_size", limit(standing.max_message_size.into()), limit(wanted.max_message_size.into()));
+        note("discard", format!("{:?}", standing.discard), format!("{:?}", wanted.discard));
+        note(
+            "discard_new_per_subject",
+            standing.discard_new_per_subject.to_string(),
+            wanted.discard_new_per_subject.to_string(),
+        );
+        note("allow_direct", standing.allow_direct.to_string(), wanted.allow_direct.to_string());
+        next.subjects = wanted.subjects.clone();
+        next.num_replicas = wanted.num_replicas.max(1);
+        next.max_age = wanted.max_age;
+        next.max_messages = wanted.max_messages;
+        next.max_bytes = wanted.max_bytes;
+        next.max_messages_per_subject = wanted.max_messages_per_subject;
+        next.max_message_size = wanted.max_message_size;
+        next.discard = wanted.discard;
+        next.discard_new_per_subject = wanted.discard_new_per_subject;
+        next.allow_direct = wanted.allow_direct;
+        // The broker refuses to remember ids for longer than messages.
+        if !next.max_age.is_zero() {
+            next.duplicate_window = next.duplicate_window.min(next.max_age);
+        }
+        Ok((next, changes))
+    }
+}
+
+fn sorted(subjects: &[String]) -> String {
+    let mut subjects = subjects.to_vec();
+    subjects.sort();
+    subjects.join(" ")
+}
+
+/// JetStream says "none" by 0 and by -1.
+fn limit(number: i64) -> String {
+    if number > 0 { number.to_string() } else { "none".into() }
+}
+
+fn age(age: Duration) -> String {
+    if age.is_zero() { "none".into() } else { format!("{}s", age.as_secs_f64()) }
+}
+
+impl Bus {
+    /// Creates what is missing of the pipeline's streams and buckets, and changes nothing that stands, whatever it is like. Returns
+    /// what it created.
+    pub async fn provision(&self, retention: &Retention) -> Result<Vec<Change>, Error> {
+        let mut changes = Vec::new();
+        for wanted in self.wanted(retention) {
+            changes.extend(self.create_missing(&wanted).await?);
+        }
+        Ok(changes)
+    }
+
+    /// Creates what is missing and brings what stands to this configuration. Returns what it did.
+    pub async fn apply(&self, retention: &Retention) -> Result<Vec<Change>, Error> {
+        let mut changes = Vec::new();
+        for wanted in self.wanted(retention) {
+            match self.standing(&wanted).await? {
+                None => changes.extend(self.create_missing(&wanted).await?),
+                Some(standing) => {
+                    let (next, differences) = wanted.over(&standing)?;
+                    if !differences.is_empty() {
+                        let updated = self.jetstream.update_stream(next).await;
+                        updated.map_err(|error| wanted.failed(causes(&error)))?;
+                        changes.extend(differences);
+                    }
+                }
+            }
+        }
+        Ok(changes)
+    }
+
+    /// What [`Bus::apply`] would do.
+    pub async fn compare(&self, retention: &Retention) -> Result<Vec<Change>, Error> {
+        let mut changes = Vec::new();
+        for wanted in self.wanted(retention) {
+            match self.standing(&wanted).await? {
+                None => changes.push(Change::Created { what: wanted.what }),
+                Some(standing) => changes.extend(wanted.over(&standing)?.1),
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Creates one of them unless it stands; returns whether it did.
+    pub(crate) async fn create_missing(&self, wanted: &Wanted) -> Result<Option<Change>, Error> {
+        if self.standing(wanted).await?.is_some() {
+            return Ok(None);
+        }
+        let created = match &wanted.bucket {
+            None => self.jetstream.create_stream(wanted.config.clone()).await.map(drop).map_err(|error| {
+                let taken = taken(&error);
+                (taken, causes(&error))
+            }),
+            Some(bucket) => self.jetstream.create_key_value(bucket.clone()).await.map(drop).map_err(|error| {
+                let source = std::error::Error::source(&error);
+                let taken = source.and_then(|source| source.downcast_ref()).is_some_and(taken);
+                (taken, causes(&error))
+            }),
+        };
+        match created {
+            Ok(()) => Ok(Some(Change::Created { what: wanted.what.clone() })),
+            // Somebody else was faster, and wants it otherwise: it stands.
+            Err((true, _)) => Ok(None),
+            Err((false, message)) => Err(wanted.failed(message)),
+        }
+    }
+
+    /// A bucket that is created if it is missing, and left as it is if it stands.
+    pub(crate) async fn bucket(&self, config: kv::Config) -> Result<kv::Store, Error> {
+        let name = config.bucket.clone();
+        let wanted = Wanted::bucket(config);
+        self.create_missing(&wanted).await?;
+        self.jetstream.get_key_value(name).await.map_err(|error| wanted.failed(causes(&error)))
+    }
+
+    async fn standing(&self, wanted: &Wanted) -> Result<Option<Config>, Error> {
+        self.stream_config(&wanted.config.name).await
+    }
+
+    /// All streams and buckets of a pipeline, whichever process uses them.
+    fn wanted(&self, retention: &Retention) -> Vec<Wanted> {
+        let mut wanted: Vec<_> = self.streams(retention).into_iter().map(Wanted::stream).collect();
+        let replicas = retention.replicas;
+        for kind in errands::Kind::ALL {
+            wanted.push(Wanted::stream(kind.config(&self.layout, replicas)));
+        }
+        let bucket = |bucket: String, description: &str| {
+            let max_age = retention.results;
+            let description = description.to_owned();
+            Wanted::bucket(kv::Config {
+                bucket,
+                description,
+                history: 1,
+                max_age,
+                num_replicas: replicas,
+                ..Default::default()
+            })
+        };
+        wanted.push(bucket(self.layout.job_bucket(), "what is known about each job"));
+        wanted.push(bucket(self.layout.checkpoint_bucket(), "what running answers have come to"));
+        wanted.push(Wanted::bucket(self.settings_keeping(replicas)));
+        wanted.push(Wanted::bucket(self.file_keeping(replicas).config()));
+        wanted.push(Wanted::bucket(self.batch_keeping(replicas).config()));
+        wanted
+    }
+
+    fn streams(&self, retention: &Retention) -> Vec<Config> {
+        let layout = &self.layout;
+        let clamped = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let defaults = || Config {
+            max_message_size: envelope::MAX_BYTES as i32,
+            num_replicas: retention.replicas,
+            ..Default::default()
+        };
+        let backlog = || Config {
+            discard: DiscardPolicy::New,
+            max_messages: clamped(retention.backlog.messages),
+            max_bytes: retention.backlog.bytes.map_or(-1, clamped),
+            ..defaults()
+        };
+        // Where a subject is a tenant's, and what lies there waits for its turn.
+        let of_tenants = || Config {
+            discard_new_per_subject: retention.backlog.of_tenant.is_some(),
+            max_messages_per_subject: retention.backlog.of_tenant.map_or(-1, clamped),
+            ..backlog()
+        };
+        let queue = |stage| Config {
+            name: layout.stage_stream(stage),
+            subjects: vec![layout.stage_subjects(stage)],
+            retention: RetentionPolicy::WorkQueue,
+            ..if stage == Stage::Ingest { of_tenants() } else { backlog() }
+        };
+        let kept = |name: String, subjects: Vec<String>| Config {
+            name,
+            subjects,
+            max_age: retention.results,
+            allow_direct: true,
+            ..defaults()
+        };
+        let mut streams: Vec<_> = Stage::ALL.into_iter().map(queue).collect();
+        // No queue that workers take from: whoever passes a job on removes it here.
+        streams.push(Config {
+            name: layout.waiting_stream(),
+            subjects: vec![layout.waiting_subjects()],
+            allow_direct: true,
+            ..of_tenants()
+        });
+        streams.push(kept(layout.result_stream(), layout.result_subjects()));
+        streams.push(kept(layout.dead_stream(), vec![layout.dead_subjects()]));
+        streams.push(Config {
+            max_messages_per_subject: 1,
+            ..kept(layout.admitted_stream(), vec![layout.admitted_subjects()])
+        });
+        streams
+    }
+
+    /// The durable consumer that all workers of a queue share, created if it is missing and left as it is if it stands.
+    pub(crate) async fn consumer(&self, queue: &Queue, ack_wait: Duration) -> Result<consumer::PullConsumer, Error> {
+        let (stream, config) = self.queue_consumer(queue, ack_wait);
+        self.shared_consumer(&stream, config).await
+    }
+
+    /// Brings the consumers of a stage's queues to this `ack_wait`, those that are there: the others get it when the first worker
+    /// comes. Returns what it did.
+    pub async fn apply_ack_wait(
+        &self,
+        stage: Stage,
+        models: &[Name],
+        lanes: &[Name],
+        ack_wait: Duration,
+    ) -> Result<Vec<Change>, Error> {
+        let mut changes = Vec::new();
+        for queue in Queue::all(stage, models, lanes) {
+            let (stream, config) = self.queue_consumer(&queue, ack_wait);
+            changes.extend(self.change_ack_wait(&stream, config, true).await?);
+        }
+        Ok(changes)
+    }
+
+    /// What [`Bus::apply_ack_wait`] would do.
+    pub async fn compare_ack_wait(
+        &self,
+        stage: Stage,
+        models: &[Name],
+        lanes: &[Name],
+        ack_wait: Duration,
+    ) -> Result<Vec<Change>, Error> {
+        let mut changes = Vec::new();
+        for queue in Queue::all(stage, models, lanes) {
+            let (stream, config) = self.queue_consumer(&queue, ack_wait);
+            changes.extend(self.change_ack_wait(&stream, config, false).await?);
+        }
+        Ok(changes)
+    }
+
+    fn queue_consumer(&self, queue: &Queue, ack_wait: Duration) -> (String, pull::Config) {
+        let config = pull::Config {
+            durable_name: Some(queue.durable()),
+            filter_subject: queue.subject(&self.layout),
+            ack_wait,
+            // The stage loop counts attempts itself, so that a job that used them up still gets its result.
+            max_deliver: -1,
+            // Shared by all workers of the queue: a low value would silently cap scale-out.
+            max_ack_pending: match queue.stage {
+                // Requests of tenants that may have no more jobs waiting come back later, and count meanwhile.
+                Stage::Ingest => -1,
+                Stage::Prefill | Stage::Decode => 100_000,
+            },
+            ..Default::default()
+        };
+        (self.layout.stage_stream(queue.stage), config)
+    }
+
+    /// A durable consumer, created if it is missing and left as it is if it stands.
+    pub(crate) async fn shared_consumer(
+        &self,
+        stream: &str,
+        config: pull::Config,
+    ) -> Result<consumer::PullConsumer, Error> {
+        let durable = config.durable_name.clone().unwrap_or_default();
+        let failed = |error: &(dyn std::error::Error + 'static)| Error::Provision {
+            what: format!("consumer {durable} of stream {stream}"),
+            message: causes(error),
+        };
+        if let Some(consumer) = self.standing_consumer(stream, &durable).await? {
+            return Ok(consumer);
+        }
+        match self.jetstream.create_consumer_on_stream(config, stream).await {
+            Ok(consumer) => Ok(consumer),
+            Err(error) => Err(failed(&error)),
+        }
+    }
+
+    async fn standing_consumer(&self, stream: &str, durable: &str) -> Result<Option<consumer::PullConsumer>, Error> {
+        match self.jetstream.get_consumer_from_stream(durable, stream).await {
+            Ok(consumer) => Ok(Some(consumer)),
+            Err(error) => match error.kind() {
+                ConsumerErrorKind::JetStream(error) if error.error_code() == ErrorCode::CONSUMER_NOT_FOUND => Ok(None),
+                _ => Err(Error::Provision {
+                    what: format!("consumer {durable} of stream {stream}"),
+                    message: causes(&error),
+                }),
+            },
+        }
+    }
+
+    async fn change_ack_wait(&self, stream: &str, config: pull::Config, change: bool) -> Result<Option<Change>, Error> {
+        let durable = config.durable_name.clone().unwrap_or_default();
+        let what = format!("consumer {durable} of stream {stream}");
+        let Some(standing) = self.standing_consumer(stream, &durable).await? else { return Ok(None) };
+        let (from, to) = (standing.cached_info().config.ack_wait, config.ack_wait);
+        if from == to {
+            return Ok(None);
+        }
+        if change {
+            let updated = self.jetstream.update_consumer_on_stream(config, stream).await;
+            updated.map_err(|error| Error::Provision { what: what.clone(), message: causes(&error) })?;
+        }
+        Ok(Some(Change::Changed { what, key: "ack_wait", from: age(from), to: age(to) }))
+    }
+}
+
+/// Whether a stream of that name stands with another configuration.
+fn taken(error: &CreateStreamError) -> bool {
+    matches!(error.kind(), CreateStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NAME_EXIST)
+}
+
+#[cfg(test)]
+mod tests {
+    use async_nats::jetstream::stream::StorageType;
+
+    use super::*;
+
+    fn results() -> Wanted {
+        let max_age = Duration::from_secs(60);
+        Wanted::stream(Config { name: "r".into(), subjects: vec!["r.*".into()], max_age, ..Default::default() })
+    }
+
+    #[test]
+    fn only_what_is_ours_is_laid_over_what_stands() {
+        let wanted = results();
+        let standing = Config {
+            max_age: Duration::from_secs(3600),
+            duplicate_window: Duration::from_secs(120),
+            description: Some("kept on fast disks".into()),
+            max_consumers: 7,
+            ..wanted.config.clone()
+        };
+        let (next, changes) = wanted.over(&standing).unwrap();
+        let told: Vec<_> = changes.iter().map(ToString::to_string).collect();
+        assert_eq!(told, ["stream r: max_age from 3600s to 60s"]);
+        assert_eq!((next.description.as_deref(), next.max_consumers), (Some("kept on fast disks"), 7));
+        // The broker would refuse a stream that remembers ids for longer than messages.
+        assert_eq!((next.max_age, next.duplicate_window), (Duration::from_secs(60), Duration::from_secs(60)));
+        assert!(wanted.over(&next).unwrap().1.is_empty());
+    }
+
+    #[test]
+    fn what_the_broker_cannot_change_is_said_in_words() {
+        let wanted = results();
+        let standing = Config { retention: RetentionPolicy::WorkQueue, ..wanted.config.clone() };
+        let error = wanted.over(&standing).unwrap_err().to_string();
+        assert!(error.contains("stream r") && error.contains("WorkQueue") && error.contains("can't change"), "{error}");
+        let standing = Config { storage: StorageType::Memory, ..wanted.config.clone() };
+        assert!(wanted.over(&standing).is_err());
+    }
+}

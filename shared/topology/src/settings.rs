@@ -1,0 +1,476 @@
+//! What all processes of a pipeline must agree on, kept in the broker, and how a process takes it over.
+//!
+//! A process lays what it was told itself (file, environment, flags) over what is kept. Where it was told nothing it has adopted the
+//! pipeline's settings; where it was told something else it is refused. The embedded defaults lie below both, so they never
+//! differ from anything.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Map;
+use toml::{Table, Value};
+
+use crate::{
+    Errors, Model, Plan,
+    layers::{self, Layers, overlay},
+    plan::{Broker, StoreUrl, Telemetry},
+    read,
+};
+
+/// What must be the same in all processes; `*` is any name. A process that was told another value is refused.
+const AGREED: [&str; 32] = [
+    "default_model",
+    "lanes",
+    "compute",
+    "broker.replicas",
+    "store.url",
+    "store.codec",
+    "store.chunk_tokens",
+    "store.sync",
+    "store.max_age",
+    "store.max_bytes",
+    "store.gc_interval",
+    "models.*.source",
+    "models.*.sim.layers",
+    "models.*.sim.kv_width",
+    "models.*.sim.context",
+    "models.*.sim.answer_tokens.min",
+    "models.*.sim.answer_tokens.max",
+    "stages.ingest.ack_wait",
+    "stages.ingest.max_deliver",
+    "stages.prefill.ack_wait",
+    "stages.prefill.max_deliver",
+    "stages.decode.ack_wait",
+    "stages.decode.max_deliver",
+    "stages.decode.prefill_tokens",
+    "gateway.ack_wait",
+    "gateway.max_output",
+    "limits.backlog_messages",
+    "limits.backlog_bytes",
+    "limits.tenant_backlog",
+    "tenants.*.weight",
+    "tenants.*.max_running",
+    "results.keep",
+];
+
+/// What a process takes over where it was told nothing, and may have otherwise all the same.
+const SUGGESTED: [&str; 10] = [
+    "models.*.sim.prefill_s_per_token",
+    "models.*.sim.decode_s_per_step",
+    "stages.prefill.batch_tokens",
+    "stages.decode.checkpoint_ms",
+    "planner.interval",
+    "planner.drain",
+    "planner.prefill.floor",
+    "planner.prefill.ceiling",
+    "planner.decode.floor",
+    "planner.decode.ceiling",
+];
+
+/// The shape of [`Settings`] that this release writes. It reads any with this number, whatever fields they have besides.
+const FORMAT: u32 = 1;
+
+/// A pipeline's shared settings, as they are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    format: u32,
+    /// Names the pipeline, so that its store can be told from any other.
+    pub pipeline: String,
+    /// Whether the store has a mark of that name.
+    #[serde(default)]
+    pub marked: bool,
+    /// The release that wrote them last.
+    #[serde(default)]
+    pub written_by: String,
+    settings: Map<String, serde_json::Value>,
+    /// What other releases keep here.
+    #[serde(flatten)]
+    others: Map<String, serde_json::Value>,
+}
+
+/// What streams tell of the settings that they were made with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub replicas: usize,
+    pub results: Option<Duration>,
+    pub backlog_messages: Option<u64>,
+    pub tenant_backlog: Option<u64>,
+}
+
+/// A setting that is kept with one value and wanted with another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    pub key: String,
+    /// Nothing if it is not set.
+    pub kept: Option<String>,
+    pub wanted: Option<String>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_none = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".into());
+        write!(f, "{}: the pipeline has {}, wanted {}", self.key, or_none(&self.kept), or_none(&self.wanted))
+    }
+}
+
+/// Why a process can't take part in a pipeline.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refused {
+    #[error(transparent)]
+    Plan(#[from] Errors),
+    #[error("the pipeline's settings have the format {found}, and this release reads {FORMAT}: use a newer baton")]
+    Format { found: u32 },
+    #[error(
+        "this process was told other settings than the pipeline under root {root} has:{}\nleave them out here, or change the pipeline \
+         with `baton provision FILE` (or `baton provision --set KEY=VALUE`)",
+        lines(.differences)
+    )]
+    Differs { root: String, differences: Vec<Difference> },
+}
+
+fn lines(differences: &[Difference]) -> String {
+    differences.iter().map(|difference| format!("\n  {difference}")).collect()
+}
+
+impl Settings {
+    /// The settings of a plan, for a pipeline that has none yet and gets this name.
+    pub fn of(plan: &Plan, pipeline: String) -> Self {
+        let settings = json(shared(plan));
+        let written_by = env!("CARGO_PKG_VERSION").to_owned();
+        Self { format: FORMAT, pipeline, marked: false, written_by, settings, others: Map::new() }
+    }
+
+    /// The settings of a pipeline that was made by a release that kept none: what its streams tell.
+    pub fn standing(standing: &Standing) -> Self {
+        let mut table = Table::new();
+        let integer = |number: u64| i64::try_from(number).ok().map(Value::Integer);
+        let keys = [
+            ("broker.replicas", i64::try_from(standing.replicas).ok().map(Value::Integer)),
+            ("results.keep", standing.results.map(|keep| humantime::format_duration(keep).to_string().into())),
+            ("limits.backlog_messages", standing.backlog_messages.and_then(integer)),
+            ("limits.tenant_backlog", standing.tenant_backlog.and_then(integer)),
+        ];
+        for (key, value) in keys {
+            if let Some(value) = value {
+                insert(&mut table, key, value);
+            }
+        }
+        let (pipeline, written_by) = (String::new(), String::new());
+        Self { format: FORMAT, pipeline, marked: false, written_by, settings: json(table), others: Map::new() }
+    }
+
+    /// The same pipeline with a plan's settings. What other releases keep of it stays.
+    pub fn changed(&self, plan: &Plan) -> Self {
+        let new = shared(plan);
+        let mut settings = Table::new();
+        for (key, value) in leaves(&table(&self.settings)) {
+            // Unknown keys of a model or tenant go with it.
+            let mut parts = key.split('.');
+            let owner = parts.next().zip(parts.next());
+            let gone = owner.is_some_and(|(kind, name)| {
+                matches!(kind, "models" | "tenants")
+                    && new.get(kind).and_then(Value::as_table).is_none_or(|owners| !owners.contains_key(name))
+            });
+            if !is_shared(&key) && !gone {
+                insert(&mut settings, &key, value);
+            }
+        }
+        overlay(&mut settings, new);
+        let written_by = env!("CARGO_PKG_VERSION").to_owned();
+        Self { settings: json(settings), written_by, ..self.clone() }
+    }
+
+    /// The same with the store that they had not named, and its mark.
+    pub fn with_store(&self, plan: &Plan) -> Self {
+        Self { marked: true, ..self.changed(plan) }
+    }
+
+    /// Where the store is; none if nobody has named one yet.
+    pub fn store_url(&self) -> Option<String> {
+        find(&self.known(), "store.url")?.as_str().map(str::to_owned)
+    }
+
+    /// What is different in a plan, whether it must agree or not.
+    pub fn differences(&self, plan: &Plan) -> Vec<Difference> {
+        compare(&self.known(), &shared(plan), |_| true)
+    }
+
+    /// What this release knows of them.
+    fn known(&self) -> Table {
+        let mut known = Table::new();
+        for (key, value) in leaves(&table(&self.settings)).into_iter().filter(|(key, _)| is_shared(key)) {
+            insert(&mut known, &key, value);
+        }
+        known
+    }
+}
+
+/// What a process was told about its pipeline.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// What holds on this machine where nothing else is said, as a pipeline's text.
+    pub machine: Option<String>,
+    /// The pipeline's text.
+    pub file: Option<String>,
+    /// Only variables that start with [`crate::ENVIRONMENT_PREFIX`] count; the later of two does.
+    pub environment: Vec<(String, String)>,
+    /// As in `stages.decode.slots=8`.
+    pub overrides: Vec<String>,
+}
+
+/// What a process must know before it can ask the broker for the rest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reach {
+    pub root: baton_contract::Name,
+    pub broker: Broker,
+    pub telemetry: Telemetry,
+}
+
+impl Told {
+    /// How the broker is reached, and how the process tells what it does. Looks at nothing else, which may need what is kept there.
+    pub fn reach(&self) -> Result<Reach, Errors> {
+        read::reach(self.layers(Table::new())?)
+    }
+
+    /// The plan where nothing is kept.
+    pub fn plan(&self) -> Result<Plan, Errors> {
+        read::plan(self.layers(Table::new())?)
+    }
+
+    /// Whether file, environment or flags set this key.
+    pub fn says(&self, key: &str) -> Result<bool, Errors> {
+        Ok(self.layers(Table::new())?.told.contains(key))
+    }
+
+    /// The plan of a process that joins a pipeline: what is kept, and where nothing is kept what it was told. An error names
+    /// everything that it was told otherwise.
+    pub fn adopt(&self, kept: &Settings) -> Result<Plan, Refused> {
+        if kept.format > FORMAT {
+            return Err(Refused::Format { found: kept.format });
+        }
+        let known = kept.known();
+        let mut layers = self.layers(known.clone())?;
+        unsay_embedded(&mut layers, &known);
+        drop_other_engines(&mut layers);
+        let told = layers.told.clone();
+        let mut alone = layers::merge(self.lower(known.clone())?, None, [], &[])?;
+        for key in ["root", "broker.url"] {
+            if let Some(value) = find(&layers.table, key) {
+                insert(&mut alone.table, key, value.clone());
+            }
+        }
+        let plan = read::plan(layers)?;
+        // Read as a plan, so that two ways to say a value are one. What was only read from streams is no whole pipeline.
+        let whole = known.contains_key("models");
+        let alone = if whole { shared(&read::plan(alone)?) } else { known };
+        // A store that nobody has named yet is missing, and no other one.
+        let open = |key: &str| key == "store.url" || !whole;
+        let counts =
+            |key: &str| told.contains(key) && matches(&AGREED, key) && !(open(key) && find(&alone, key).is_none());
+        let differences = compare(&alone, &shared(&plan), counts);
+        if differences.is_empty() {
+            Ok(plan)
+        } else {
+            Err(Refused::Differs { root: plan.root.to_string(), differences })
+        }
+    }
+
+    /// The plan of somebody who changes a pipeline. A file says everything, so what it leaves out gets the default; without one
+    /// only what environment and flags name is changed.
+    pub fn change(&self, kept: &Settings) -> Result<Plan, Refused> {
+        if kept.format > FORMAT {
+            return Err(Refused::Format { found: kept.format });
+        }
+        if self.file.is_some() {
+            return Ok(self.plan()?);
+        }
+        let mut known = kept.known();
+        let told = self.layers(Table::new())?.told;
+        // Whoever names models wants those only.
+        if told.iter().any(|key| matches(&["models.*.source"], key)) {
+            known.remove("models");
+            known.remove("default_model");
+        }
+        let mut layers = self.layers(known.clone())?;
+        unsay_embedded(&mut layers, &known);
+        drop_other_engines(&mut layers);
+        Ok(read::plan(layers)?)
+    }
+
+    fn lower(&self, kept: Table) -> Result<Vec<Table>, Errors> {
+        let machine = match &self.machine {
+            Some(text) => layers::parse(text, "the machine's plan").map_err(|problem| Errors(vec![problem]))?,
+            None => Table::new(),
+        };
+        Ok(vec![machine, kept])
+    }
+
+    fn layers(&self, kept: Table) -> Result<Layers, Errors> {
+        layers::merge(self.lower(kept)?, self.file.as_deref(), self.environment.iter().cloned(), &self.overrides)
+    }
+}
+
+/// The embedded store is whichever the pipeline has: the word is no other place than the one that is kept.
+fn unsay_embedded(layers: &mut Layers, known: &Table) {
+    let says = find(&layers.table, "store.url").and_then(Value::as_str) == Some("embedded");
+    if says && let Some(url) = find(known, "store.url") {
+        insert(&mut layers.table, "store.url", url.clone());
+    }
+}
+
+/// A model that was told to be no sim model has no settings of one, whatever is kept.
+fn drop_other_engines(layers: &mut Layers) {
+    let Layers { table, told, .. } = layers;
+    let Some(Value::Table(models)) = table.get_mut("models") else { return };
+    for (name, model) in models.iter_mut() {
+        let says_sim = told.iter().any(|key| key.starts_with(&format!("models.{name}.sim.")));
+        let Value::Table(model) = model else { continue };
+        if model.get("source").and_then(Value::as_str) != Some("sim") && !says_sim {
+            model.remove("sim");
+        }
+    }
+}
+
+impl Plan {
+    /// The part of the plan that is this machine's and not the pipeline's, as a pipeline's text.
+    pub fn machine_toml(&self) -> String {
+        let mut own = Table::new();
+        for (key, value) in leaves(&serialized(self)) {
+            let models = match key.as_str() {
+                "stages.prefill.models" => Some(&self.stages.prefill.compute.models),
+                "stages.decode.models" => Some(&self.stages.decode.compute.models),
+                _ => None,
+            };
+            // All of them, whichever that will be.
+            let all = models.is_some_and(|models| models.iter().eq(self.models.keys()));
+            if !is_shared(&key) && !all {
+                insert(&mut own, &key, value);
+            }
+        }
+        own.to_string()
+    }
+}
+
+/// The shared settings of a plan.
+fn shared(plan: &Plan) -> Table {
+    let mut shared = Table::new();
+    let mut all = leaves(&serialized(plan));
+    // No place that others could find.
+    if plan.store.url == StoreUrl::Embedded {
+        all.remove("store.url");
+    }
+    for (key, value) in all.into_iter().filter(|(key, _)| is_shared(key)) {
+        insert(&mut shared, &key, value);
+    }
+    shared
+}
+
+fn serialized(plan: &Plan) -> Table {
+    Table::try_from(plan).expect("a plan holds only numbers, texts, lists and tables with text keys")
+}
+
+fn is_shared(key: &str) -> bool {
+    matches(&AGREED, key) || matches(&SUGGESTED, key)
+}
+
+fn matches(patterns: &[&str], key: &str) -> bool {
+    patterns.iter().any(|pattern| {
+        let (mut parts, mut wanted) = (key.split('.'), pattern.split('.'));
+        loop {
+            match (parts.next(), wanted.next()) {
+                (None, None) => return true,
+                (Some(part), Some(wanted)) if wanted == "*" || wanted == part => {}
+                _ => return false,
+            }
+        }
+    })
+}
+
+fn compare(kept: &Table, wanted: &Table, counts: impl Fn(&str) -> bool) -> Vec<Difference> {
+    let (kept, wanted) = (leaves(kept), leaves(wanted));
+    let mut keys: Vec<_> = kept.keys().chain(wanted.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    let differs = |key: &&String| {
+        let (kept, wanted) = (kept.get(*key), wanted.get(*key));
+        kept != wanted && counts(key) && !(is_path(key, kept) && is_path(key, wanted))
+    };
+    let shown = |value: Option<&Value>| value.map(ToString::to_string);
+    let difference =
+        |key: &String| Difference { key: key.clone(), kept: shown(kept.get(key)), wanted: shown(wanted.get(key)) };
+    keys.into_iter().filter(differs).map(difference).collect()
+}
+
+/// Whether it is a model's place on a machine, which may be another on each.
+fn is_path(key: &str, value: Option<&Value>) -> bool {
+    let source = value.and_then(Value::as_str);
+    matches(&["models.*.source"], key)
+        && source.is_some_and(|source| matches!(Model::from_source(source), Some(Model::File(_))))
+}
+
+/// All values that are no tables, under their whole keys.
+pub(crate) fn leaves(table: &Table) -> BTreeMap<String, Value> {
+    fn add(prefix: &str, table: &Table, found: &mut BTreeMap<String, Value>) {
+        for (key, value) in table {
+            let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            match value {
+                Value::Table(inner) => add(&key, inner, found),
+                value => drop(found.insert(key, value.clone())),
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    add("", table, &mut found);
+    found
+}
+
+fn find<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
+    match key.split_once('.') {
+        None => table.get(key),
+        Some((first, rest)) => find(table.get(first)?.as_table()?, rest),
+    }
+}
+
+fn insert(table: &mut Table, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => drop(table.insert(key.into(), value)),
+        Some((first, rest)) => {
+            let inner = table.entry(first).or_insert_with(|| Table::new().into());
+            if !inner.is_table() {
+                *inner = Table::new().into();
+            }
+            if let Value::Table(inner) = inner {
+                insert(inner, rest, value);
+            }
+        }
+    }
+}
+
+fn json(table: Table) -> Map<String, serde_json::Value> {
+    match serde_json::to_value(table) {
+        Ok(serde_json::Value::Object(map)) => map,
+        _ => Map::new(),
+    }
+}
+
+/// What TOML can say of it: everything that a release writes.
+fn table(map: &Map<String, serde_json::Value>) -> Table {
+    let value = |value: &serde_json::Value| match value {
+        serde_json::Value::Object(map) => Some(Value::Table(table(map))),
+        other => Value::try_from(other).ok(),
+    };
+    map.iter().filter_map(|(key, found)| Some((key.clone(), value(found)?))).collect()
+}
+
+/// A store's place without what makes no difference.
+pub(crate) fn store_place(url: &str) -> &str {
+    if url.ends_with("//") { url } else { url.trim_end_matches('/') }
+}
+
+/// What is wrong with a place that holds a password: every client of the broker could read it there.
+pub(crate) fn secret_in(url: &str) -> Option<&'static str> {
+    let authority = url.split_once("://")?.1.split('/').next()?;
+    authority.contains('@').then_some(
+        "expected no user or password in the URL: a store's credentials come from the environment, as in AWS_ACCESS_KEY_ID",
+    )
+}
