@@ -82,7 +82,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::Result<()> {
-    eprintln!("broker {}, store {}", pipeline.nats_url(), pipeline.store_url());
+    eprintln!("broker {}, store {}", pipeline.plan().broker.url, pipeline.plan().store.url);
     pipeline.ready().await?;
     eprintln!(
         "one ingest, one prefill and one decode process are ready after {:.1} s",

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::ensure;
 use baton_bus::server::{self, Server};
 use baton_engine::model::{self, Step};
 use baton_topology::{BrokerUrl, Model, Plan, StoreUrl};
@@ -70,7 +71,14 @@ async fn broker(plan: &Plan, running: Option<&Plan>) -> anyhow::Result<String> {
     if let Some(running) = running {
         let bus = context::connect(running, "baton-doctor").await?;
         let version = bus.check().await?;
-        return Ok(format!("nats-server {version} at {}, JetStream on", running.broker.url.as_str()));
+        let lost = bus.lost().await?;
+        ensure!(
+            lost.is_empty(),
+            "nats-server {version} at {} has lost {}; a worker that is started makes it again",
+            running.broker.url,
+            lost.join(", ")
+        );
+        return Ok(format!("nats-server {version} at {}, JetStream on", running.broker.url));
     }
     let binary = spawn_blocking(|| Setup::from_environment(false).ensure_nats_server()).await??;
     let directory = setup::home().join("doctor").join(std::process::id().to_string());
@@ -97,7 +105,7 @@ async fn store(plan: &Plan) -> anyhow::Result<String> {
         plan.store.url = StoreUrl::Url(context::PipelineHome::new(&plan.root).store_url());
     }
     context::open_store(&plan)?.probe_conditional_put().await?;
-    Ok(format!("{} takes create-only puts", plan.store.url.as_str()))
+    Ok(format!("{} takes create-only puts", plan.store.url))
 }
 
 /// The model loads and computes.

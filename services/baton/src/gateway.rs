@@ -117,11 +117,15 @@ async fn serve(mut arguments: Arguments) -> anyhow::Result<()> {
 async fn listen(plan: &Plan, name: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
     let bus = context::connect(plan, name).await?;
     bus.provision(&context::retention(plan)).await?;
-    let gateway = Gateway::bind(bus, options(plan)?).await?;
+    let gateway = Gateway::bind(bus.clone(), options(plan)?).await?;
     let url = gateway.url();
     tracing::info!(gateway = name, url, "the gateway is ready");
     writeln!(std::io::stdout(), "ready {url}").context("cannot write to standard output")?;
-    gateway.run(shutdown).await;
+    let running = async {
+        gateway.run(shutdown).await;
+        Ok(())
+    };
+    context::keeping(plan, &bus, running).await?;
     tracing::info!("the gateway has drained");
     Ok(())
 }

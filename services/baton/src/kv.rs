@@ -234,7 +234,7 @@ async fn stat(arguments: StatArguments) -> anyhow::Result<()> {
     let plan = arguments.pipeline.running_plan()?;
     let (_, survey) = survey(&plan, &collector::options(&plan), &progress()).await?;
     let stat = Stat {
-        store: plan.store.url.as_str().to_owned(),
+        store: plan.store.url.to_string(),
         stock: Stock::of(&survey),
         would_remove: Removed::of(&survey.removals),
         would_remove_leftovers: survey.leftovers.len() as u64,

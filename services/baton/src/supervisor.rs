@@ -61,8 +61,8 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let home = PipelineHome::new(&plan.root);
     let pipeline = Pipeline::start(plan, home, Logs::Stderr).await?;
     tracing::info!(
-        nats = pipeline.nats_url(),
-        store = pipeline.store_url(),
+        nats = %pipeline.plan().broker.url,
+        store = %pipeline.plan().store.url,
         "the pipeline runs; Ctrl-C drains and stops it"
     );
     let serves = async {
@@ -134,7 +134,7 @@ impl Pipeline {
             spawn_blocking(move || context::source(&model)).await??;
         }
         let resolved = home.plan_file();
-        std::fs::write(&resolved, plan.to_toml()).with_context(|| format!("cannot write {}", resolved.display()))?;
+        context::write_private(&resolved, plan.to_toml().as_bytes())?;
         let announcement = Announcement { home: home.clone(), nats_url: plan.broker.url.as_str().to_owned() };
         if server.is_some() {
             announcement.make(None)?;
@@ -179,14 +179,6 @@ impl Pipeline {
     /// The plan with every URL known.
     pub fn plan(&self) -> &Plan {
         &self.plan
-    }
-
-    pub fn nats_url(&self) -> &str {
-        self.plan.broker.url.as_str()
-    }
-
-    pub fn store_url(&self) -> &str {
-        self.plan.store.url.as_str()
     }
 
     /// Where the gateway is found, once it takes requests; none if the pipeline has none.

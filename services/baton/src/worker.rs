@@ -129,14 +129,17 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 async fn serve(assignment: Assignment, plan: &Plan, worker: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
     let bus = context::connect(plan, worker).await?;
     bus.provision(&context::retention(plan)).await?;
-    match assignment {
-        Assignment::Ingest => ingest(plan, &bus, worker, shutdown).await?,
-        Assignment::Compute { roles, first } => {
-            // The stages that use the store look after it, too.
-            tokio::spawn(collector::keep(plan.clone(), bus.clone(), shutdown.clone()));
-            Flexible { plan, worker, roles, shutdown }.serve(&bus, first).await?;
+    let work = async {
+        match assignment {
+            Assignment::Ingest => ingest(plan, &bus, worker, shutdown).await,
+            Assignment::Compute { roles, first } => {
+                // The stages that use the store look after it, too.
+                tokio::spawn(collector::keep(plan.clone(), bus.clone(), shutdown.clone()));
+                Flexible { plan, worker, roles, shutdown }.serve(&bus, first).await
+            }
         }
-    }
+    };
+    context::keeping(plan, &bus, work).await?;
     tracing::info!("the worker has drained");
     Ok(())
 }
