@@ -84,7 +84,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::Result<()> {
-    note!("broker {}, store {}", pipeline.nats_url(), pipeline.store_url());
+    note!("broker {}, store {}", pipeline.plan().broker.url, pipeline.plan().store.url);
     pipeline.ready().await?;
     note!("one ingest, one prefill and one decode process are ready after {:.1} s", started.elapsed().as_secs_f64());
 

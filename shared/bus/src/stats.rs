@@ -10,13 +10,13 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Subscriber, jetstream};
+use async_nats::jetstream;
 use baton_contract::{
     Name, causes,
     stats::{Counts, Queue, Snapshot, Worker},
     subject::Stage,
 };
-use futures::{StreamExt, TryStreamExt, future::try_join_all};
+use futures::{TryStreamExt, future::try_join_all};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Bus, Error, roles::PlannerWatch, unix_ms};
+use crate::{Bus, Error, connection::Heard, roles::PlannerWatch, unix_ms};
 
 /// How often workers tell, and the queues are looked at.
 pub const EVERY: Duration = Duration::from_secs(1);
@@ -209,9 +209,7 @@ impl Bus {
     /// Begins to watch the workers and the queues; [`Bus::provision`] must have run once. Returns with a first look at the
     /// queues; workers are heard of within a second.
     pub async fn watch_stats(&self) -> Result<Watch, Error> {
-        let failed = |message: String| Error::Read { what: "the workers' statistics".into(), message };
-        let subject = self.layout.all_stats();
-        let words = self.client.subscribe(subject).await.map_err(|error| failed(causes(&error)))?;
+        let words = self.ears.listen(self.layout.all_stats()).await?;
         let planner = self.watch_planner().await?;
         let first = Snapshot { at_ms: unix_ms(), queues: self.queues().await?, ..Snapshot::default() };
         let (sender, snapshots) = watch::channel(Arc::new(first));
@@ -300,7 +298,7 @@ impl Drop for Task {
 
 struct Watching {
     bus: Bus,
-    words: Subscriber,
+    words: Heard,
     planner: PlannerWatch,
     /// Each process's last word, and when it came.
     heard: BTreeMap<(Stage, String, u64), (Worker, Instant)>,
@@ -313,7 +311,7 @@ impl Watching {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                Some(message) = self.words.next() => self.hear(&message.payload),
+                message = self.words.next() => self.hear(&message.payload),
                 _ = ticks.tick() => self.look().await,
             }
         }
