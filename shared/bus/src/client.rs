@@ -17,7 +17,7 @@ use baton_contract::{
 };
 use futures::{StreamExt, TryStreamExt, stream};
 
-use crate::{Bus, Error, HeaderMap, jobs::Jobs, trace};
+use crate::{Bus, Error, HeaderMap, jobs::Jobs, pressure::Because, trace};
 
 /// A publisher may name the job in this header; needed only where the body might be unreadable.
 pub const ID_HEADER: &str = "Baton-Job-Id";
@@ -61,7 +61,11 @@ impl Bus {
     /// it is not known whether it was.
     pub async fn submit(&self, tenant: &Name, lane: &Name, body: Vec<u8>) -> Result<u64, Error> {
         let headers = trace::headers_of(&tracing::Span::current());
-        self.publish_durably(self.layout.request(tenant, lane), None, headers, body).await
+        let submitted = self.publish_durably(self.layout.request(tenant, lane), None, headers, body).await;
+        match submitted {
+            Err(error @ Error::TryLater { because: Because::NobodyTakesIt, .. }) => Err(self.unserved(lane, error).await),
+            submitted => submitted,
+        }
     }
 
     /// Begins to follow jobs of a tenant: tokens and results from now on. Tokens pass by once; results are read from
