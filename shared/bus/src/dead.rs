@@ -17,7 +17,7 @@ use baton_contract::{
     JobId, Name, causes,
     envelope::{self, DecodeTask, PrefillTask, Task},
     outcome::{Code, Failure},
-    record::Record,
+    record::{Record, Source},
     subject::Stage,
 };
 use futures::TryStreamExt;
@@ -291,7 +291,9 @@ impl Bus {
         let (jobs, now) = (self.jobs().await?, unix_ms());
         let task = envelope::decode::<T>(message).map_err(unreadable)?;
         for id in retry_ids(job) {
-            let record = Record::accepted(task.job().request_digest.clone(), now);
+            // A request under its id is a copy: the job begins with the letter's message.
+            let accepted = Record::accepted(task.job().request_digest.clone(), now);
+            let record = Record { request: Some(Source::KEPT), ..accepted };
             if !jobs.store(tenant, &id, &record, None).await? {
                 continue;
             }
