@@ -9,7 +9,7 @@ use async_nats::{
     client::RequestErrorKind,
     service::{self, Service, ServiceExt, endpoint::Endpoint, error},
 };
-use baton_contract::{stats::Planning, subject::Stage};
+use baton_contract::{objects, stats::Planning, subject::Stage};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
@@ -119,7 +119,7 @@ impl Calls {
     /// The next call that can be understood; others are told so.
     pub async fn next(&mut self) -> Call {
         while let Some(request) = self.endpoint.next().await {
-            match serde_json::from_slice::<Question>(&request.message.payload) {
+            match objects::from_slice::<Question>(&request.message.payload) {
                 Ok(Question { role }) => return Call { role, request },
                 Err(problem) => {
                     let status = format!(r#"expected {{"role": "prefill"}} or another stage: {problem}"#);

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use baton_contract::Name;
+use baton_contract::{Name, objects::Objects};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use tokio::time::Instant;
@@ -141,7 +141,8 @@ fn changed_at(path: &Path) -> Option<SystemTime> {
 fn read(path: &Path, present: &[([u8; 32], Arc<Key>)]) -> Result<Contents, Error> {
     let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let malformed = |message: String| Error::Malformed { path: path.to_owned(), message };
-    let file: File = toml::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+    let read = toml::Deserializer::parse(&text).and_then(|reader| File::deserialize(Objects(reader)));
+    let file = read.map_err(|error| malformed(error.to_string()))?;
     let mut keys: Vec<([u8; 32], Arc<Key>)> = Vec::new();
     for entry in file.keys {
         let known = from_hex(&entry.sha256).ok_or_else(|| {
@@ -248,6 +249,7 @@ mod tests {
             ("[[keys]]\nname = \"a\"\nsha256 = \"00\"\ntenant = \"acme\"\n", "64 hex digits"),
             ("[[keys]]\nname = \"a\"\nsha256 = \"00\"\ntenant = \"acme\"\nkey = \"x\"\n", "unknown field"),
             ("[[keys]]\nname = \"a\"\nsha256 = \"00\"\ntenant = \"A B\"\n", "a-z"),
+            ("keys = [[\"a\", \"00\", \"acme\"]]\n", "expected an object"),
         ] {
             fs::write(&path, text).unwrap();
             let error = KeysFile::open(&path).unwrap_err().to_string();
