@@ -54,7 +54,7 @@ impl Survey {
         bar.reset();
         bar.set_message("reading the waiting jobs");
         let (jobs, live) = live(bus, bar).await?;
-        let now = SystemTime::now();
+        let now = store.now().await?;
         let removals = collect::plan(&objects, &live, now, options);
         leftovers.retain(|leftover| leftover.is_older_than(options.grace, now));
         Ok(Self { objects, jobs, live, removals, leftovers, now })

@@ -85,7 +85,9 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
 /// Shows what to do with a gateway.
 fn invite(url: &str) {
     let request = r#"{"messages": [{"role": "user", "content": "Why is the sea salty?"}], "stream": true}"#;
-    eprintln!("OpenAI's API: {url}/v1, for example\n  curl -N {url}/v1/chat/completions -d '{request}'");
+    eprintln!(
+        "OpenAI's API: {url}/v1, for example\n  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{request}'"
+    );
 }
 
 /// Where the workers' log lines go.

@@ -27,7 +27,7 @@ use crate::{
     client::ID_HEADER,
     pull::Delivery,
     scan::{self, Scan},
-    trace, unix_ms,
+    trace,
 };
 
 const CODE: &str = "Baton-Code";
@@ -268,7 +268,7 @@ impl Bus {
         message: &[u8],
     ) -> Result<JobId, RetryError> {
         let unreadable = |source| RetryError::Unreadable { id: letter.id.clone(), source };
-        let (jobs, now) = (self.jobs().await?, unix_ms());
+        let (jobs, now) = (self.jobs().await?, self.clock().now_ms().await?);
         let task = envelope::decode::<T>(message).map_err(unreadable)?;
         for id in retry_ids(job) {
             let record = Record::accepted(task.job().request_digest.clone(), now);

@@ -140,6 +140,7 @@ pub struct Bus {
     jetstream: jetstream::Context,
     layout: Layout,
     counters: stats::Counters,
+    clock: clock::Shared,
 }
 
 impl Bus {
@@ -161,7 +162,13 @@ impl Bus {
         let client =
             connect.connect(urls).await.map_err(|source| Error::Connect { url: options.url.clone(), source })?;
         let jetstream = jetstream::new(client.clone());
-        Ok(Self { client, jetstream, layout: options.layout, counters: stats::Counters::default() })
+        Ok(Self {
+            client,
+            jetstream,
+            layout: options.layout,
+            counters: stats::Counters::default(),
+            clock: clock::Shared::default(),
+        })
     }
 
     pub fn layout(&self) -> &Layout {

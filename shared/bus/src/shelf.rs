@@ -9,6 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Bus, Error,
+    clock::Clock,
     scan::{self, Scan},
 };
 
@@ -63,6 +64,11 @@ impl<T: Serialize + DeserializeOwned> Shelf<T> {
         let failed = |message: String| Error::Provision { what: format!("bucket {bucket}"), message };
         let bucket = created.map_err(|error| failed(error.to_string()))?;
         Ok(Self { bus: bus.clone(), bucket, holds: PhantomData })
+    }
+
+    /// The clock by which times of these things are told.
+    pub(crate) fn clock(&self) -> Clock {
+        self.bus.clock()
     }
 
     /// The value under an id.

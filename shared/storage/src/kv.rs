@@ -2,7 +2,7 @@
 
 mod fetch;
 
-use std::{ops::Range, sync::Arc, time::SystemTime};
+use std::{ops::Range, sync::Arc};
 
 use baton_contract::kv::{Block, Shape};
 use bytes::Bytes;
@@ -242,7 +242,7 @@ impl KvStore {
     /// Tells the store that a chunk is in use, and returns whether it is still there. A failure is no reason to give up the
     /// chunk.
     async fn touch(&self, id: &ChunkId) -> bool {
-        let touched = self.store.touch(id, SystemTime::now()).await;
+        let touched = self.store.note_use(id).await;
         touched.unwrap_or_else(|error| {
             tracing::warn!(chunk = %id, %error, "a chunk's use was not noted");
             true
