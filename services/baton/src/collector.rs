@@ -71,7 +71,7 @@ impl Survey {
         bar.reset();
         bar.set_message("reading the waiting jobs");
         let waiting = Waiting::read(bus, bar).await?;
-        let now = SystemTime::now();
+        let now = store.now().await?;
         let oldest_unread = match waiting.oldest_unread_ms {
             Some(stored_ms) => Some(Duration::from_millis(bus.clock().now_ms().await?.saturating_sub(stored_ms))),
             None => None,

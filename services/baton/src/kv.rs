@@ -126,7 +126,9 @@ async fn list(arguments: ListArguments) -> anyhow::Result<()> {
     let mut objects = [census.objects, census.tails].concat();
     bar.finish_and_clear();
     objects.sort_unstable_by_key(|object| (std::cmp::Reverse(object.used), object.id));
-    let (now, shown) = (SystemTime::now(), arguments.limit.unwrap_or(usize::MAX));
+    // Only shown here, so that this works where nothing may be written.
+    let now = store.now().await.unwrap_or_else(|_| SystemTime::now());
+    let shown = arguments.limit.unwrap_or(usize::MAX);
     let row = |object: &Object| Row {
         id: object.id.to_string(),
         bytes: object.bytes,

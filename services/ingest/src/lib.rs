@@ -12,11 +12,12 @@ use std::{collections::BTreeMap, sync::Arc};
 use baton_bus::{
     Bus, cancel,
     client::{self, Address},
+    clock::Clock,
     dead::{self, Burial, LetterId},
     jobs::{Admitted, Jobs, Stored},
     pressure,
     pull::{self, Delivery, Receiver, Settle},
-    stage, trace, unix_ms,
+    stage, trace,
     waiting::{self, Gate},
 };
 use baton_contract::{
@@ -72,6 +73,7 @@ pub async fn run(
     let gate = bus.gate(waiting);
     let ingest = Ingest {
         jobs: bus.jobs().await?,
+        clock: bus.clock(),
         bus: bus.clone(),
         gate: gate.clone(),
         held: Held::default(),
@@ -94,6 +96,7 @@ pub async fn run(
 
 struct Ingest {
     bus: Bus,
+    clock: Clock,
     jobs: Jobs,
     gate: Gate,
     held: Held,
@@ -139,7 +142,7 @@ impl Receiver for Ingest {
         };
         let timings = Timings {
             accepted_at_ms: delivery.published_ms,
-            ingest_queue_ms: unix_ms().saturating_sub(delivery.published_ms) as f64,
+            ingest_queue_ms: self.clock.about_since(delivery.published_ms).await.as_secs_f64() * 1e3,
             ..Timings::default()
         };
         let span = info_span!("ingest", job = %id, %tenant, attempt = delivery.attempt);

@@ -27,7 +27,7 @@ use crate::{
     client::ID_HEADER,
     pull::Delivery,
     scan::{self, Scan},
-    trace, unix_ms,
+    trace,
 };
 
 const CODE: &str = "Baton-Code";
@@ -288,7 +288,7 @@ impl Bus {
         message: &[u8],
     ) -> Result<JobId, RetryError> {
         let unreadable = |source| RetryError::Unreadable { id: letter.id.clone(), source };
-        let (jobs, now) = (self.jobs().await?, unix_ms());
+        let (jobs, now) = (self.jobs().await?, self.clock().now_ms().await?);
         let task = envelope::decode::<T>(message).map_err(unreadable)?;
         for id in retry_ids(job) {
             // A request under its id is a copy: the job begins with the letter's message.

@@ -129,6 +129,14 @@ impl Errands {
         Ok(open)
     }
 
+    /// How many errands are not done, those in somebody's hands included.
+    pub async fn waiting(&self) -> Result<u64, Error> {
+        let name = self.kind.stream(self.bus.layout.root());
+        let failed = |message: String| Error::Read { what: format!("stream {name}"), message };
+        let stream = self.bus.jetstream.get_stream(&name).await.map_err(|error| failed(error.to_string()))?;
+        Ok(stream.cached_info().state.messages)
+    }
+
     /// Runs errands, up to `slots` at once, until `shutdown`; then gives back what is not done.
     pub async fn run<R: Receiver>(&self, slots: usize, receiver: Arc<R>, shutdown: CancellationToken) {
         let permits = Arc::new(Semaphore::new(slots));

@@ -180,6 +180,7 @@ pub struct Bus {
     intake: Ears,
     /// Told when something of the broker's seems to be missing.
     doubts: Arc<Notify>,
+    clock: clock::Shared,
 }
 
 impl Bus {
@@ -190,8 +191,8 @@ impl Bus {
         let main = Arc::new(door.connect().await?);
         let (client, jetstream) = (main.client.clone(), main.jetstream.clone());
         let (ears, intake) = (Ears::new(door.clone()), Ears::new(door));
-        let (counters, doubts) = (stats::Counters::default(), Arc::default());
-        Ok(Self { client, jetstream, layout, counters, main, ears, intake, doubts })
+        let (counters, doubts, clock) = (stats::Counters::default(), Arc::default(), clock::Shared::default());
+        Ok(Self { client, jetstream, layout, counters, main, ears, intake, doubts, clock })
     }
 
     /// Waits until the connection is dead, which nothing mends: a process that cannot work is to end.

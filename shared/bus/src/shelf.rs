@@ -8,7 +8,9 @@ use futures::TryStreamExt;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    Bus, Error, conflict,
+    Bus, Error,
+    clock::Clock,
+    conflict,
     scan::{self, Scan},
 };
 
@@ -60,6 +62,11 @@ impl<T: Serialize + DeserializeOwned> Shelf<T> {
     pub(crate) async fn open(bus: &Bus, keeping: Keeping) -> Result<Self, Error> {
         let bucket = bus.bucket(keeping.config()).await?;
         Ok(Self { bus: bus.clone(), bucket, holds: PhantomData })
+    }
+
+    /// The clock by which times of these things are told.
+    pub(crate) fn clock(&self) -> Clock {
+        self.bus.clock()
     }
 
     /// The value under an id.

@@ -30,7 +30,7 @@ use crate::{
     jobs::{Claimed, Jobs, Stored},
     pressure::Pauses,
     pull::{self, Delivery, Receiver, Settle},
-    trace, unix_ms,
+    trace,
 };
 
 /// The pause before the first retry; each further one is four times as long.
@@ -270,7 +270,7 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
             if cancelled {
                 hold.cancelled.cancel();
             }
-            let queue_ms = unix_ms().saturating_sub(delivery.published_ms) as f64;
+            let queue_ms = self.clock.about_since(delivery.published_ms).await.as_secs_f64() * 1e3;
             let work = Work { task, claim: claim.clone(), queue_ms, ledger: ledger.clone(), stop: stop.clone(), ended };
             let (mut handling, mut looking) =
                 (pin!(self.handler.handle(work)), pin!(self.look_for_mark(&job, &claim, &stop)));
