@@ -10,12 +10,12 @@ use baton_bus::{
 use baton_contract::{
     causes,
     checkpoint::Checkpoint,
-    envelope::Piece,
+    envelope::{Fingerprint, Piece, hex},
     job::{Answer, Job},
-    outcome::{Code, Delta, Failure, Timings},
+    outcome::{Code, Delta, Failure, Outcome, Timings},
     record::Claim,
 };
-use baton_engine::generation::Emitted;
+use baton_engine::generation::{Emitted, Settled};
 use futures::{StreamExt, stream::SelectAll};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -35,9 +35,13 @@ const LAST_WRITE: Duration = Duration::from_secs(1);
 pub(crate) struct Progress<'a> {
     bus: &'a Bus,
     job: &'a Job,
+    /// Of the model that gives the answers.
+    fingerprint: Fingerprint,
     claim: Claim,
     timings: Timings,
     answers: Vec<Answer>,
+    /// Of each answer.
+    settled: Vec<Settled>,
     /// Whether decode is to prefill what the pieces don't hold.
     prefills: bool,
     /// Whether a token was told, by whichever worker.
@@ -49,13 +53,15 @@ impl<'a> Progress<'a> {
     pub(crate) fn new(
         bus: &'a Bus,
         job: &'a Job,
+        fingerprint: Fingerprint,
         claim: Claim,
         timings: Timings,
         prefills: bool,
         journal: Journal,
     ) -> Self {
         let answers = vec![Answer::default(); job.samples as usize];
-        Self { bus, job, claim, timings, answers, prefills, begun: false, journal }
+        let settled = vec![Settled::default(); job.samples as usize];
+        Self { bus, job, fingerprint, claim, timings, answers, settled, prefills, begun: false, journal }
     }
 
     /// Has the answers generated, and follows the engine until all have ended or one can't go on.
@@ -132,13 +138,16 @@ impl<'a> Progress<'a> {
                         in_batch -= 1;
                     }
                 }
+                Some(Event::Stuck(error)) if error.may_pass_elsewhere() => {
+                    return Err(StageError { retry: Retry::Elsewhere, failure: error.failure() });
+                }
                 Some(Event::Stuck(error)) => return Ok(Err(error.failure())),
                 Some(Event::Failed(failed)) => {
-                    let message = match failed {
-                        Failed::TooLong(_) => failed.to_string(),
-                        Failed::Model(error) => format!("decode failed: {}", causes(&error)),
+                    let (code, message) = match failed {
+                        Failed::TooLong(_) => (Code::Internal, failed.to_string()),
+                        Failed::Model(error) => (error.code(), format!("decode failed: {}", causes(&error))),
                     };
-                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
+                    return Err(StageError::new(Retry::Elsewhere, code, message));
                 }
                 // Which answer of the batch was to blame can't be told: the try counts for all that were in it.
                 None if in_batch > 0 => {
@@ -158,7 +167,8 @@ impl<'a> Progress<'a> {
 
     /// What the answers have come to.
     fn checkpoint(&self) -> Checkpoint {
-        Checkpoint::of(self.claim.clone(), self.job, &self.timings, &self.answers)
+        let written = Checkpoint::of(self.claim.clone(), self.job, &self.timings, &self.answers);
+        Checkpoint { fingerprint: Some(self.fingerprint), ..written }
     }
 
     /// Leaves the job to another worker, which goes on where this one stops.
@@ -191,10 +201,11 @@ impl<'a> Progress<'a> {
         if !self.begun {
             self.timings.first_token_ms = self.since_accepted();
         }
-        let Emitted { index, token, text, logprobs, .. } = emitted.clone();
+        let Emitted { index, token, text, logprobs, settled, .. } = emitted.clone();
+        let settled = (logprobs.is_some() && settled <= index).then_some(settled);
         let ends = self.restore(choice, emitted);
         self.journal.note();
-        let delta = Delta { choice, index, token, text, logprobs };
+        let delta = Delta { choice, index, token, text, logprobs, settled };
         let subject = self.bus.layout().tokens(&self.job.tenant, &self.job.id);
         // On the connection that the next checkpoint is written on, so the broker has the token before that.
         self.bus.publish_delta(subject, &delta).await?;
@@ -205,6 +216,9 @@ impl<'a> Progress<'a> {
     /// Notes an answer's next token, which was told; true if that ended the answer.
     pub(crate) fn restore(&mut self, choice: u32, emitted: Emitted) -> bool {
         self.begun = true;
+        if let Some(settled) = self.settled.get_mut(choice as usize) {
+            *settled = emitted.settled();
+        }
         let Emitted { token, text, logprobs, finish, .. } = emitted;
         if let Some(answer) = self.answers.get_mut(choice as usize) {
             answer.tokens.push(token);
@@ -217,16 +231,19 @@ impl<'a> Progress<'a> {
 
     pub(crate) fn completed(mut self) -> Next {
         self.close();
-        Next::Finish(Box::new(self.job.completed(self.answers, self.timings)))
+        let model_fingerprint = Some(hex(&self.fingerprint));
+        Next::Finish(Box::new(Outcome { model_fingerprint, ..self.job.completed(self.answers, self.timings) }))
     }
 
     pub(crate) fn failed(mut self, failure: Failure) -> Next {
         self.close();
-        Next::Finish(Box::new(self.job.failed(failure, self.answers, self.timings)))
+        let model_fingerprint = self.begun.then(|| hex(&self.fingerprint));
+        Next::Finish(Box::new(Outcome { model_fingerprint, ..self.job.failed(failure, self.answers, self.timings) }))
     }
 
     fn close(&mut self) {
         self.timings.total_ms = self.since_accepted();
+        self.answers.iter_mut().zip(&self.settled).for_each(|(answer, settled)| settled.keep(&mut answer.logprobs));
     }
 
     fn since_accepted(&self) -> f64 {
