@@ -117,7 +117,10 @@ impl Found {
                 Ok(()) => settings.marked = true,
                 Err(error) if uses_store => return Err(error),
                 // Ingest needs no store, and may have no credentials for it.
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "the store got no mark of the pipeline"),
+                Err(error) => tracing::warn!(
+                    error = baton_contract::causes(error.as_ref()),
+                    "the store got no mark of the pipeline"
+                ),
             },
         }
         let first = bus.settle(&serde_json::to_value(&settings)?, plan.broker.replicas).await?;

@@ -15,7 +15,7 @@ use async_nats::jetstream::{
 };
 use baton_contract::{Name, causes, envelope, subject::Stage};
 
-use crate::{Bus, Error, Retention, errands, pull::Queue};
+use crate::{Bus, Error, Retention, errands, large, pull::Queue};
 
 /// The shortest time for which a broker before 2.14 lets a stream remember message ids; no time at all means two minutes to it.
 const SHORTEST_WINDOW: Duration = Duration::from_millis(100);
@@ -243,6 +243,7 @@ impl Bus {
         for kind in errands::Kind::ALL {
             wanted.push(Wanted::stream(kind.config(&self.layout, replicas)));
         }
+        wanted.push(Wanted::stream(large::stream(&self.layout, retention.results, replicas)));
         let bucket = |bucket: String, description: &str| {
             let max_age = retention.results;
             let description = description.to_owned();

@@ -150,6 +150,17 @@ async fn chunks(store: &Store, codec: Codec, key: Option<SealKey>) {
     }
 
     let path = ObjectPath::chunk(&id);
+    if codec.is_lossless() {
+        store.delete(&path).await.unwrap();
+        let mut infinite = block.clone();
+        infinite.layers[1][3] = half::bf16::INFINITY.to_bits();
+        kv.put(&id, infinite).await.unwrap();
+        let found = kv.get(&id, TOKENS).await.unwrap_err();
+        let kv::Error::Damaged { source: Damage::Chunk(chunk::Error::NonFinite { layer: 1 }), .. } = found else {
+            panic!("expected values that are not finite, found {found:?}");
+        };
+        assert!(kv.put(&id, put_block.clone()).await.unwrap().created);
+    }
     let good = store.get(&path, u64::MAX).await.unwrap().unwrap();
     let mut flipped = good.to_vec();
     *flipped.last_mut().unwrap() ^= 1;

@@ -16,6 +16,7 @@ pub fn response(call_endpoint: Endpoint, outcome: &Outcome) -> Result<Value, Api
         "object": object(call_endpoint, false),
         "created": created(outcome),
         "model": model(outcome),
+        "system_fingerprint": system_fingerprint(outcome),
         "choices": choices,
         "usage": usage(&outcome.usage),
     }))
@@ -73,6 +74,12 @@ fn created(outcome: &Outcome) -> u64 {
 
 fn model(outcome: &Outcome) -> &str {
     outcome.model.as_ref().map_or("", |model| model.as_str())
+}
+
+/// Tells models of one name apart: the beginning of the result's fingerprint.
+pub(super) fn system_fingerprint(outcome: &Outcome) -> Option<String> {
+    let fingerprint = outcome.model_fingerprint.as_ref()?;
+    Some(format!("fp_{}", fingerprint.get(..16)?))
 }
 
 fn of_choice(endpoint: Endpoint, choice: &Choice) -> Value {

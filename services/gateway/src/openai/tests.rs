@@ -168,6 +168,8 @@ fn outcome(choices: Vec<Choice>) -> Outcome {
         metadata: Default::default(),
         timings: Timings { accepted_at_ms: 1_700_000_000_999, ..Timings::default() },
         request_digest: String::new(),
+        model_fingerprint: None,
+        stored: None,
     }
 }
 
@@ -237,9 +239,24 @@ fn a_stream_is_the_whole_answer_once_whatever_is_missing_or_doubled() {
                 token: index as u32,
                 text: (*text).into(),
                 logprobs: Some(logprob(text)),
+                settled: None,
             })
         })
         .collect();
+    // What was shown of another answer can't be taken back, and must not pass for this one.
+    let mut stream = Chunks::new(Endpoint::ChatCompletions, "job-1", "m", 7, 2, true);
+    assert!(!stream.token(&Delta { text: "Hoo".into(), ..all[0].clone() }).is_empty());
+    assert_eq!(stream.end(&outcome).unwrap_err().status, 500);
+    // What a stop text may take back waits.
+    let mut stream = Chunks::new(Endpoint::ChatCompletions, "job-1", "m", 7, 2, true);
+    let told = |chunks: &[Value]| -> Vec<usize> {
+        let logprobs = chunks.iter().map(|chunk| &chunk["choices"][0]["logprobs"]["content"]);
+        logprobs.filter_map(|content| Some(content.as_array()?.len())).collect()
+    };
+    let first = |at: usize, settled| Delta { settled: Some(settled), ..all[at].clone() };
+    assert!(told(&stream.token(&first(0, 0))).is_empty());
+    assert_eq!(told(&stream.token(&first(1, 1))), [1]);
+    assert_eq!(told(&stream.end(&outcome).unwrap()), [4, 3], "all that was not told, of both answers");
     // Each of these is a history of live tokens: all, none, every gap, and everything twice.
     let gaps = (0..all.len()).map(|gap| (0..all.len()).filter(|at| *at != gap).collect::<Vec<_>>());
     let twice = (0..all.len()).chain(0..all.len()).collect();
