@@ -28,6 +28,7 @@ use crate::{
     output::{note, stdout},
     prompts::PromptArguments,
     waits::Waits,
+    room,
 };
 
 /// Requests that are submitted before it is looked what became of them.
@@ -101,7 +102,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         // Every request names its id, so submitting it twice is submitting it once.
         let told = |error: &baton_bus::Error| {
             if !std::mem::replace(&mut waited, true) {
-                note!("waiting: {}", causes(error));
+                note!("waiting: {}", room::shortage(room::of_store(&plan)).unwrap_or_else(|| causes(error)));
             }
         };
         pressure::patiently(submit, told).instrument(span).await?;

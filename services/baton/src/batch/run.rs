@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{self, BufRead, BufReader, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -37,6 +37,7 @@ use crate::{
     exit::{Exit, Usage},
     output::{note, stdout},
     waits::Waits,
+    room,
 };
 
 /// Lines that are read ahead.
@@ -86,6 +87,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         figures,
         progress: Progress::new(arguments.quiet, total),
         told: false,
+        place: room::of_store(&plan),
     };
     let interrupted = tokio::select! {
         ran = window.run(lines, results) => ran.map(|()| false),
@@ -274,6 +276,8 @@ struct Window {
     /// Whether it was said that the queue is full.
     told: bool,
     waits: Waits,
+    /// Where a store on this machine lies, whose disk may be the broker's, too.
+    place: Option<PathBuf>,
 }
 
 impl Window {
@@ -316,7 +320,10 @@ impl Window {
                         self.open.insert(id.clone(), Open { number, tag, digest, since: Instant::now() });
                         let refused = refused.clone();
                         // That one is told is enough.
-                        let told = move |error: &baton_bus::Error| drop(refused.try_send(causes(error)));
+                        let place = self.place.clone();
+                        let told = move |error: &baton_bus::Error| {
+                            drop(refused.try_send(room::shortage(&place).unwrap_or_else(|| causes(error))));
+                        };
                         calls.push(Box::pin(self.calls.clone().send(asked.lane, id, body, told)));
                     }
                     Called::Sent => self.figures.sent += 1,
