@@ -4,6 +4,10 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     process::Output,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -20,7 +24,11 @@ use tokio::{
     time::{interval, timeout},
 };
 
-use crate::support::{self, Ground, PATIENCE, job_id, name, result};
+use crate::{
+    refusals,
+    seaweed::Seaweed,
+    support::{self, Ground, PATIENCE, job_id, name, result},
+};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -187,4 +195,33 @@ async fn a_worker_removes_by_itself_what_was_forgotten() {
     let asked = [(); 5].map(|()| async { bus.jobs().await.unwrap().turn("other", DAY).await.unwrap() });
     let turns = futures::future::join_all(asked).await;
     assert_eq!(turns.iter().filter(|turn| **turn == Turn::Mine).count(), 1, "{turns:?}");
+}
+
+#[tokio::test]
+async fn the_words_of_a_store_that_refuses_reach_the_job_and_the_doctor() {
+    let seaweed = Seaweed::start().await;
+    let (denies, mut vars) = (Arc::new(AtomicBool::new(false)), seaweed.vars());
+    let denied = denies.clone();
+    let refuse = move |_: &refusals::Request| denied.load(Relaxed).then_some((403, "AccessDenied"));
+    vars[0].1 = refusals::in_front_of(&vars[0].1, refuse).await;
+    let url = format!("store.url={}", seaweed.url("refuses"));
+    let ground = Ground::sim(&[&url]).await.environment(vars);
+    let _workers = ground.workers().await;
+    denies.store(true, Relaxed);
+    assert!(ground.baton(&["submit", "hello there", "--id", "told", "--max-tokens", "2"]).await.status.success());
+    let reason = async {
+        loop {
+            let job = parsed(&ground.baton(&["job", "told", "--json"]).await);
+            if let Some(reason) = job["waiting"]["reason"].as_str() {
+                return reason.to_owned();
+            }
+        }
+    };
+    let reason = timeout(PATIENCE, reason).await.expect("the job never told what it waits for");
+    assert!(reason.contains("403"), "{reason}");
+    let doctor = ground.baton(&["doctor", "--json"]).await;
+    let told = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(doctor.status.code() == Some(1) && told.contains("AccessDenied"), "{told}");
+    denies.store(false, Relaxed);
+    assert!(ground.baton(&["result", "told", "--wait"]).await.status.success());
 }
