@@ -160,7 +160,11 @@ async fn what_a_waiting_job_names_stays_and_everything_else_goes() {
 
 /// A file in the store that was last used some time ago.
 fn aged(ground: &Ground, name: &str, age: Duration) -> PathBuf {
-    let path = ground.store().join("kv").join(&name[..2]).join(name);
+    aged_in(ground, "kv", name, age)
+}
+
+fn aged_in(ground: &Ground, place: &str, name: &str, age: Duration) -> PathBuf {
+    let path = ground.store().join(place).join(&name[..2]).join(name);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let file = File::create(&path).unwrap();
     file.set_modified(SystemTime::now() - age).unwrap();
@@ -182,9 +186,15 @@ async fn a_worker_removes_by_itself_what_was_forgotten() {
     let ground = Ground::sim(&["store.max_age=2d"]).await;
     let (id, half) = ("ab".repeat(32), format!("{}#1", "cd".repeat(32)));
     let (old, crashed) = (aged(&ground, &id, 3 * DAY), aged(&ground, &half, DAY));
-    let kept = [aged(&ground, &"cd".repeat(32), DAY), aged(&ground, &format!("{id}#7"), Duration::ZERO)];
+    // The tail of a job whose worker died: no message names it.
+    let tail = aged_in(&ground, "tails", &id, DAY);
+    let kept = [
+        aged(&ground, &"cd".repeat(32), DAY),
+        aged(&ground, &format!("{id}#7"), Duration::ZERO),
+        aged_in(&ground, "tails", &"cd".repeat(32), Duration::ZERO),
+    ];
     let _worker = ground.worker("decode", "decode-1").await;
-    for path in [old, crashed] {
+    for path in [old, crashed, tail] {
         until_gone(&path).await;
     }
     assert!(kept.iter().all(|path| path.exists()));
