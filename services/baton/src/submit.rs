@@ -157,8 +157,9 @@ async fn tell_fates(
     Ok(all)
 }
 
-fn join(names: &[Name]) -> String {
-    names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
+/// Names in a sentence.
+pub fn join<'a>(names: impl IntoIterator<Item = &'a Name>) -> String {
+    names.into_iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
 }
 
 fn print_id(id: &JobId, json: bool) -> io::Result<()> {

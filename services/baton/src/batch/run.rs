@@ -38,6 +38,7 @@ use crate::{
     output::{note, stdout},
     waits::Waits,
     room,
+    submit::join,
 };
 
 /// Lines that are read ahead.
@@ -59,9 +60,10 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let (plan, bus) = arguments.pipeline.join("baton-batch").await?;
     let tenant = arguments.tenant.of(&arguments.pipeline)?;
     let lane = arguments.lane.clone().or_else(|| plan.lanes.last().cloned()).context("the pipeline has no lanes")?;
-    ensure!(plan.lanes.contains(&lane), "the pipeline has no lane {lane}; see `lanes` in its file");
+    ensure!(plan.lanes.contains(&lane), "the pipeline has no lane {lane}; it has {}", join(&plan.lanes));
     if let Some(model) = &arguments.model {
-        ensure!(plan.models.contains_key(model), "the pipeline has no model {model}; see `models` in its file");
+        let models = plan.models.keys();
+        ensure!(plan.models.contains_key(model), "the pipeline has no model {model}; it has {}", join(models));
     }
     let settings =
         Settings { salt: arguments.salt.clone(), model: arguments.model.clone(), lane, lanes: plan.lanes.clone() };
