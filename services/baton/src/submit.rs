@@ -27,8 +27,8 @@ use crate::{
     exit::{Exit, Usage},
     output::{note, stdout},
     prompts::PromptArguments,
-    waits::Waits,
     room,
+    waits::Waits,
 };
 
 /// Requests that are submitted before it is looked what became of them.

@@ -36,9 +36,9 @@ use crate::{
     context,
     exit::{Exit, Usage},
     output::{note, stdout},
-    waits::Waits,
     room,
     submit::join,
+    waits::Waits,
 };
 
 /// Lines that are read ahead.
