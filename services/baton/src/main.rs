@@ -30,6 +30,7 @@ mod prompts;
 mod provision;
 mod reconcile;
 mod role;
+mod room;
 mod setup;
 mod submit;
 mod supervisor;

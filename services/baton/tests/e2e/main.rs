@@ -35,5 +35,7 @@ mod trace;
 
 #[path = "../../../../shared/telemetry/tests/support/receiver.rs"]
 mod receiver;
+#[path = "../../../../shared/storage/tests/support/refusals.rs"]
+mod refusals;
 #[path = "../../../../shared/storage/tests/support/seaweed.rs"]
 mod seaweed;
