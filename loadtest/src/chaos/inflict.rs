@@ -79,7 +79,7 @@ impl Pipeline {
                 sleep(down).await;
                 worker.start().await?;
             }
-            Fault::KillAll { stage, down } => self.kill_all(stage, down).await?,
+            Fault::KillAll { stage, down } => self.kill_all(stage, down, crew).await?,
             Fault::Pause { target, lasts } => {
                 let worker = self.place(target).worker.lock().await;
                 worker.stop();
@@ -153,7 +153,7 @@ impl Pipeline {
         Ok(true)
     }
 
-    async fn kill_all(&self, stage: Stage, down: Duration) -> Result<(), Error> {
+    async fn kill_all(&self, stage: Stage, down: Duration, crew: &Crew) -> Result<(), Error> {
         let mut workers = Vec::new();
         for place in &self.places[Role::Stage(stage).index()] {
             workers.push(place.worker.lock().await);
@@ -161,7 +161,9 @@ impl Pipeline {
         for worker in &mut workers {
             worker.kill().await;
         }
-        sleep(down).await;
+        sleep(down / 2).await;
+        crew.insist().await;
+        sleep(down / 2).await;
         for worker in &mut workers {
             worker.start().await?;
         }

@@ -58,7 +58,7 @@ pub enum Kind {
     Wipe,
     /// A message with a header that is no header: a lone carriage return, or bytes that are no UTF-8
     Headers,
-    /// Each request is sent up to 8 times while its job waits, some 60 times, over the bus or under one Idempotency-Key
+    /// Each request is sent up to 8 times over the bus or under one Idempotency-Key, some 60 times while a stage has no workers
     Copies,
     /// The broker takes no message above 1 MB, and some results have more (with the sim engine)
     LargeResults,

@@ -207,4 +207,26 @@ mod tests {
         proxy.calm();
         timeout(SOON, ask(&mut open().await)).await.unwrap().unwrap();
     }
+
+    #[tokio::test]
+    async fn connections_take_turns_among_several_servers() {
+        let (one, other) = (echo().await, echo().await);
+        let proxy = Proxy::start().await.unwrap();
+        proxy.lead_to([&one, &other].map(|server| server.address().to_string()).to_vec());
+        // Of any two in a row one leads to a server that has become silent, and the other answers.
+        for _ in 0..2 {
+            let mut streams = Vec::new();
+            for _ in 0..2 {
+                let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
+                timeout(SOON, ask(&mut stream)).await.unwrap().unwrap();
+                streams.push(stream);
+            }
+            one.silence();
+            let mut answered = 0;
+            for stream in &mut streams {
+                answered += u32::from(timeout(Duration::from_millis(200), ask(stream)).await.is_ok());
+            }
+            assert_eq!(answered, 1);
+        }
+    }
 }

@@ -27,6 +27,8 @@ pub struct Report {
     pub sent_again: usize,
     /// Requests that were sent again because the broker had lost what it knew.
     pub repeated: u64,
+    /// Requests that were sent again because all workers of a stage were gone and the answer did not come.
+    pub insisted: u64,
     /// Times that a request had to be sent once more for want of the broker's answer.
     pub resent: u64,
     /// Cancellations that were asked for and answered.
@@ -69,7 +71,7 @@ impl Report {
             let _ = writeln!(text, "not done: {name}, for {why}");
         }
         text.push('\n');
-        let counts: [(&str, u64); 20] = [
+        let counts: [(&str, u64); 21] = [
             ("submitted", audit.submitted as u64),
             ("completed", audit.completed as u64),
             ("cancelled", audit.cancelled as u64),
@@ -82,6 +84,7 @@ impl Report {
             ("answers compared", audit.compared as u64),
             ("requests sent again under their id", self.sent_again as u64),
             ("requests sent again after the broker's losses", self.repeated),
+            ("requests sent again while a stage had no workers", self.insisted),
             ("requests sent once more for want of an answer", self.resent),
             ("cancellations answered", self.cancellations),
             ("jobs that another delivery ended", audit.taken_over as u64),

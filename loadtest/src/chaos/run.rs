@@ -60,6 +60,8 @@ struct Disturbed {
     done: BTreeMap<Card, usize>,
     /// Requests that were sent again because the broker had lost them.
     repeated: u64,
+    /// Those that were sent again because the answer did not come.
+    insisted: u64,
     lasted: Duration,
 }
 
@@ -134,6 +136,7 @@ impl Run<'_> {
             left_out: self.kinds.left_out.clone(),
             sent_again: disturbed.sent.again,
             repeated: disturbed.repeated,
+            insisted: disturbed.insisted,
             resent: disturbed.sent.resent,
             cancellations: disturbed.sent.cancellations,
             crashes,
@@ -197,8 +200,15 @@ impl Run<'_> {
     ) -> Result<Disturbed, Error> {
         let client = self.client(self.connect(&self.pipeline.submitter).await?, tenant.clone())?;
         let start = Instant::now();
-        let (witness, repeated) = (witness.clone(), Arc::new(AtomicU64::new(0)));
-        let crew = Crew { client: client.clone(), witness, workload: self.workload.clone(), start, repeated };
+        let crew = Crew {
+            client: client.clone(),
+            witness: witness.clone(),
+            workload: self.workload.clone(),
+            start,
+            insists: self.kinds.has(Kind::Copies),
+            repeated: Arc::new(AtomicU64::new(0)),
+            insisted: Arc::new(AtomicU64::new(0)),
+        };
         let (told, _sent) = watch::channel(0);
         let playing = client.play(self.workload.clone(), start, told);
         tokio::pin!(playing);
@@ -223,7 +233,8 @@ impl Run<'_> {
                 _ = ticks.tick() => progress(crew.witness.ended(), over),
             }
         }
-        let repeated = crew.repeated.load(Ordering::Relaxed);
-        Ok(Disturbed { sent: sent.unwrap_or_default(), done, repeated, lasted: start.elapsed() })
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (repeated, insisted) = (count(&crew.repeated), count(&crew.insisted));
+        Ok(Disturbed { sent: sent.unwrap_or_default(), done, repeated, insisted, lasted: start.elapsed() })
     }
 }

@@ -14,9 +14,6 @@ use baton_workload::stream;
 const REQUESTS: u64 = 0;
 const JOBS: u64 = 1;
 
-/// Some clients repeat a request more often than a job may be tried.
-const STUBBORN_SHARE: f64 = 0.03;
-const STUBBORN: usize = 60;
 /// Of the one large result: tokens of each of its answers, and answers.
 const LARGE_TOKENS: u32 = 250;
 const LARGE_ANSWERS: u32 = 8;
@@ -157,7 +154,6 @@ fn draw_job(
     let request = random.random_range(0..shape.distinct);
     let batch = random.random_bool(0.5);
     let copies = match shape.copies {
-        true if random.random_bool(STUBBORN_SHARE) => STUBBORN,
         true => random.random_range(0..8),
         false => usize::from(random.random_bool(0.15)),
     };
@@ -194,7 +190,7 @@ mod tests {
         let count = |wanted: fn(&Event) -> bool| events.iter().filter(|(_, event)| wanted(event)).count();
         assert_eq!(count(|event| matches!(event, Event::Submit { again: false, .. })), 200);
         assert!(count(|event| matches!(event, Event::Submit { again: true, .. })) > 600);
-        assert!(drawn.jobs.iter().any(|job| job.again.len() == STUBBORN) && drawn.jobs.iter().any(|job| job.over_http));
+        assert!(drawn.jobs.iter().any(|job| job.over_http));
         assert!(count(|event| matches!(event, Event::Cancel { .. })) > 1);
         let few = Workload::draw(5, Shape { copies: false, large: false, ..shape }).unwrap();
         assert!(few.jobs.iter().all(|job| job.again.len() < 2 && !job.over_http));
