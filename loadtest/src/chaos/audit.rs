@@ -31,6 +31,8 @@ pub struct Evidence {
     pub processes: Vec<String>,
     /// Lines of logs.
     pub panics: Vec<String>,
+    /// What of all this could not be read, for a stream or bucket was not made again.
+    pub missing: Vec<String>,
 }
 
 /// Something that must not be.
@@ -67,6 +69,8 @@ pub enum Kind {
     Process,
     /// A worker panicked.
     Panic,
+    /// A stream or bucket that the broker lost was not made again.
+    Missing,
 }
 
 /// What a run came to.
@@ -216,6 +220,7 @@ impl Audit {
             (Kind::Orphan, "store", &evidence.orphans),
             (Kind::Process, "processes", &evidence.processes),
             (Kind::Panic, "workers", &evidence.panics),
+            (Kind::Missing, "broker", &evidence.missing),
         ] {
             lines.iter().for_each(|line| self.note(kind, &of, line.clone()));
         }
@@ -303,6 +308,7 @@ mod tests {
         assert_eq!(kinds(|_, _, evidence| evidence.states[1] = Some(State::Decode)), [Kind::Record]);
         assert_eq!(kinds(|_, _, evidence| *evidence.waiting.get_mut("decode").unwrap() = 1), [Kind::Queue]);
         assert_eq!(kinds(|_, _, evidence| evidence.orphans.push("x".into())), [Kind::Orphan]);
+        assert_eq!(kinds(|_, _, evidence| evidence.missing.push("x".into())), [Kind::Missing]);
 
         let cancelled = |tokens: &'static [u32], asked| {
             let id = id.clone();

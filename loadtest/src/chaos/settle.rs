@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use baton_bus::Bus;
-use baton_contract::{Name, envelope::DecodeTask, subject::Stage};
+use baton_contract::{Name, causes, envelope::DecodeTask, subject::Stage};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -27,6 +27,26 @@ impl Run<'_> {
         submitted: Vec<bool>,
     ) -> Result<Evidence, Error> {
         let mut evidence = Evidence { submitted, ..Evidence::default() };
+        // What can't be read is evidence, too.
+        if let Err(error) = self.emptied(bus, &mut evidence).await {
+            evidence.missing.push(causes(&error));
+        }
+        if let Err(error) = self.recorded(bus, tenant, witness, &mut evidence).await {
+            evidence.missing.push(causes(&error));
+        }
+        let strange = layout()?.request(&Name::new(STRANGER)?, &Name::new("interactive")?);
+        match bus.dead_letters().await {
+            Ok(letters) => {
+                let ours = letters.iter().filter(|letter| letter.subject != strange);
+                evidence.dead_letters = ours.map(|letter| format!("{}: {}", letter.id, letter.cause)).collect();
+            }
+            Err(error) => evidence.missing.push(causes(&error)),
+        }
+        Ok(evidence)
+    }
+
+    /// Waits until nothing is in the queues any more.
+    async fn emptied(&self, bus: &Bus, evidence: &mut Evidence) -> Result<(), baton_bus::Error> {
         let deadline = Instant::now() + EMPTY_WITHIN;
         loop {
             for stage in Stage::ALL {
@@ -35,10 +55,20 @@ impl Run<'_> {
             }
             evidence.waiting.insert("waiting".into(), bus.waiting_for_turns().await?);
             if evidence.waiting.values().all(|count| *count == 0) || Instant::now() > deadline {
-                break;
+                return Ok(());
             }
             sleep(TICK).await;
         }
+    }
+
+    /// Reads what is known of each job.
+    async fn recorded(
+        &self,
+        bus: &Bus,
+        tenant: &Name,
+        witness: &Witness,
+        evidence: &mut Evidence,
+    ) -> Result<(), baton_bus::Error> {
         let jobs = bus.jobs().await?;
         for job in &self.workload.jobs {
             evidence.states.push(jobs.get(tenant, &job.id).await?.map(|stored| stored.record.state));
@@ -48,14 +78,7 @@ impl Run<'_> {
                 witness.observed().read(&outcome);
             }
         }
-        let strange = layout()?.request(&Name::new(STRANGER)?, &Name::new("interactive")?);
-        let letters = bus.dead_letters().await?;
-        evidence.dead_letters = letters
-            .iter()
-            .filter(|letter| letter.subject != strange)
-            .map(|letter| format!("{}: {}", letter.id, letter.cause))
-            .collect();
-        Ok(evidence)
+        Ok(())
     }
 
     /// Ends all processes and looks at what they left: how often workers had ended by themselves, how many chunks there
@@ -64,7 +87,10 @@ impl Run<'_> {
         let crashes = self.pipeline.stop_workers().await?;
         let broker = format!("nats://{}", self.pipeline.watcher.address());
         let collect = ["kv", "gc", "--grace", "0s", "--max-age", "0s", "--json"];
-        let output = self.program.baton(&collect, &broker).await?;
+        let output = self.program.attempt(&collect, &broker).await?;
+        if !output.status.success() {
+            evidence.missing.push(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+        }
         let collected: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let stored_chunks = collected["stored"]["chunks"].as_u64().unwrap_or_default();
         evidence.orphans = match &self.pipeline.store {
