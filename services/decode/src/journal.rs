@@ -70,7 +70,9 @@ impl Journal {
         match written {
             Ok(Written::Stored) => {}
             Ok(Written::TooLarge) => {
-                tracing::info!("the answers are too large for a checkpoint now; another worker would go on from the last one");
+                tracing::info!(
+                    "the answers are too large for a checkpoint now; another worker would go on from the last one"
+                );
                 self.full = true;
             }
             Ok(Written::Superseded) => return Err(lost()),

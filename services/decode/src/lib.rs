@@ -244,7 +244,8 @@ impl Pool {
         pieces: &'a [Piece],
         counters: &'a Counters,
     ) -> BoxStream<'a, Result<Held, StageError>> {
-        let (span, tail, last) = (info_span!("kv.get", pieces = pieces.len()), self.tail(job, pieces, &self.fingerprint), pieces.len());
+        let (span, tail, last) =
+            (info_span!("kv.get", pieces = pieces.len()), self.tail(job, pieces, &self.fingerprint), pieces.len());
         let get = move |(number, piece): (usize, Piece)| {
             async move {
                 let tokens = piece.tokens as usize;

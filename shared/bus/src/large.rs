@@ -116,10 +116,14 @@ impl Bus {
     /// The whole of a result that a message tells.
     pub(crate) async fn whole(&self, told: Outcome) -> Result<Outcome, Error> {
         let Some(stored) = &told.stored else { return Ok(told) };
-        let unreadable = |message: String| Error::Read { what: format!("the large result of job {}", told.id), message };
+        let unreadable =
+            |message: String| Error::Read { what: format!("the large result of job {}", told.id), message };
         // A message may name anything.
         if stored.bucket != self.layout.large_bucket() || !stored.name.starts_with(&prefix(&told.tenant, &told.id)) {
-            return Err(unreadable(format!("its message names {}/{}, which is none of the job's", stored.bucket, stored.name)));
+            return Err(unreadable(format!(
+                "its message names {}/{}, which is none of the job's",
+                stored.bucket, stored.name
+            )));
         }
         let reading = async {
             let bucket = self.large_results().await?;
@@ -137,7 +141,9 @@ impl Bus {
         let read = timeout(PATIENCE, reading).await;
         let read = read.map_err(|_| unreadable(format!("it did not come within {PATIENCE:?}")))??;
         let whole: Outcome = serde_json::from_slice(&read).map_err(|error| unreadable(causes(&error)))?;
-        let same = |whole: &Outcome| (&whole.tenant, &whole.id, &whole.request_digest) == (&told.tenant, &told.id, &told.request_digest);
+        let same = |whole: &Outcome| {
+            (&whole.tenant, &whole.id, &whole.request_digest) == (&told.tenant, &told.id, &told.request_digest)
+        };
         if same(&whole) { Ok(whole) } else { Err(unreadable("its object is another job's".into())) }
     }
 

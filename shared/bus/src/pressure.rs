@@ -84,10 +84,8 @@ pub(crate) fn refused(subject: String, error: &PublishError) -> Error {
         ),
         _ => false,
     };
-    let large = matches!(
-        code,
-        Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM)
-    );
+    let large =
+        matches!(code, Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM));
     if large || error.kind() == PublishErrorKind::MaxPayloadExceeded {
         return Error::TooLarge { subject, message };
     }

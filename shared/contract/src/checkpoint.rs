@@ -38,7 +38,13 @@ pub struct Beginning {
 impl Checkpoint {
     /// One that says only whose the job is.
     pub fn empty(claim: Claim, job: &Job) -> Self {
-        Self { claim, request_digest: job.request_digest.clone(), timings: Timings::default(), answers: Vec::new(), fingerprint: None }
+        Self {
+            claim,
+            request_digest: job.request_digest.clone(),
+            timings: Timings::default(),
+            answers: Vec::new(),
+            fingerprint: None,
+        }
     }
 
     /// What the answers of a job have come to.

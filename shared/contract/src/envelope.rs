@@ -263,8 +263,7 @@ pub(crate) mod tests {
         let bytes = recorded(include_str!("../tests/previous/decode.hex"));
         assert_eq!(bytes[0], PREVIOUS);
         assert_eq!(decode::<DecodeTask>(&bytes).unwrap(), DecodeTask { fingerprint: None, ..task() });
-        let timings =
-            Timings { accepted_at_ms: 1_700_000_000_000, prefill_worker: "w".into(), ..Timings::default() };
+        let timings = Timings { accepted_at_ms: 1_700_000_000_000, prefill_worker: "w".into(), ..Timings::default() };
         let bytes = recorded(include_str!("../tests/previous/prefill.hex"));
         assert_eq!(decode::<PrefillTask>(&bytes).unwrap(), PrefillTask { job: task().job, timings });
         for cut in 0..bytes.len() {

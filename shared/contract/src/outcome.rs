@@ -230,9 +230,8 @@ impl Outcome {
     /// The result in place of this one of so many bytes, which nothing takes: failed, with the first `text_bytes` of the text.
     #[must_use]
     pub fn too_large(&self, bytes: usize, most: usize, text_bytes: usize) -> Self {
-        let message = format!(
-            "the result has {bytes} bytes, and results may have {most}; lower max_tokens, n or logprobs"
-        );
+        let message =
+            format!("the result has {bytes} bytes, and results may have {most}; lower max_tokens, n or logprobs");
         let mut text = self.text.clone();
         text.truncate(text.floor_char_boundary(text_bytes));
         Self {

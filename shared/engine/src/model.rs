@@ -194,8 +194,10 @@ pub enum Error {
         "the KV block holds {found} values in {layers} layers, the model's shape demands {expected} in {expected_layers}"
     )]
     BlockMismatch { found: usize, layers: usize, expected: usize, expected_layers: usize },
-    #[error("the KV cache of tokens {start}..{end} holds values that are infinite or no numbers; check the model's file \
-             (baton verify) and the device")]
+    #[error(
+        "the KV cache of tokens {start}..{end} holds values that are infinite or no numbers; check the model's file \
+             (baton verify) and the device"
+    )]
     NonFinite { start: usize, end: usize },
     #[error("the model gives logits that are infinite or no numbers; check its file (baton verify) and the device")]
     NonFiniteLogits,

@@ -27,20 +27,21 @@ fn check_with(driver: &[&str], compiler: &[&str], toolkit: Option<PathBuf>) -> R
     }
     let include = toolkit.unwrap_or_else(|| Path::new(TOOLKIT).into()).join("include");
     match HEADERS.iter().map(|name| include.join(name)).find(|path| !path.is_file()) {
-        Some(path) => missing(path.display().to_string(), "install the CUDA toolkit's headers, and set CUDA_PATH to it"),
+        Some(path) => {
+            missing(path.display().to_string(), "install the CUDA toolkit's headers, and set CUDA_PATH to it")
+        }
         None => Ok(()),
     }
 }
 
 /// Whether the system's loader finds a library.
 #[cfg(unix)]
+#[expect(unsafe_code, reason = "the loader has no safe form")]
 fn loads(name: &str) -> bool {
     let Ok(name) = std::ffi::CString::new(name) else { return false };
-    #[expect(unsafe_code, reason = "the loader has no safe form")]
     // SAFETY: the name ends in a zero. The libraries are those that the device loads next, whose initializers run then, too.
-    unsafe {
-        !libc::dlopen(name.as_ptr(), libc::RTLD_LAZY).is_null()
-    }
+    let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY) };
+    !library.is_null()
 }
 
 /// Whether the system's loader finds a library; elsewhere that shows when the device is tried.
@@ -56,11 +57,11 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let there: &[&str] = &["libno-such.so", "libc.so.6"];
-        let found = |driver, compiler| {
-            check_with(driver, compiler, Some("/no/such/toolkit".into())).unwrap_err().to_string()
-        };
+        let found =
+            |driver, compiler| check_with(driver, compiler, Some("/no/such/toolkit".into())).unwrap_err().to_string();
         assert!(found(&["libno-such.so"], there).contains("libno-such.so was not found; install Nvidia's driver"));
         assert!(found(there, &["libno-such.so"]).contains("install the CUDA toolkit, "));
         assert!(found(there, there).contains("/no/such/toolkit/include/cuda_fp16.h was not found"));
+        assert!(check().is_ok() || check().unwrap_err().to_string().contains("device cuda can't compute"));
     }
 }

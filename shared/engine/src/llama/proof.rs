@@ -47,14 +47,17 @@ fn layer(device: &Device) -> Result<Vec<f32>, Failure> {
         };
         (0..count).map(|_| next()).collect()
     };
-    let mut matrix =
-        |rows: usize, columns: usize| Tensor::<2>::from_data(TensorData::new(numbers(rows * columns), [rows, columns]), device);
+    let mut matrix = |rows: usize, columns: usize| {
+        Tensor::<2>::from_data(TensorData::new(numbers(rows * columns), [rows, columns]), device)
+    };
     let x = matrix(ROWS, HIDDEN);
-    let [qkv, output, gate_up] = [HEADS.row_width(), HIDDEN, 2 * HIDDEN].map(|outputs| Linear::Plain(matrix(outputs, HIDDEN)));
+    let [qkv, output, gate_up] =
+        [HEADS.row_width(), HIDDEN, 2 * HIDDEN].map(|outputs| Linear::Plain(matrix(outputs, HIDDEN)));
     let weight = Tensor::<1>::from_data(TensorData::new(vec![1.5f32; HIDDEN], [HIDDEN]), device);
     let norm = || Norm { weight: &weight, epsilon: 1e-5 };
     let pairs = HEADS.size / 2;
-    let turns = |of: fn(f32) -> f32| (0..ROWS * pairs).map(|at| of((at / pairs) as f32 / (1 + at % pairs) as f32)).collect();
+    let turns =
+        |of: fn(f32) -> f32| (0..ROWS * pairs).map(|at| of((at / pairs) as f32 / (1 + at % pairs) as f32)).collect();
     let rotation = Rotation { pairs, cos: turns(f32::cos), sin: turns(f32::sin) };
     let segments = [Segment { row: 0, rows: ROWS, start: 0, pages: vec![0] }];
     let pass = Pass { rotation: &rotation, segments: &segments };

@@ -2,9 +2,9 @@
 
 use baton_engine::checkpoint::{self, Value};
 use baton_engine::gguf::Error;
-use baton_engine::{llama, verify};
 use baton_engine::model::{self, Compute, Model, Step};
 use baton_engine::source::{Source, vocabulary};
+use baton_engine::{llama, verify};
 use proptest::prelude::*;
 
 use crate::writer::{F32, Q4_0, Tiny, Writer};
