@@ -36,13 +36,12 @@ fn check_with(driver: &[&str], compiler: &[&str], toolkit: Option<PathBuf>) -> R
 
 /// Whether the system's loader finds a library.
 #[cfg(unix)]
+#[expect(unsafe_code, reason = "the loader has no safe form")]
 fn loads(name: &str) -> bool {
     let Ok(name) = std::ffi::CString::new(name) else { return false };
-    #[expect(unsafe_code, reason = "the loader has no safe form")]
     // SAFETY: the name ends in a zero. The libraries are those that the device loads next, whose initializers run then, too.
-    unsafe {
-        !libc::dlopen(name.as_ptr(), libc::RTLD_LAZY).is_null()
-    }
+    let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY) };
+    !library.is_null()
 }
 
 /// Whether the system's loader finds a library; elsewhere that shows when the device is tried.
@@ -63,5 +62,6 @@ mod tests {
         assert!(found(&["libno-such.so"], there).contains("libno-such.so was not found; install Nvidia's driver"));
         assert!(found(there, &["libno-such.so"]).contains("install the CUDA toolkit, "));
         assert!(found(there, there).contains("/no/such/toolkit/include/cuda_fp16.h was not found"));
+        assert!(check().is_ok() || check().unwrap_err().to_string().contains("device cuda can't compute"));
     }
 }
