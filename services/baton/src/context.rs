@@ -292,6 +292,9 @@ pub fn quiet_telemetry(settings: &Telemetry, service: &str, instance: &str) -> a
     telemetry(&Telemetry { log: "warn".into(), ..settings.clone() }, service, instance)
 }
 
+/// How long the user of a command waits at most for its last spans to be sent.
+pub const LAST_SPANS: Duration = Duration::from_millis(500);
+
 /// Starts logs and traces of a process that serves a pipeline.
 pub fn telemetry(settings: &Telemetry, service: &str, instance: &str) -> anyhow::Result<baton_telemetry::Guard> {
     let mut options = baton_telemetry::Options::new(service, instance);

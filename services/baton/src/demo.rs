@@ -76,7 +76,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         stopped = context::asked_to_stop() => stopped.and(Err(exit::Interrupted.into())),
     };
     pipeline.stop().await?;
-    telemetry.shutdown().await;
+    telemetry.shutdown_within(context::LAST_SPANS).await;
     match outcome {
         Ok(()) => std::fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display())),
         Err(error) => Err(error.context(format!("the demo failed; the workers' log is {}", log.display()))),

@@ -123,7 +123,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         let waits = Waits::new(bus.jobs().await?, tenant.clone());
         complete = waiting.until_done(follower, waits, &arguments).await?;
     }
-    telemetry.shutdown().await;
+    telemetry.shutdown_within(context::LAST_SPANS).await;
     Ok(Exit::of_jobs(complete))
 }
 

@@ -199,7 +199,7 @@ impl Bus {
     /// Opens the endpoint.
     pub async fn calls(&self) -> Result<Calls, Error> {
         let sign = Sign {
-            service: format!("baton-{}", self.layout.root()),
+            service: self.service_name(),
             description: "calls about jobs",
             endpoint: "cancel",
             subject: self.layout.cancels(),

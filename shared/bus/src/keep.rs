@@ -5,9 +5,9 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use async_nats::jetstream::{ErrorCode, context::GetStreamErrorKind};
 use baton_contract::{causes, subject::Stage};
 use futures::{StreamExt, TryStreamExt, stream};
+use serde_json::Value;
 use tokio::time::sleep;
 
 use crate::{Bus, Error, Retention};
@@ -20,27 +20,34 @@ const APART: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 16;
 
 impl Bus {
-    /// Makes again what the pipeline needs whenever it is lost, as long as this is polled.
+    /// Makes again what the pipeline needs whenever it is lost, as long as this is polled. Changes nothing that stands.
     pub async fn keep(&self, retention: &Retention) -> Infallible {
+        let mut settings = None;
         loop {
+            if let Err(error) = self.make_again(retention, &mut settings).await {
+                let error = causes(&error);
+                tracing::debug!(error, "it is not known whether something is missing, or it could not be made again");
+            }
+            sleep(APART).await;
             tokio::select! {
                 () = sleep(LOOK_EVERY) => {}
                 () = self.doubts.notified() => {}
             }
-            if let Err(error) = self.make_again(retention).await {
-                tracing::debug!(error = %causes(&error), "it is not known whether something is missing, or it could not be made again");
-            }
-            sleep(APART).await;
         }
     }
 
-    async fn make_again(&self, retention: &Retention) -> Result<(), Error> {
-        let missing = self.missing().await?;
-        if missing.is_empty() {
-            return Ok(());
+    /// Creates what is missing; the pipeline's settings as they were found last.
+    async fn make_again(&self, retention: &Retention, settings: &mut Option<Value>) -> Result<(), Error> {
+        let made = self.provision(retention).await?;
+        if !made.is_empty() {
+            let made: Vec<_> = made.iter().map(ToString::to_string).collect();
+            tracing::warn!(made = made.join(", "), "something that the pipeline needs was lost, and made again");
         }
-        self.provision(retention).await?;
-        tracing::warn!(missing = missing.join(", "), "what the pipeline needs was lost, and made again");
+        match (self.settings().await?, &settings) {
+            (Some(kept), _) => *settings = Some(kept.value),
+            (None, Some(known)) => drop(self.settle(known, retention.replicas).await?),
+            (None, None) => {}
+        }
         Ok(())
     }
 
@@ -49,29 +56,23 @@ impl Bus {
         self.doubts.notify_one();
     }
 
-    /// Which of the pipeline's streams and buckets are not there.
-    pub async fn missing(&self) -> Result<Vec<String>, Error> {
+    /// Checks that the broker answers and that what no job ends without is there.
+    pub async fn ready(&self) -> Result<(), Error> {
         let missing = stream::iter(self.needed()).map(|(what, name)| async move {
-            match self.jetstream.get_stream(&name).await {
-                Ok(_) => Ok(None),
-                Err(error) => match error.kind() {
-                    GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                        Ok(Some(what))
-                    }
-                    _ => Err(Error::Read { what, message: causes(&error) }),
-                },
-            }
+            let found = self.stream_config(&name).await?;
+            Ok::<_, Error>(found.is_none().then_some(what))
         });
-        missing.buffered(AT_ONCE).try_filter_map(|what| async { Ok(what) }).try_collect().await
+        let missing: Vec<_> = missing.buffered(AT_ONCE).try_filter_map(|what| async { Ok(what) }).try_collect().await?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(Error::NotProvisioned {
+            root: self.layout.root().clone(),
+            message: format!("no {}", missing.join(", no ")),
+        })
     }
 
-    /// The same, but nothing if nothing is there: the pipeline was not started yet.
-    pub async fn lost(&self) -> Result<Vec<String>, Error> {
-        let missing = self.missing().await?;
-        Ok(if missing.len() < self.needed().len() { missing } else { Vec::new() })
-    }
-
-    /// The streams and buckets without which no job ends, and what their streams are called.
+    /// Streams and buckets, and what their streams are called.
     fn needed(&self) -> Vec<(String, String)> {
         let layout = &self.layout;
         let stages = Stage::ALL.into_iter().map(|stage| layout.stage_stream(stage));
@@ -80,17 +81,5 @@ impl Bus {
         let stream = |name: String| (format!("stream {name}"), name);
         let bucket = |name: String| (format!("bucket {name}"), format!("KV_{name}"));
         stages.chain(kept).map(stream).chain(buckets.map(bucket)).collect()
-    }
-
-    /// Checks that the broker answers and that the pipeline's streams are there.
-    pub async fn ready(&self) -> Result<(), Error> {
-        let missing = self.missing().await?;
-        if missing.is_empty() {
-            return Ok(());
-        }
-        Err(Error::NotProvisioned {
-            root: self.layout.root().clone(),
-            message: format!("no {}", missing.join(", no ")),
-        })
     }
 }

@@ -1,8 +1,8 @@
 //! The bus: everything Baton says to NATS JetStream, and the loop that every stage runs. The only user of async-nats.
 //!
 //! - [`Bus`] is a connection with the pipeline's streams; [`provision`] creates and changes them, and [`settings`]
-//!   keeps what all processes must agree on. [`connection`] says which connections a process has, [`screen`] finds
-//!   messages that would end them.
+//!   keeps what all processes must agree on. `connection` says which connections a process has, `screen` finds messages
+//!   that would end them, and `keep` makes again what is lost.
 //! - [`pull`] takes messages, one permit each, and settles them; [`stage`] adds claims, successors and results.
 //! - [`jobs`] keeps the job records and the results; [`client`] submits jobs and follows them; [`answers`] asks for single
 //!   ones, many at a time.
@@ -35,6 +35,7 @@ pub mod clock;
 mod conflict;
 mod connection;
 pub mod dead;
+mod electing;
 mod endpoint;
 pub mod ends;
 pub mod errands;

@@ -116,7 +116,7 @@ pub async fn run<R: Receiver>(
     let lanes: Vec<_> =
         queues.iter().map(|queue| options.lanes.iter().take_while(|&lane| *lane != queue.lane).count()).collect();
     for (index, queue) in queues.into_iter().enumerate() {
-        let consumer = bus.consumer(&queue, options.ack_wait).await?;
+        let consumer = bus.consumer_once_elected(&queue, options.ack_wait).await?;
         pullers.push(Some(Puller {
             index,
             bus: bus.clone(),

@@ -158,7 +158,7 @@ impl Bus {
         let answer: Answer = answer.map_err(|error| causes(&error))?;
         match answer.error {
             Some(error) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
-            Some(error) => Err(error.to_string()),
+            Some(error) => Err(causes(&error)),
             None => Ok(answer.message),
         }
     }

@@ -212,7 +212,7 @@ impl Bus {
         let words = self.ears.listen(self.layout.all_stats()).await?;
         let planner = self.watch_planner().await?;
         let first = Snapshot { at_ms: unix_ms(), queues: self.queues().await?, ..Snapshot::default() };
-        let (sender, snapshots) = watch::channel(Arc::new(first));
+        let (sender, snapshots) = watch::channel((Arc::new(first), Instant::now()));
         let watching = Watching { bus: self.clone(), words, planner, heard: BTreeMap::new(), sender };
         Ok(Watch { snapshots, _task: Arc::new(Task(tokio::spawn(watching.run()))) })
     }
@@ -268,21 +268,26 @@ impl Bus {
 /// The pipeline, looked at every second. Cheap to clone; the last clone ends the watch.
 #[derive(Clone, Debug)]
 pub struct Watch {
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    snapshots: watch::Receiver<(Arc<Snapshot>, Instant)>,
     _task: Arc<Task>,
 }
 
 impl Watch {
     /// The last look. While the broker does not answer it stays the same, and its `at_ms` grows old.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.snapshots.borrow().clone()
+        self.snapshots.borrow().0.clone()
+    }
+
+    /// How long ago that was.
+    pub fn age(&self) -> Duration {
+        self.snapshots.borrow().1.elapsed()
     }
 
     /// The next look that this clone has not been given.
     pub async fn next(&mut self) -> Arc<Snapshot> {
         // The sender ends with the last watch only.
         let _ = self.snapshots.changed().await;
-        self.snapshots.borrow_and_update().clone()
+        self.snapshots.borrow_and_update().0.clone()
     }
 }
 
@@ -302,7 +307,7 @@ struct Watching {
     planner: PlannerWatch,
     /// Each process's last word, and when it came.
     heard: BTreeMap<(Stage, String, u64), (Worker, Instant)>,
-    sender: watch::Sender<Arc<Snapshot>>,
+    sender: watch::Sender<(Arc<Snapshot>, Instant)>,
 }
 
 impl Watching {
@@ -339,6 +344,7 @@ impl Watching {
         self.heard.retain(|_, (_, at)| at.elapsed() < FORGOTTEN);
         let workers = self.heard.values().map(|(worker, _)| worker.clone()).collect();
         let planner = self.planner.last();
-        self.sender.send_replace(Arc::new(Snapshot { at_ms: unix_ms(), workers, queues, planner }));
+        let snapshot = Snapshot { at_ms: unix_ms(), workers, queues, planner };
+        self.sender.send_replace((Arc::new(snapshot), Instant::now()));
     }
 }

@@ -9,8 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use baton_contract::causes;
-use baton_contract::without_secrets;
+use baton_contract::{causes, without_secrets};
 use object_store::{
     ObjectStore,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
