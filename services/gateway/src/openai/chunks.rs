@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     ApiError, Endpoint,
-    response::{choices, failure, finish, id, logprobs_of, object, usage},
+    response::{characters, choices, failure, finish, id, logprobs_of, object, usage},
 };
 
 /// One stream.
@@ -26,6 +26,7 @@ struct Progress {
     /// The next token's place.
     next: u32,
     bytes: usize,
+    /// Characters that its tokens have begun, where log-probabilities tell them.
     characters: usize,
 }
 
@@ -92,7 +93,7 @@ impl Chunks {
         let offset = progress.characters;
         progress.next += tokens;
         progress.bytes += text.len();
-        progress.characters += text.chars().count();
+        progress.characters += characters(logprobs);
         if first && self.endpoint == Endpoint::ChatCompletions {
             let mut chunk = self.frame.clone();
             let delta = json!({ "role": "assistant", "content": "", "refusal": null });
