@@ -1,7 +1,6 @@
 //! Where a model computes, chosen by name at run time.
 
 #[cfg(any(feature = "cuda", test))]
-#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only its tests run in other builds"))]
 mod cuda;
 
 use burn::tensor::Device;

@@ -6,6 +6,7 @@ mod bench;
 mod bus;
 mod cancel;
 mod cli;
+mod clocks;
 mod commands;
 mod dead;
 mod faults;

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     ApiError, Endpoint,
-    response::{choices, failure, finish, id, logprobs_of, object, system_fingerprint, usage},
+    response::{characters, choices, failure, finish, id, logprobs_of, object, system_fingerprint, usage},
 };
 
 /// One stream.
@@ -31,9 +31,8 @@ struct Progress {
     /// Log-probabilities that were sent, and those that wait for their text to be final: no more than a stop text has tokens.
     told: usize,
     held: VecDeque<TokenLogprob>,
-    /// Where the text of the first of those begins, in characters.
-    held_at: usize,
     bytes: usize,
+    /// Characters that its tokens have begun, where log-probabilities tell them.
     characters: usize,
     /// Of the text.
     digest: Sha256,
@@ -60,9 +59,6 @@ impl Chunks {
         let Some(progress) = self.progress.get_mut(delta.choice as usize) else { return Vec::new() };
         if progress.next != delta.index {
             return Vec::new();
-        }
-        if progress.held.is_empty() {
-            progress.held_at = progress.characters;
         }
         progress.held.extend(delta.logprobs.clone());
         let settled = delta.settled.unwrap_or(delta.index + 1) as usize;
@@ -94,9 +90,7 @@ impl Chunks {
     fn rest(&mut self, choice: &Choice) -> Result<Vec<Value>, ApiError> {
         let unlike = || ApiError::internal("the result is not what was streamed; read it anew by the job's id");
         let sent = self.progress.get_mut(choice.index as usize).ok_or_else(unlike)?;
-        if std::mem::take(&mut sent.held).is_empty() {
-            sent.held_at = sent.characters;
-        }
+        sent.held.clear();
         let (shown, text) = choice.text.split_at_checked(sent.bytes).ok_or_else(unlike)?;
         // It began again with another model.
         if Sha256::digest(shown) != sent.digest.clone().finalize() {
@@ -115,13 +109,12 @@ impl Chunks {
         let mut chunks = Vec::new();
         let Some(progress) = self.progress.get_mut(choice as usize) else { return chunks };
         let first = !std::mem::replace(&mut progress.begun, true);
-        let offset = progress.held_at;
-        progress.held_at += logprobs.iter().map(|logprob| logprob.chosen.token.chars().count()).sum::<usize>();
+        let offset = progress.characters;
         progress.next += tokens;
         progress.told += logprobs.len();
         progress.bytes += text.len();
         progress.digest.update(text);
-        progress.characters += text.chars().count();
+        progress.characters += characters(logprobs);
         if first && self.endpoint == Endpoint::ChatCompletions {
             let mut chunk = self.frame.clone();
             let delta = json!({ "role": "assistant", "content": "", "refusal": null });

@@ -98,6 +98,14 @@ fn what_can_not_be_followed_is_refused_by_name() {
         (json!({ "messages": [{ "role": "user", "content": "x", "name": "bob" }] }), "messages[0].name"),
         (text("image_url"), "messages[0].content[0].type"),
         (json!({ "response_format": { "type": "grammar" } }), "response_format.type"),
+        (json!({ "response_format": ["json_object"] }), "response_format"),
+        (
+            json!({ "response_format": { "type": "json_schema", "json_schema": ["n", null, {}] } }),
+            "response_format.json_schema",
+        ),
+        (json!({ "structured_outputs": ["a+"] }), "structured_outputs"),
+        (json!({ "stream": true, "stream_options": [true] }), "stream_options"),
+        (json!({ "messages": [["user", "x"]] }), "messages[0]"),
         (json!({ "seed": 1.5 }), "seed"),
         (json!({ "logit_bias": { "x": 1 } }), "logit_bias"),
         (json!({ "messages": [] }), "messages"),
@@ -199,6 +207,24 @@ fn answers_have_openais_shape() {
     drawn.top_logprobs.remove(0);
     let told = response::logprobs_of(Endpoint::Completions, &[drawn], 0);
     assert_eq!(told["top_logprobs"][0], json!({ "z": -2.0, "é": -0.5 }));
+
+    // A character may be several tokens, of which the last makes it text.
+    let pieces = "a中é".bytes().map(|byte| {
+        let mut piece = logprob("");
+        (piece.chosen.token, piece.chosen.bytes) = ("\u{fffd}".into(), vec![byte]);
+        piece
+    });
+    let (pieces, expected): (Vec<_>, _) = (pieces.collect(), [0, 1, 1, 1, 2, 2]);
+    let whole = response::logprobs_of(Endpoint::Completions, &pieces, 0);
+    assert_eq!(whole["text_offset"], json!(expected));
+    let mut stream = Chunks::new(Endpoint::Completions, "j", "m", 0, 1, false);
+    let mut streamed = Vec::new();
+    for (index, (piece, text)) in pieces.into_iter().zip(["a", "", "", "中", "", "é"]).enumerate() {
+        let (text, logprobs) = (text.into(), Some(piece));
+        let chunks = stream.token(&Delta { choice: 0, index: index as u32, token: 1, text, logprobs, settled: None });
+        streamed.extend(chunks.iter().map(|chunk| chunk["choices"][0]["logprobs"]["text_offset"][0].clone()));
+    }
+    assert_eq!(json!(streamed), json!(expected));
 
     for (code, status) in [
         (Code::InvalidValue, 400),

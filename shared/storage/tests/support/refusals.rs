@@ -18,6 +18,7 @@ pub(crate) struct Request {
 
 /// A status and S3's code for it.
 pub(crate) type Refusal = (u16, &'static str);
+type Refuse = dyn Fn(&Request) -> Option<Refusal> + Send + Sync;
 
 /// The endpoint of a proxy for the server at `endpoint`.
 pub(crate) async fn in_front_of(
@@ -27,7 +28,7 @@ pub(crate) async fn in_front_of(
     let server = endpoint.strip_prefix("http://").unwrap().to_owned();
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let refuse: Arc<dyn Fn(&Request) -> Option<Refusal> + Send + Sync> = Arc::new(refuse);
+    let refuse: Arc<Refuse> = Arc::new(refuse);
     tokio::spawn(async move {
         loop {
             let (client, _) = listener.accept().await.unwrap();
@@ -39,11 +40,7 @@ pub(crate) async fn in_front_of(
 }
 
 /// Passes one request on, and its answer back. The connection ends with it.
-async fn pass(
-    mut client: TcpStream,
-    server: String,
-    refuse: Arc<dyn Fn(&Request) -> Option<Refusal> + Send + Sync>,
-) -> std::io::Result<()> {
+async fn pass(mut client: TcpStream, server: String, refuse: Arc<Refuse>) -> std::io::Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(client.read_u8().await?);
