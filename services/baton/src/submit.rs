@@ -121,7 +121,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         // A request that was submitted before may have its result already.
         follower.look_up(&waiting.pending).await?;
         let waits = Waits::new(bus.jobs().await?, tenant.clone());
-        complete = waiting.until_done(follower, waits, &arguments).await?;
+        complete = tokio::select! {
+            done = waiting.until_done(follower, waits, &arguments) => done?,
+            died = bus.died() => bail!(died),
+        };
     }
     telemetry.shutdown_within(context::LAST_SPANS).await;
     Ok(Exit::of_jobs(complete))

@@ -429,7 +429,8 @@ impl Bus {
         ack_wait: Duration,
     ) -> Result<consumer::PullConsumer, Error> {
         let what = format!("consumer {}", queue.durable());
-        electing::patiently(&what, async || self.consumer(queue, ack_wait).await.map_err(Failed::passing)).await
+        let attempt = || async move { self.consumer(queue, ack_wait).await.map_err(Failed::passing) };
+        electing::patiently(&what, attempt).await
     }
 
     async fn standing_consumer(&self, stream: &str, durable: &str) -> Result<Option<consumer::PullConsumer>, Error> {
