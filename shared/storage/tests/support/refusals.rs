@@ -10,6 +10,7 @@ use tokio::{
 };
 
 /// What a refusal is decided by.
+#[allow(dead_code, reason = "not every test that includes this looks at requests")]
 pub(crate) struct Request {
     /// Such as `PUT /bucket/key HTTP/1.1`.
     pub(crate) line: String,
