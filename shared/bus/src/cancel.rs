@@ -32,7 +32,6 @@ use crate::{
     jobs::Jobs,
     live::stored_ms,
     reconcile::JobKey,
-    scan::{self, Scan},
     trace,
 };
 
@@ -215,12 +214,15 @@ impl Bus {
 
     /// The digest and the time (in milliseconds since 1970) of the first request for a job that waits for ingest.
     async fn request_waiting(&self, key: &JobKey) -> Result<Option<(String, u64)>, Error> {
-        let scan = Scan::all(self.layout.stage_stream(Stage::Ingest));
-        let mut waiting = scan::messages_of(self, scan, self.layout.requests(&key.tenant)).await?;
+        let requests = self.layout.requests(&key.tenant);
+        let mut waiting = self.messages_of(self.layout.stage_stream(Stage::Ingest), requests).await?.tasks;
         let (mut messages, mut bytes) = LOOKED_THROUGH;
+        let mut first: Option<(u64, String, u64)> = None;
         while let Some(message) = waiting.try_next().await? {
-            if self.requested(&message).as_ref() == Some(key) {
-                return Ok(Some((request_digest(&message.payload), stored_ms(&message))));
+            if self.requested(&message).as_ref() == Some(key)
+                && first.as_ref().is_none_or(|(sequence, ..)| message.sequence < *sequence)
+            {
+                first = Some((message.sequence, request_digest(&message.payload), stored_ms(&message)));
             }
             messages = messages.saturating_sub(1);
             bytes = bytes.saturating_sub(message.payload.len());
@@ -228,7 +230,7 @@ impl Bus {
                 return Err(Error::Unseen { job: key.job.to_string(), tenant: key.tenant.clone() });
             }
         }
-        Ok(None)
+        Ok(first.map(|(_, digest, time_ms)| (digest, time_ms)))
     }
 }
 

@@ -14,6 +14,7 @@ use baton_bus::{
     jobs::Admitted,
     pull,
     stage::{self, Handler, Next, Retry, StageError, Work},
+    why::WaitReason,
 };
 use baton_contract::{
     envelope::{self, PrefillTask},
@@ -31,7 +32,7 @@ use baton_engine::{
     source::{Source, vocabulary},
 };
 use baton_storage::{Codec, Store, kv::KvStore};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{Ground, PATIENCE, job_id, lanes, name, result};
@@ -134,6 +135,48 @@ async fn a_job_is_tried_again_until_its_attempts_are_used_up() {
         shutdown.cancel();
         running.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_job_says_what_it_waits_for() {
+    let ground = Ground::new(&[]).await;
+    let bus = provisioned(&ground).await;
+    let (jobs, tenant, id) = (bus.jobs().await.unwrap(), name("acme"), job_id("waits"));
+    let mut follower = bus.follow(&tenant).await.unwrap();
+    let unknown = WaitReason::Ingest { requests: 0, served: true };
+    assert_eq!(jobs.wait_reason(&tenant, &id).await, Some(unknown));
+    let source = record::Source { sequence: 1, stored_ms: 1 };
+    jobs.admit(&tenant, &id, "", source).await.unwrap();
+    publish(&bus, "waits").await;
+    let queue = WaitReason::Queue {
+        stage: Stage::Prefill,
+        model: name("m"),
+        lane: name("batch"),
+        jobs: 1,
+        turn: 0,
+        served: false,
+    };
+    assert_eq!(jobs.wait_reason(&tenant, &id).await, Some(queue));
+    let shutdown = CancellationToken::new();
+    let handler = Failing { times: 1, retry: Retry::Backoff, seen: Arc::default() };
+    let running = tokio::spawn({
+        let (bus, shutdown) = (bus.clone(), shutdown.clone());
+        async move { stage::run(&bus, options(1), "w".into(), handler, CancellationToken::new(), shutdown).await }
+    });
+    let told = async {
+        loop {
+            if let Some(WaitReason::Fault { reason, again, .. }) = jobs.wait_reason(&tenant, &id).await {
+                return (reason, again);
+            }
+        }
+    };
+    let (reason, again) = timeout(PATIENCE, told).await.expect("the job does not say what it waits for");
+    assert!(reason.contains("it broke") && !again, "{reason}");
+    assert_eq!(result(&mut follower, &id).await.status, Status::Completed);
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
+    assert_eq!(jobs.wait_reason(&tenant, &id).await, None);
+    assert_eq!(jobs.get(&tenant, &id).await.unwrap().unwrap().record.waiting, None);
 }
 
 /// Works until it is told to go on, and counts how often it began.

@@ -20,8 +20,12 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
-use crate::support::{self, Ground, PATIENCE, job_id, name, result};
+use crate::{
+    bus::provisioned,
+    support::{self, Ground, PATIENCE, job_id, name, result},
+};
 
 /// Takes some seconds with steps of 20 ms.
 fn long(id: &str) -> Value {
@@ -115,23 +119,25 @@ async fn a_job_is_cancelled_wherever_it_is_and_has_one_result() {
     let (bus, tenant) = (ground.bus().await, name("acme"));
     let (alone, error) = cancel(&ground, "nobody-there").await;
     assert!(!alone && error.as_str().unwrap().contains("no ingest worker runs"), "{error}");
-    let _ingest = ground.worker("ingest", "ingest-1").await;
+    provisioned(&ground).await;
     let mut follower = bus.follow(&tenant).await.unwrap();
+    // Who answers calls, but takes no request yet.
+    let (calls, served) = (bus.calls().await.unwrap(), CancellationToken::new());
+    let serving = tokio::spawn(calls.serve_until(served.clone().cancelled_owned()));
     let unknown = json!({ "id": "never-seen", "answer": "unknown", "state": null });
     assert_eq!(cancel(&ground, "never-seen").await, (false, unknown));
 
-    // Nobody takes from this lane yet; a later request of that id is not the one that was cancelled.
-    let in_ingest = submit(&bus, "later", &long("in-ingest")).await;
-    submit(&bus, "later", &json!({ "id": "in-ingest", "prompt": "another" })).await;
+    // A later request of that id is not the one that was cancelled.
+    let in_ingest = submit(&bus, "batch", &long("in-ingest")).await;
+    submit(&bus, "batch", &json!({ "id": "in-ingest", "prompt": "another" })).await;
     let told = json!({ "id": "in-ingest", "answer": "cancelling", "state": "accepted" });
     assert_eq!(cancel(&ground, "in-ingest").await, (true, told.clone()));
     assert_eq!(cancel(&ground, "in-ingest").await, (true, told));
-    // The worker's end must not come before it has refused the second request.
-    let both = async { tokio::join!(result(&mut follower, &in_ingest), until_refused(&ground)).0 };
-    let outcome = tokio::select! {
-        outcome = both => outcome,
-        _ = ground.baton(&["worker", "ingest", "--set", "lanes=later"]) => panic!("the worker ended"),
-    };
+    let _ingest = ground.worker("ingest", "ingest-1").await;
+    served.cancel();
+    serving.await.unwrap();
+    let outcome = result(&mut follower, &in_ingest).await;
+    until_refused(&ground).await;
     assert_cancelled(&outcome, 0);
     assert_eq!(
         outcome.request_digest,

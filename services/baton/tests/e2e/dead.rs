@@ -262,6 +262,33 @@ async fn what_is_not_the_requests_fault_leaves_a_dead_letter() {
 }
 
 #[tokio::test]
+async fn a_message_of_another_release_ends_the_job_that_it_was_published_for() {
+    let ground = Ground::new(&[]).await;
+    let bus = provisioned(&ground).await;
+    let (jobs, tenant) = (bus.jobs().await.unwrap(), name("acme"));
+    let mut follower = bus.follow(&tenant).await.unwrap();
+    let job = job("later");
+    jobs.admit(&tenant, &job.id, "digest", Source { sequence: 1, stored_ms: 1 }).await.unwrap();
+    let subject = bus.layout().prefill(&job.model, &job.lane, &job.tenant);
+    bus.begin(subject, &job, HeaderMap::new(), b"\x7fof a later release".to_vec()).await.unwrap();
+    // Maintenance goes on, and takes the job for what it is: one that waits.
+    assert_eq!(bus.reconcile(false).await.unwrap().unread, 1);
+    let mut report = reconcile(&ground, &[]).await.1;
+    assert_eq!((&report["unread"], &report["waiting"]), (&json!(1), &json!(1)));
+    // The last of its deliveries.
+    let worker = work(&bus, 1, "w", Fails);
+    let outcome = result(&mut follower, &job.id).await;
+    assert_eq!((outcome.error.unwrap().code, outcome.request_digest.as_str()), (Code::Internal, "digest"));
+    assert_eq!((outcome.model, outcome.lane), (Some(name("m")), name("batch")));
+    let found = letters(&ground).await;
+    assert_eq!(found.iter().map(|letter| &letter["id"]).collect::<Vec<_>>(), ["prefill.acme.later"]);
+    until_waiting::<PrefillTask>(&bus, Stage::Prefill, 0).await;
+    report = reconcile(&ground, &[]).await.1;
+    assert_eq!(report, nothing(0));
+    worker.cancel();
+}
+
+#[tokio::test]
 async fn a_job_has_one_dead_letter_however_often_it_is_buried() {
     let ground = Ground::new(&[]).await;
     let bus = provisioned(&ground).await;

@@ -9,6 +9,7 @@ mod cancel;
 mod cli;
 mod clocks;
 mod commands;
+mod copies;
 mod dead;
 mod faults;
 mod gateway;

@@ -16,7 +16,7 @@ use baton_contract::{
     checkpoint::Checkpoint,
     envelope::DecodeTask,
     job::{Answer, Job},
-    outcome::{Delta, Outcome, Status, Timings},
+    outcome::{Code, Delta, Outcome, Status, Timings},
     record::Claim,
     sampling::Sampling,
     subject::Stage,
@@ -192,6 +192,26 @@ async fn all_decode_workers_killed_and_one_started_change_nothing() {
     for (answer, repeated) in &live.repeated {
         assert!(*repeated <= INTERVAL, "{answer:?}: {repeated} tokens were sampled again");
     }
+}
+
+#[tokio::test]
+async fn a_job_that_used_up_its_tries_keeps_what_it_came_to() {
+    let ground = slow(&["stages.decode.max_deliver=1"]).await;
+    let [_ingest, _prefill, first] = ground.workers().await;
+    let bus = ground.bus().await;
+    let mut live = Live::submit(&bus, &[story("unlucky", 1, 1000)]).await;
+    live.until(1, INTERVAL + 50).await;
+    first.kill().await;
+    let _second = ground.worker("decode", "decode-2").await;
+    while !live.pending.is_empty() {
+        live.next().await;
+    }
+    let outcome = &live.outcomes[&job_id("unlucky")];
+    let code = outcome.error.as_ref().map(|error| error.code);
+    assert_eq!((outcome.status, code), (Status::Failed, Some(Code::AttemptsExhausted)));
+    let seen = live.answers.values().next().unwrap();
+    assert!(outcome.tokens.len() >= 50 && seen.starts_with(&outcome.tokens), "{} tokens", outcome.tokens.len());
+    assert!(!outcome.text.is_empty());
 }
 
 #[tokio::test]

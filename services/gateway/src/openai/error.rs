@@ -115,6 +115,7 @@ impl From<baton_bus::Error> for ApiError {
         match error {
             baton_bus::Error::TryLater { .. } => Self::busy(causes(&error)),
             baton_bus::Error::TooLarge { .. } => Self { status: 413, ..Self::invalid(causes(&error)) },
+            baton_bus::Error::UnknownLane { .. } => Self::invalid(causes(&error)),
             error => Self::unavailable(causes(&error)),
         }
     }
