@@ -115,23 +115,23 @@ async fn a_job_is_cancelled_wherever_it_is_and_has_one_result() {
     let (bus, tenant) = (ground.bus().await, name("acme"));
     let (alone, error) = cancel(&ground, "nobody-there").await;
     assert!(!alone && error.as_str().unwrap().contains("no ingest worker runs"), "{error}");
-    let _ingest = ground.worker("ingest", "ingest-1").await;
+    assert!(ground.baton(&["provision"]).await.status.success());
     let mut follower = bus.follow(&tenant).await.unwrap();
-    let unknown = json!({ "id": "never-seen", "answer": "unknown", "state": null });
-    assert_eq!(cancel(&ground, "never-seen").await, (false, unknown));
 
-    // Nobody takes from this lane yet; a later request of that id is not the one that was cancelled.
-    let in_ingest = submit(&bus, "later", &long("in-ingest")).await;
-    submit(&bus, "later", &json!({ "id": "in-ingest", "prompt": "another" })).await;
-    let told = json!({ "id": "in-ingest", "answer": "cancelling", "state": "accepted" });
-    assert_eq!(cancel(&ground, "in-ingest").await, (true, told.clone()));
-    assert_eq!(cancel(&ground, "in-ingest").await, (true, told));
-    // The worker's end must not come before it has refused the second request.
-    let both = async { tokio::join!(result(&mut follower, &in_ingest), until_refused(&ground)).0 };
-    let outcome = tokio::select! {
-        outcome = both => outcome,
-        _ = ground.baton(&["worker", "ingest", "--set", "lanes=later"]) => panic!("the worker ended"),
+    // Calls are answered, and nobody takes requests yet; a later request of that id is not the one that was cancelled.
+    let answered = async {
+        let unknown = json!({ "id": "never-seen", "answer": "unknown", "state": null });
+        assert_eq!(cancel(&ground, "never-seen").await, (false, unknown));
+        let in_ingest = submit(&bus, "batch", &long("in-ingest")).await;
+        submit(&bus, "batch", &json!({ "id": "in-ingest", "prompt": "another" })).await;
+        let told = json!({ "id": "in-ingest", "answer": "cancelling", "state": "accepted" });
+        assert_eq!(cancel(&ground, "in-ingest").await, (true, told.clone()));
+        assert_eq!(cancel(&ground, "in-ingest").await, (true, told));
+        in_ingest
     };
+    let in_ingest = bus.calls().await.unwrap().serve_until(answered).await;
+    let _ingest = ground.worker("ingest", "ingest-1").await;
+    let outcome = tokio::join!(result(&mut follower, &in_ingest), until_refused(&ground)).0;
     assert_cancelled(&outcome, 0);
     assert_eq!(
         outcome.request_digest,

@@ -29,6 +29,7 @@ mod python;
 mod resume;
 mod samples;
 mod sdks;
+mod settings;
 mod stats;
 mod store;
 mod support;
