@@ -11,6 +11,8 @@ use rand_chacha::ChaCha8Rng;
 
 /// Where the store keeps its chunks below its directory.
 const CHUNKS: &str = "kv";
+/// Where it is noted whose store it is, which is no chunk.
+const PIPELINES: &str = "pipelines";
 
 /// A store whose chunks lie behind a symbolic link, so that one rename takes them all away and brings them back.
 #[derive(Debug)]
@@ -55,10 +57,11 @@ impl Directory {
         fs::rename(next, self.root.join(CHUNKS))
     }
 
-    /// All files of the store.
+    /// All files of the store but the mark of its pipeline.
     pub fn files(&self) -> io::Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         walk(&self.root, &mut found)?;
+        found.retain(|path| !path.starts_with(self.root.join(PIPELINES)));
         // In an order that does not depend on the file system.
         found.sort();
         Ok(found)

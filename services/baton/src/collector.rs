@@ -15,7 +15,7 @@ use indicatif::ProgressBar;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::context;
+use crate::{context, join};
 
 /// The name of the chore among those that one worker does for all.
 const CHORE: &str = "gc";
@@ -155,6 +155,10 @@ async fn in_turn(plan: &Plan, bus: &Bus) -> anyhow::Result<Duration> {
     let every = plan.store.gc_interval;
     if let Turn::In(wait) = bus.jobs().await?.turn(CHORE, every).await? {
         return Ok(wait);
+    }
+    if let Some(kept) = bus.settings().await? {
+        // A bucket may forget what is old.
+        join::mark(plan, &join::read(&kept)?).await?;
     }
     let (store, hidden) = (context::open_store(plan)?, ProgressBar::hidden());
     let survey = Survey::take(&store, bus, &options(plan), &hidden).await?;

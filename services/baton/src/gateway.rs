@@ -26,7 +26,7 @@ use crate::{
     after_help = "\
 Examples:
   baton gateway                                    serves the pipeline that runs on this machine
-  baton gateway --nats nats://10.0.0.1:4222 --store s3://kv/baton --listen 0.0.0.0:8080
+  baton gateway --nats nats://10.0.0.1:4222 --listen 0.0.0.0:8080
   baton gateway key alice --tenant acme --file keys.toml
 
 `baton up` starts one by itself (gateway.replicas). Any number of gateways serve the same pipeline; none holds state. Others \

@@ -117,3 +117,30 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 fn line(view: &View) -> serde_json::Result<String> {
     Ok(serde_json::to_string(view)? + "\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(at_ms: u64, workers: &[(&str, u64)]) -> Snapshot {
+        let worker = |(name, tokens): &(&str, u64)| {
+            let said = serde_json::json!({
+                "worker": name, "stage": "decode", "roles": ["decode"], "models": [], "started_ms": 1, "at_ms": at_ms,
+                "draining": false, "slots": 1, "busy": 1, "completion_tokens": tokens, "compute_ms": 0, "engine_batch": 0,
+            });
+            serde_json::from_value(said).unwrap()
+        };
+        Snapshot { at_ms, workers: workers.iter().map(worker).collect(), ..Snapshot::default() }
+    }
+
+    #[test]
+    fn a_worker_that_the_first_look_did_not_hear_of_has_rates_since_the_second() {
+        let now = look(4_000, &[("a", 500), ("b", 90)]);
+        let looks = [look(1_000, &[]), look(2_000, &[("a", 100)]), look(3_000, &[("a", 300), ("b", 40)]), now.clone()];
+        let looks: VecDeque<_> = looks.into_iter().map(Arc::new).collect();
+        let view = View::of(&earliest(&looks, &now), &now);
+        let rates: Vec<_> = view.workers.iter().map(|worker| worker.rates.completion_tokens_per_s).collect();
+        assert_eq!(rates, [200.0, 50.0]);
+        assert_eq!(view.stages[2].rates.completion_tokens_per_s, 250.0);
+    }
+}

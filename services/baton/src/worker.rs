@@ -29,11 +29,12 @@ pub const DRAIN: Duration = Duration::from_secs(20);
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  baton worker decode --nats nats://10.0.0.1:4222 --store s3://kv/baton
+  baton worker decode --nats nats://10.0.0.1:4222
   baton worker prefill --pipeline pipelines/balanced.toml --name prefill-7
   baton worker --roles prefill,decode --role decode --name worker-1
 
-Any number of workers of a stage share its queue; add and remove them at any time. Once a worker takes jobs, it prints a \
+It takes over what the broker keeps of the pipeline, and is refused where it was told otherwise. Any number of workers of a stage \
+share its queue; add and remove them at any time. Once a worker takes jobs, it prints a \
 line `ready` to its standard output. SIGTERM and Ctrl-C drain it.
 
 With --roles it is prefill or decode, one at a time, and changes when `baton role` or a planner asks it to: it drains as for its \

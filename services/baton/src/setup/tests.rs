@@ -133,3 +133,17 @@ fn an_old_nats_server_on_the_path_is_passed_over() {
     program(&found, b"#!/bin/sh\necho nats-server: v2.11.0-RC.1\n");
     assert_eq!(setup.find_nats_server(), Some(found));
 }
+
+#[test]
+fn the_home_is_absolute_and_its_lack_names_the_variable_that_gives_one() {
+    let home = |variables: &[(&str, &str)]| {
+        home_of(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
+    };
+    let here = env::current_dir().unwrap();
+    assert_eq!(home(&[("BATON_HOME", "with a space"), ("HOME", "/h")]).unwrap(), here.join("with a space"));
+    assert_eq!(home(&[("XDG_DATA_HOME", "relative"), ("HOME", "/h")]).unwrap(), Path::new("/h/.local/share/baton"));
+    assert_eq!(home(&[("XDG_DATA_HOME", "/d"), ("HOME", "/h")]).unwrap(), Path::new("/d/baton"));
+    for none in [&[][..], &[("HOME", "")], &[("HOME", "relative")]] {
+        assert!(home(none).unwrap_err().to_string().contains("BATON_HOME"));
+    }
+}

@@ -138,6 +138,15 @@ async fn doctor_tells_what_works_and_what_does_not() {
     let text = String::from_utf8_lossy(&healthy.stdout).into_owned();
     assert!(healthy.status.success(), "{text}");
     assert!(text.contains("JetStream on") && text.contains("create-only"), "{text}");
+    // Once there is a pipeline, what it lacks is named.
+    assert!(ground.baton(&["provision"]).await.status.success());
+    let _ingest = ground.worker("ingest", "ingest-1").await;
+    let lacking = ground.baton(&["doctor", "--json"]).await;
+    let checks: Vec<Value> =
+        String::from_utf8_lossy(&lacking.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let failed: Vec<_> = checks.iter().filter(|check| check["ok"] == false).map(|check| &check["check"]).collect();
+    assert_eq!(failed, ["workers of prefill", "workers of decode"], "{checks:?}");
+    assert_eq!(lacking.status.code(), Some(1));
     let broken = ground.baton(&["doctor", "--json", "--nats", "nats://127.0.0.1:1"]).await;
     assert!(!broken.status.success());
     let text = String::from_utf8_lossy(&broken.stdout).into_owned();

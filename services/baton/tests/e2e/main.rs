@@ -30,6 +30,7 @@ mod python;
 mod resume;
 mod samples;
 mod sdks;
+mod settings;
 mod stats;
 mod store;
 mod support;
