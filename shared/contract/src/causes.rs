@@ -10,13 +10,20 @@ pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         let said = cause.to_string();
-        if !said.is_empty() && !parts.iter().any(|part| part.contains(&said)) {
-            parts.pop_if(|last| said.contains(&**last));
+        if repeats(parts.last().map_or("", String::as_str), &said) || !parts.iter().any(|part| part.contains(&said)) {
+            parts.pop_if(|last| repeats(last, &said));
             parts.push(said);
         }
         source = cause.source();
     }
+    parts.retain(|part| !part.is_empty());
     parts.join(": ")
+}
+
+/// Whether a text says nothing but what its cause says, before it or alone.
+fn repeats(text: &str, cause: &str) -> bool {
+    let own = text.strip_suffix(cause).map_or(text, |own| own.trim_end_matches(": "));
+    text != cause && (cause.starts_with(own) || cause.ends_with(own))
 }
 
 #[cfg(test)]
@@ -33,6 +40,8 @@ mod tests {
         Leaf,
         #[error("permission")]
         Shorter { source: Box<Sample> },
+        #[error("denied: {0}")]
+        Twice(#[source] Box<Sample>),
     }
 
     #[test]
@@ -43,7 +52,9 @@ mod tests {
         assert_eq!(causes(&nested), "cannot read the file: cannot fetch: permission denied");
         assert_eq!(causes(&Sample::Leaf), "permission denied");
         let shorter = Sample::Shorter { source: Box::new(Sample::Leaf) };
-        let nested = Sample::Quiet { source: Box::new(shorter) };
-        assert_eq!(causes(&nested), "cannot read the file: permission denied");
+        let twice = Sample::Twice(Box::new(Sample::Leaf));
+        for nested in [shorter, twice].map(|source| Sample::Quiet { source: Box::new(source) }) {
+            assert_eq!(causes(&nested), "cannot read the file: permission denied");
+        }
     }
 }
