@@ -55,10 +55,10 @@ impl Directory {
         fs::rename(next, self.root.join(CHUNKS))
     }
 
-    /// All files of the store.
+    /// The files of all chunks. What else there is, the marks of the pipelines that use the store, stays.
     pub fn files(&self) -> io::Result<Vec<PathBuf>> {
         let mut found = Vec::new();
-        walk(&self.root, &mut found)?;
+        walk(&self.root.join(CHUNKS), &mut found)?;
         // In an order that does not depend on the file system.
         found.sort();
         Ok(found)
