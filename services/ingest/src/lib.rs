@@ -264,7 +264,8 @@ impl Ingest {
                 let payload = Bytes::from(payload);
                 let mut headers = trace::headers_of(&tracing::Span::current());
                 stored.carry(&mut headers);
-                let begin = || self.gate.begin(stage, task.job(), headers.clone(), payload.clone());
+                let by = stored.record.request.unwrap_or(Source::KEPT);
+                let begin = || self.gate.begin(stage, task.job(), by, headers.clone(), payload.clone());
                 let begun = if self.gate.bounds_tenants() {
                     // What there is no room for may be one tenant's, and must not take a slot from the others.
                     begin().await

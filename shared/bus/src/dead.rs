@@ -313,7 +313,8 @@ impl Bus {
             }
             let task = task.renamed(&id, now);
             let payload = envelope::encode(&task).map_err(unreadable)?;
-            if let Err(error) = self.begin(letter.subject.clone(), task.job(), letter.trace(), payload).await {
+            let begun = self.begin(letter.subject.clone(), task.job(), Source::KEPT, letter.trace(), payload).await;
+            if let Err(error) = begun {
                 // The id is free for the next try. Should the message have been stored after all, whoever claims it makes
                 // the record anew.
                 let _ = jobs.bucket.delete(self.layout.job_key(tenant, &id)).await;

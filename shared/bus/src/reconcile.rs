@@ -20,7 +20,7 @@ use baton_contract::{
     envelope::{DecodeTask, PrefillTask, Task},
     job::Job,
     outcome::Status,
-    record::Record,
+    record::{Record, Source},
     subject::Stage,
 };
 use bytes::Bytes;
@@ -106,15 +106,17 @@ pub struct Report {
 }
 
 impl Bus {
-    /// Passes an admitted job to its first stage, and keeps a copy of the message. `headers` carry its trace.
+    /// Passes a job that was admitted `by` a request to its first stage, and keeps a copy of the message. `headers` carry its
+    /// trace.
     pub async fn begin(
         &self,
         subject: String,
         job: &Job,
+        by: Source,
         headers: HeaderMap,
         payload: impl Into<Bytes>,
     ) -> Result<(), Error> {
-        self.begin_at(subject.clone(), subject, job, headers, payload.into()).await
+        self.begin_at(subject.clone(), subject, job, by, headers, payload.into()).await
     }
 
     /// The same of a job that is to come to its first stage's `subject`, but is put in another `place` until then.
@@ -123,6 +125,7 @@ impl Bus {
         place: String,
         subject: String,
         job: &Job,
+        by: Source,
         headers: HeaderMap,
         payload: Bytes,
     ) -> Result<(), Error> {
@@ -130,7 +133,9 @@ impl Bus {
         trace::copy(Some(&headers), &mut kept);
         kept.insert(SUBJECT, subject.as_str());
         let copy = self.publish_durably(self.layout.admitted(&job.tenant, &job.id), None, kept, payload.clone());
-        let id = format!("{}/{}/{}", job.tenant, job.id, Stage::Ingest);
+        // A job whose record was lost may be admitted by another request, perhaps before the broker has forgotten what the
+        // first one came to; that must not be taken for a repetition.
+        let id = format!("{}/{}/{}/{}-{}", job.tenant, job.id, Stage::Ingest, by.sequence, by.stored_ms);
         try_join!(copy, self.publish_durably(place, Some(&id), headers, payload)).map(drop)
     }
 

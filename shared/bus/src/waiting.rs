@@ -21,6 +21,7 @@ use async_nats::jetstream::message::StreamMessage;
 use baton_contract::{
     JobId, Name, causes,
     job::Job,
+    record::Source,
     subject::{Layout, Stage},
 };
 use bytes::Bytes;
@@ -103,6 +104,7 @@ impl Bus {
         &self,
         stage: Stage,
         job: &Job,
+        by: Source,
         mut headers: HeaderMap,
         payload: Bytes,
     ) -> Result<(), Error> {
@@ -113,7 +115,7 @@ impl Bus {
         }
         let place = self.layout.waiting(&job.model, &job.lane, &job.tenant);
         let subject = self.place(stage, &Line::of(job), &job.tenant);
-        self.begin_at(place, subject, job, headers, payload).await?;
+        self.begin_at(place, subject, job, by, headers, payload).await?;
         let failed = |message: String| Error::Publish { subject: self.layout.wake(), message };
         self.client.publish(self.layout.wake(), Bytes::new()).await.map_err(|error| failed(causes(&error)))
     }

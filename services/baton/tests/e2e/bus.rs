@@ -61,7 +61,7 @@ async fn publish(bus: &Bus, id: &str) {
     let task = task(id);
     let subject = bus.layout().prefill(&task.job.model, &task.job.lane, &task.job.tenant);
     let payload = envelope::encode(&task).unwrap();
-    bus.begin(subject, &task.job, Default::default(), payload).await.unwrap();
+    bus.begin(subject, &task.job, record::Source::KEPT, Default::default(), payload).await.unwrap();
 }
 
 pub async fn provisioned(ground: &Ground) -> Bus {
@@ -330,7 +330,7 @@ async fn what_a_message_tells_of_its_job_is_believed_only_as_long_as_it_holds() 
             jobs.note_end(&job.tenant, &job.id, Status::Cancelled).await.unwrap();
         }
         let subject = bus.layout().prefill(&job.model, &job.lane, &job.tenant);
-        bus.begin(subject, job, headers, envelope::encode(&task).unwrap()).await.unwrap();
+        bus.begin(subject, job, record::Source::KEPT, headers, envelope::encode(&task).unwrap()).await.unwrap();
     }
     let shutdown = CancellationToken::new();
     let handler = Failing { times: 0, retry: Retry::Never, seen: Arc::default() };

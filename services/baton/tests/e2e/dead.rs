@@ -61,7 +61,7 @@ async fn begin(bus: &Bus, id: &str) {
     let mut headers = HeaderMap::new();
     headers.insert("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"));
     let subject = bus.layout().prefill(&task.job.model, &task.job.lane, &task.job.tenant);
-    bus.begin(subject, &task.job, headers, envelope::encode(&task).unwrap()).await.unwrap();
+    bus.begin(subject, &task.job, Source::KEPT, headers, envelope::encode(&task).unwrap()).await.unwrap();
 }
 
 fn options(max_deliver: u64) -> pull::Options {

@@ -11,7 +11,10 @@ use baton_contract::{
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::support::{self, BATON, Ground, PATIENCE, job_id, name, result};
+use crate::{
+    dead::destroy,
+    support::{self, BATON, Ground, PATIENCE, job_id, name, result},
+};
 
 fn request() -> Value {
     json!({
@@ -101,4 +104,23 @@ async fn damaged_and_missing_chunks_are_computed_again() {
     assert_eq!(outcome.tokens, expected.tokens);
     assert!(outcome.timings.recomputed_tokens > 0);
     assert!(decode.lives());
+}
+
+#[tokio::test]
+async fn a_request_that_comes_again_after_its_record_was_lost_does_not_stay_open() {
+    let ground = Ground::sim(&[]).await;
+    let _workers = ground.workers().await;
+    let bus = ground.bus().await;
+    let (tenant, job, jobs) = (name("acme"), job_id("once"), bus.jobs().await.unwrap());
+    let mut follower = bus.follow(&tenant).await.unwrap();
+    let body = json!({ "id": "once", "prompt": "Hello", "max_tokens": 3 }).to_string().into_bytes();
+    bus.submit(&tenant, &name("batch"), body.clone()).await.unwrap();
+    let first = result(&mut follower, &job).await;
+    until_state(&jobs, &tenant, &job, State::Completed).await;
+
+    // The broker still knows the message that the first request became.
+    destroy(&ground, "PURGE.KV_baton_jobs").await;
+    bus.submit(&tenant, &name("batch"), body).await.unwrap();
+    until_state(&jobs, &tenant, &job, State::Completed).await;
+    assert_eq!(result(&mut follower, &job).await, first);
 }

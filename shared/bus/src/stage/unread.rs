@@ -87,7 +87,7 @@ mod tests {
         };
         let job = |id: &str| job_of("baton.decode.sim.batch.acme", Some(&headers(id))).map(|key| key.to_string());
         assert_eq!(job("acme/report-7/prefill/12").as_deref(), Some("acme/report-7"));
-        assert_eq!(job("acme/report-7/ingest").as_deref(), Some("acme/report-7"));
+        assert_eq!(job("acme/report-7/ingest/3-1700000000000").as_deref(), Some("acme/report-7"));
         for other in ["zeta/report-7/prefill/12", "acme/report-7", "report-7", "retry/12", "acme/a.b/ingest"] {
             assert_eq!(job(other), None, "{other}");
         }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use baton_contract::{Name, causes, job::Job, subject::Stage};
+use baton_contract::{Name, causes, job::Job, record::Source, subject::Stage};
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -76,16 +76,23 @@ impl Bus {
 }
 
 impl Gate {
-    /// Takes an admitted job to its first stage, or to where it waits for that; keeps a copy of its message, as
+    /// Takes a job that was admitted `by` a request to its first stage, or to where it waits for that; keeps a copy of its message, as
     /// [`Bus::begin`] does. `headers` carry its trace and record.
-    pub async fn begin(&self, stage: Stage, job: &Job, headers: HeaderMap, payload: Bytes) -> Result<(), Error> {
+    pub async fn begin(
+        &self,
+        stage: Stage,
+        job: &Job,
+        by: Source,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Result<(), Error> {
         let Inner { bus, options, .. } = &*self.0;
         let line = Line::of(job);
         // Only who moves what waits knows how many of these run.
         let limited = options.share(&job.tenant).max_running.is_some();
         if !limited && self.may_pass(&line).await {
             let subject = bus.place(stage, &line, &job.tenant);
-            match bus.begin(subject, job, headers.clone(), payload.clone()).await {
+            match bus.begin(subject, job, by, headers.clone(), payload.clone()).await {
                 // There may be room where jobs wait.
                 Err(Error::TryLater { .. }) => {}
                 begun => return begun,
@@ -94,7 +101,7 @@ impl Gate {
         if !limited {
             self.state().since.entry(line).or_default().waiting += 1;
         }
-        bus.begin_waiting(stage, job, headers, payload).await
+        bus.begin_waiting(stage, job, by, headers, payload).await
     }
 
     /// Whether a tenant has as many jobs waiting in a lane as it may, of some model. It was so a moment ago, or will be.
