@@ -1,7 +1,9 @@
 //! Which pipeline a command is about, and how to reach it.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions, Permissions},
+    io::Write,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -154,7 +156,7 @@ impl PipelineHome {
     pub fn announce(&self, running: &Running) -> anyhow::Result<()> {
         // At once: others may be reading it.
         let written = self.directory.join("running.json.new");
-        fs::write(&written, serde_json::to_vec(running)?).context("cannot write running.json")?;
+        write_private(&written, &serde_json::to_vec(running)?)?;
         fs::rename(&written, self.running_file()).context("cannot write running.json")
     }
 
@@ -174,6 +176,16 @@ impl PipelineHome {
     }
 }
 
+/// Writes a file that only its owner may read: URLs may hold passwords.
+pub fn write_private(path: &Path, text: &[u8]) -> anyhow::Result<()> {
+    let cannot = || format!("cannot write {}", path.display());
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path).with_context(cannot)?;
+    // One that stood there already keeps its mode otherwise.
+    file.set_permissions(Permissions::from_mode(0o600)).with_context(cannot)?;
+    file.write_all(text).with_context(cannot)
+}
+
 /// Connects to the plan's broker, whose URL must be known.
 pub async fn connect(plan: &Plan, name: &str) -> anyhow::Result<Bus> {
     reach(&plan.root, &plan.broker, name).await
@@ -189,6 +201,18 @@ pub async fn reach(root: &Name, broker: &Broker, name: &str) -> anyhow::Result<B
         layout: Layout::new(root.clone()),
     };
     Ok(Bus::connect(options).await?)
+}
+
+/// Does a process's work, and makes again meanwhile what it needs of the broker. It fails when the connection dies, without
+/// which the work cannot be done.
+pub async fn keeping<T>(plan: &Plan, bus: &Bus, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let retention = retention(plan);
+    tokio::select! {
+        biased;
+        done = work => done,
+        died = bus.died() => Err(died.into()),
+        never = bus.keep(&retention) => match never {},
+    }
 }
 
 /// How the plan wants its streams kept.
@@ -267,6 +291,9 @@ pub async fn asked_to_stop() -> anyhow::Result<()> {
 pub fn quiet_telemetry(settings: &Telemetry, service: &str, instance: &str) -> anyhow::Result<baton_telemetry::Guard> {
     telemetry(&Telemetry { log: "warn".into(), ..settings.clone() }, service, instance)
 }
+
+/// How long the user of a command waits at most for its last spans to be sent.
+pub const LAST_SPANS: Duration = Duration::from_millis(500);
 
 /// Starts logs and traces of a process that serves a pipeline.
 pub fn telemetry(settings: &Telemetry, service: &str, instance: &str) -> anyhow::Result<baton_telemetry::Guard> {

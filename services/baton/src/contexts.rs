@@ -5,7 +5,7 @@ mod folder;
 use std::{fs, io::Write, path::PathBuf};
 
 use anyhow::{Context as _, bail};
-use baton_contract::Name;
+use baton_contract::{Name, without_secrets};
 use baton_topology::Plan;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -61,7 +61,7 @@ impl Context {
 
     /// Without the passwords that its URLs may have.
     fn shown(&self) -> Self {
-        Self { nats: self.nats.as_deref().map(masked), store: self.store.as_deref().map(masked), ..self.clone() }
+        Self { nats: self.nats.as_deref().map(without_secrets), store: self.store.as_deref().map(without_secrets), ..self.clone() }
     }
 
     /// The keys that it has, for people.
@@ -77,19 +77,6 @@ impl Context {
         ];
         lines.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
     }
-}
-
-/// URLs, separated by commas, without passwords and tokens.
-pub fn masked(urls: &str) -> String {
-    let one = |url: &str| {
-        let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-        let Some((user, host)) = rest.rsplit_once('@') else { return url.to_owned() };
-        match user.split_once(':') {
-            Some((user, _)) => format!("{scheme}://{user}:***@{host}"),
-            None => format!("{scheme}://***@{host}"),
-        }
-    };
-    urls.split(',').map(one).collect::<Vec<_>>().join(",")
 }
 
 #[derive(clap::Args)]
@@ -328,15 +315,4 @@ fn list(folder: &Folder, json: bool) -> anyhow::Result<()> {
         write!(out, "{}", table::render(&["context", "nats", "store", "tenant", "pipeline"], &rows))?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn passwords_and_tokens_are_not_shown() {
-        assert_eq!(masked("nats://a.example:4222"), "nats://a.example:4222");
-        assert_eq!(masked("nats://me:pa@ss@a:1,tls://token@b:2"), "nats://me:***@a:1,tls://***@b:2");
-    }
 }

@@ -76,7 +76,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         stopped = context::asked_to_stop() => stopped.and(Err(exit::Interrupted.into())),
     };
     pipeline.stop().await?;
-    telemetry.shutdown().await;
+    telemetry.shutdown_within(context::LAST_SPANS).await;
     match outcome {
         Ok(()) => std::fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display())),
         Err(error) => Err(error.context(format!("the demo failed; the workers' log is {}", log.display()))),
@@ -84,7 +84,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::Result<()> {
-    note!("broker {}, store {}", pipeline.nats_url(), pipeline.store_url());
+    note!("broker {}, store {}", pipeline.plan().broker.url, pipeline.plan().store.url);
     pipeline.ready().await?;
     note!("one ingest, one prefill and one decode process are ready after {:.1} s", started.elapsed().as_secs_f64());
 

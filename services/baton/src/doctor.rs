@@ -14,7 +14,6 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     context::{self, PipelineArguments, PipelineHome},
-    contexts::masked,
     guard,
     join::Found,
     output::stdout,
@@ -75,7 +74,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 /// Of a pipeline whose broker is known.
 async fn running(found: &Found) -> Vec<Check> {
-    let url = masked(found.reach.broker.url.as_str());
+    let url = &found.reach.broker.url;
     let reached = async {
         let bus = context::reach(&found.reach.root, &found.reach.broker, "baton-doctor").await?;
         let version = bus.check().await?;

@@ -121,11 +121,15 @@ async fn serve(mut arguments: Arguments) -> anyhow::Result<()> {
 async fn listen(found: &Found, name: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
     let bus = context::reach(&found.reach.root, &found.reach.broker, name).await?;
     let plan = found.take_part(&bus, true).await?;
-    let gateway = Gateway::bind(bus, options(&plan)?).await?;
+    let gateway = Gateway::bind(bus.clone(), options(&plan)?).await?;
     let url = gateway.url();
     tracing::info!(gateway = name, url, "the gateway is ready");
     writeln!(stdout(), "ready {url}").context("cannot write to standard output")?;
-    gateway.run(shutdown).await;
+    let running = async {
+        gateway.run(shutdown).await;
+        Ok(())
+    };
+    context::keeping(&plan, &bus, running).await?;
     tracing::info!("the gateway has drained");
     Ok(())
 }

@@ -69,7 +69,7 @@ impl Found {
     /// pipeline's mark in it.
     pub async fn take_part(&self, bus: &Bus, uses_store: bool) -> anyhow::Result<Plan> {
         for _ in 0..RACES {
-            let plan = match bus.settings().await? {
+            let plan = match bus.settings_once_elected().await? {
                 Some(kept) => self.adopt(bus, &kept, uses_store).await?,
                 None => self.begin(bus, uses_store).await?,
             };

@@ -246,7 +246,7 @@ async fn stat(arguments: StatArguments) -> anyhow::Result<()> {
     let (plan, bus) = arguments.pipeline.join("baton-kv").await?;
     let (_, survey) = survey(&plan, &bus, &collector::options(&plan), &progress()).await?;
     let stat = Stat {
-        store: plan.store.url.as_str().to_owned(),
+        store: plan.store.url.to_string(),
         stock: Stock::of(&survey),
         would_remove: Removed::of(&survey.removals),
         would_remove_leftovers: survey.leftovers.len() as u64,

@@ -69,7 +69,8 @@ async fn serve(found: &Found, name: String, dry_run: bool, shutdown: Cancellatio
         // Whoever started it may not want to know.
         let _ = writeln!(stdout(), "ready");
     };
-    Ok(service::run(bus, options, ready, shutdown).await?)
+    let planning = async { Ok(service::run(bus.clone(), options, ready, shutdown).await?) };
+    context::keeping(&plan, &bus, planning).await
 }
 
 fn options(plan: &Plan) -> anyhow::Result<Options> {

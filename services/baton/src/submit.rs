@@ -120,7 +120,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         follower.look_up(&waiting.pending).await?;
         complete = waiting.until_done(follower, &arguments).await?;
     }
-    telemetry.shutdown().await;
+    telemetry.shutdown_within(context::LAST_SPANS).await;
     Ok(Exit::of_jobs(complete))
 }
 

@@ -29,7 +29,6 @@ use tokio_util::sync::CancellationToken;
 use self::commands::{own_command, workers};
 use crate::{
     context::{self, CONTEXT_VARIABLE, PipelineArguments, PipelineHome, Running},
-    contexts::masked,
     guard,
     join::Found,
     output::note,
@@ -89,8 +88,8 @@ async fn keep_running(mut pipeline: Pipeline) -> anyhow::Result<()> {
     let ran = match started {
         Ok(true) => {
             tracing::info!(
-                nats = masked(pipeline.nats_url()),
-                store = pipeline.store_url(),
+                nats = %pipeline.plan().broker.url,
+                store = %pipeline.plan().store.url,
                 "the pipeline runs; Ctrl-C drains and stops it"
             );
             invite(&pipeline).await;
@@ -106,7 +105,7 @@ async fn keep_running(mut pipeline: Pipeline) -> anyhow::Result<()> {
 
 /// Shows what there is, and what to do next.
 async fn invite(pipeline: &Pipeline) {
-    let (nats, store) = (masked(pipeline.nats_url()), pipeline.store_url());
+    let (nats, store) = (&pipeline.plan().broker.url, &pipeline.plan().store.url);
     let page = match pipeline.gateway_url().await {
         Some(url) => format!("  page   {url}/\n  API    {url}/v1 (OpenAI's)\n"),
         None => String::new(),
@@ -183,8 +182,7 @@ impl Pipeline {
             spawn_blocking(move || context::source(&model)).await??;
         }
         let resolved = home.plan_file();
-        std::fs::write(&resolved, plan.machine_toml())
-            .with_context(|| format!("cannot write {}", resolved.display()))?;
+        context::write_private(&resolved, plan.machine_toml().as_bytes())?;
         let announcement = Announcement { home: home.clone(), nats_url: plan.broker.url.as_str().to_owned() };
         if server.is_some() {
             announcement.make(None)?;
@@ -232,14 +230,6 @@ impl Pipeline {
     /// The plan with every URL known.
     pub fn plan(&self) -> &Plan {
         &self.plan
-    }
-
-    pub fn nats_url(&self) -> &str {
-        self.plan.broker.url.as_str()
-    }
-
-    pub fn store_url(&self) -> &str {
-        self.plan.store.url.as_str()
     }
 
     /// Where the gateway is found, once it takes requests; none if the pipeline has none.

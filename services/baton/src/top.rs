@@ -91,7 +91,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         return Ok(stdout().write_all(text.as_bytes())?);
     }
     if !arguments.json && io::stdout().is_terminal() {
-        let title = format!("{} at {}", plan.root, crate::contexts::masked(plan.broker.url.as_str()));
+        let title = format!("{} at {}", plan.root, plan.broker.url);
         return screen::run(looks, &title).await;
     }
     let shown = async {

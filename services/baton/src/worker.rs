@@ -132,14 +132,17 @@ async fn serve(assignment: Assignment, found: &Found, worker: &str, shutdown: Ca
     let bus = context::reach(&found.reach.root, &found.reach.broker, worker).await?;
     let uses_store = !matches!(assignment, Assignment::Ingest);
     let plan = &found.take_part(&bus, uses_store).await?;
-    match assignment {
-        Assignment::Ingest => ingest(plan, &bus, worker, shutdown).await?,
-        Assignment::Compute { roles, first } => {
-            // The stages that use the store look after it, too.
-            tokio::spawn(collector::keep(plan.clone(), bus.clone(), shutdown.clone()));
-            Flexible { plan, worker, roles, shutdown }.serve(&bus, first).await?;
+    let work = async {
+        match assignment {
+            Assignment::Ingest => ingest(plan, &bus, worker, shutdown).await,
+            Assignment::Compute { roles, first } => {
+                // The stages that use the store look after it, too.
+                tokio::spawn(collector::keep(plan.clone(), bus.clone(), shutdown.clone()));
+                Flexible { plan, worker, roles, shutdown }.serve(&bus, first).await
+            }
         }
-    }
+    };
+    context::keeping(plan, &bus, work).await?;
     tracing::info!("the worker has drained");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Whether the gateway lives, whether it can serve, and what it counts.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use axum::{
     extract::State as FromState,
@@ -14,27 +14,64 @@ use crate::{State, openai::ApiError};
 
 /// How long the broker may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// By when every worker has told of itself.
+const HEARD_WITHIN: Duration = Duration::from_secs(3);
+/// The pipeline is looked at every second; what is so old is not known to hold any more.
+const CURRENT: Duration = Duration::from_secs(10);
 
 /// The process answers.
 pub(crate) async fn alive() -> &'static str {
     "ok\n"
 }
 
-/// The broker answers, and the pipeline's streams are there.
+/// The broker answers, the pipeline's streams are there, and each stage has a worker that takes jobs.
 pub(crate) async fn ready(FromState(state): FromState<State>) -> Result<&'static str, ApiError> {
     match timeout(ANSWER_WITHIN, state.bus.ready()).await {
-        Ok(ready) => ready.map(|()| "ready\n").map_err(|error| ApiError::unavailable(causes(&error))),
-        Err(_) => Err(ApiError::unavailable(format!("the broker did not answer within {ANSWER_WITHIN:?}"))),
+        Ok(ready) => ready.map_err(|error| ApiError::unavailable(causes(&error)))?,
+        Err(_) => return Err(silent()),
     }
+    let mut idle = None;
+    let staffed = async {
+        let mut watch = state.watch.get_or_try_init(|| state.bus.watch_stats()).await?.clone();
+        loop {
+            let stages = unserved(&watch.snapshot());
+            if stages.is_empty() {
+                return Ok(());
+            }
+            idle = Some(stages);
+            // Who has just begun to listen hears of all within a second.
+            watch.next().await;
+        }
+    };
+    let staffed: Result<Result<(), baton_bus::Error>, _> = timeout(HEARD_WITHIN, staffed).await;
+    match (staffed, idle) {
+        (Ok(staffed), _) => staffed.map(|()| "ready\n").map_err(|error| ApiError::unavailable(causes(&error))),
+        (Err(_), Some(stages)) => {
+            let stages: Vec<_> = stages.into_iter().map(Stage::as_str).collect();
+            Err(ApiError::unavailable(format!("no worker serves {}; what is asked for waits", stages.join(" or "))))
+        }
+        (Err(_), None) => Err(silent()),
+    }
+}
+
+fn silent() -> ApiError {
+    ApiError::unavailable(format!("the broker did not answer within {ANSWER_WITHIN:?}"))
+}
+
+/// The stages that no worker takes jobs of.
+fn unserved(pipeline: &Snapshot) -> Vec<Stage> {
+    let serves = |stage| pipeline.workers.iter().any(|worker| worker.stage == stage && !worker.draining);
+    Stage::ALL.into_iter().filter(|&stage| !serves(stage)).collect()
 }
 
 pub(crate) async fn metrics(FromState(state): FromState<State>) -> Result<Response, ApiError> {
     let watch = state.watch.get_or_try_init(|| state.bus.watch_stats());
     let pipeline = match timeout(ANSWER_WITHIN, watch).await {
-        Ok(Ok(watch)) => watch.snapshot(),
-        // What is counted here is told all the same.
-        _ => Arc::default(),
+        // What is older is not told: it would look like now.
+        Ok(Ok(watch)) => (watch.age() < CURRENT).then(|| watch.snapshot()),
+        _ => None,
     };
-    let text = state.metrics.text(&pipeline).map_err(|error| ApiError::internal(causes(&error)))?;
+    // What is counted here is told in any case.
+    let text = state.metrics.text(pipeline.as_deref()).map_err(|error| ApiError::internal(causes(&error)))?;
     Ok(([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
 }

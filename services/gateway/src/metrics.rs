@@ -96,8 +96,8 @@ impl Metrics {
         self.0.cancelled.inc();
     }
 
-    /// What was counted here, and how the pipeline is doing.
-    pub(crate) fn text(&self, pipeline: &Snapshot) -> Result<String, fmt::Error> {
+    /// What was counted here, and how the pipeline is doing if that is known.
+    pub(crate) fn text(&self, pipeline: Option<&Snapshot>) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode_registry(&mut text, &self.0.registry)?;
         encode_registry(&mut text, &pipeline::registry(pipeline))?;

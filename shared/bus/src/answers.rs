@@ -1,11 +1,12 @@
 //! Answers to single jobs, for a process that asks many at a time: no consumer is made for one, and nothing is asked of the
 //! broker before its request is published.
 //!
-//! The broker reads a connection in order, so what was subscribed to before the request was published misses nothing of the
-//! job. A message on the result's subject is a hint only: it passes by before it is stored, and also where it is refused as a
+//! The broker reads a connection in order, so what was subscribed to on the connection before the request was published on it
+//! misses nothing of the job. A message on the result's subject is a hint only: it passes by before it is stored, and also where it is refused as a
 //! second one. What counts is read from the stream. So that a hint may be lost, the stream is also looked at now and then.
 
 use std::{
+    future::pending,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -13,19 +14,17 @@ use std::{
     time::Duration,
 };
 
-use async_nats::Subscriber;
 use baton_contract::{
     JobId, Name, causes,
     outcome::{Delta, Outcome, Refusal, request_digest},
 };
-use futures::StreamExt;
 use tokio::{
     sync::{Notify, mpsc},
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Bus, Error, jobs::Jobs};
+use crate::{Bus, Error, connection::Heard, jobs::Jobs};
 
 /// Live tokens that one reader may be behind with, and their bytes. Those beyond it are dropped: the result has them.
 const BEHIND: usize = 4_096;
@@ -148,11 +147,6 @@ impl Bus {
     pub async fn answers(&self) -> Result<Answers, Error> {
         Ok(Answers { jobs: self.jobs().await? })
     }
-
-    async fn listen(&self, subject: String) -> Result<Subscriber, Error> {
-        let failed = |error: async_nats::SubscribeError| Error::Read { what: subject.clone(), message: causes(&error) };
-        self.client.subscribe(subject.clone()).await.map_err(failed)
-    }
 }
 
 impl Answers {
@@ -161,15 +155,17 @@ impl Answers {
         let bus = &self.jobs.bus;
         let Ask { tenant, lane, job, body, live, known } = ask;
         let digest = request_digest(&body);
-        let tokens = if live { Some(bus.listen(bus.layout.tokens(tenant, job)).await?) } else { None };
-        let results = bus.listen(bus.layout.result(tenant, job)).await?;
-        let refusals = if known { Some(bus.listen(bus.layout.refusal(tenant, job, &digest)).await?) } else { None };
+        let (ears, layout) = (bus.ears.connection().await?, &bus.layout);
+        let hear = |subject| bus.ears.listen_on(&ears, subject);
+        let tokens = if live { Some(hear(layout.tokens(tenant, job)).await?) } else { None };
+        let results = hear(layout.result(tenant, job)).await?;
+        let refusals = if known { Some(hear(layout.refusal(tenant, job, &digest)).await?) } else { None };
         let (told, waiting) = mpsc::channel(BEHIND);
         let bytes = Arc::new(AtomicUsize::new(0));
         let teller = Teller { told, bytes: bytes.clone() };
         let hints = Arc::new(Hints::default());
         let listener = AbortOnDropHandle::new(tokio::spawn(listen(tokens, results, refusals, teller, hints.clone())));
-        bus.submit(tenant, lane, body).await?;
+        bus.submit_on(&ears.jetstream, tenant, lane, body).await?;
         Ok(Answer {
             jobs: self.jobs.clone(),
             tenant: tenant.clone(),
@@ -186,9 +182,9 @@ impl Answers {
 
 /// Passes tokens on as long as there is room for them, and everything else as a hint.
 async fn listen(
-    mut tokens: Option<Subscriber>,
-    mut results: Subscriber,
-    mut refusals: Option<Subscriber>,
+    mut tokens: Option<Heard>,
+    mut results: Heard,
+    mut refusals: Option<Heard>,
     teller: Teller,
     hints: Arc<Hints>,
 ) {
@@ -199,18 +195,18 @@ async fn listen(
         tokio::select! {
             // Tokens before the result that follows them.
             biased;
-            Some(message) = next(&mut tokens) => teller.tell(&message.payload),
-            Some(_) = results.next() => hints.stored.notify_one(),
-            Some(_) = next(&mut refusals) => hints.stored.notify_one(),
+            message = next(&mut tokens) => teller.tell(&message.payload),
+            _ = results.next() => hints.stored.notify_one(),
+            _ = next(&mut refusals) => hints.stored.notify_one(),
             _ = look.tick() => hints.look.notify_one(),
         }
     }
 }
 
-async fn next(subscriber: &mut Option<Subscriber>) -> Option<async_nats::Message> {
-    match subscriber {
-        Some(subscriber) => subscriber.next().await,
-        None => None,
+async fn next(heard: &mut Option<Heard>) -> async_nats::Message {
+    match heard {
+        Some(heard) => heard.next().await,
+        None => pending().await,
     }
 }
 

@@ -7,15 +7,12 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use async_nats::{
-    Subscriber,
-    client::RequestErrorKind,
-    service::{Service, ServiceExt, endpoint::Endpoint, error},
-};
+use async_nats::{client::RequestErrorKind, service::error};
 use baton_contract::{
     JobId, Name, causes,
     envelope::{self, DecodeTask, PrefillTask, Task},
@@ -23,12 +20,19 @@ use baton_contract::{
     record::{Record, State},
     subject::{Layout, Stage},
 };
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Bus, Error, HeaderMap, jobs::Jobs, reconcile::JobKey, trace};
+use crate::{
+    Bus, Error, HeaderMap,
+    connection::Heard,
+    endpoint::{Served, Sign},
+    jobs::Jobs,
+    reconcile::JobKey,
+    trace,
+};
 
 /// A job that ingest has not seen is looked for among all requests that wait.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -117,8 +121,9 @@ impl InHand {
     }
 
     /// Passes on what the workers are told, for as long as it is polled.
-    pub(crate) async fn listen(&self, mut told: Subscriber) {
-        while let Some(message) = told.next().await {
+    pub(crate) async fn listen(&self, mut told: Heard) -> Infallible {
+        loop {
+            let message = told.next().await;
             let Some((tenant, job)) = Layout::parse_job(message.subject.as_str()) else { continue };
             self.with(|jobs| {
                 if let Some(watched) = jobs.get(&JobKey { tenant, job }) {
@@ -126,8 +131,6 @@ impl InHand {
                 }
             });
         }
-        // The connection was closed for good, which those who take messages will notice.
-        std::future::pending().await
     }
 }
 
@@ -148,8 +151,7 @@ impl Drop for Hold {
 pub struct Calls {
     bus: Bus,
     jobs: Jobs,
-    endpoint: Endpoint,
-    service: Service,
+    endpoint: Served,
 }
 
 impl Bus {
@@ -187,22 +189,19 @@ impl Bus {
 
     /// Opens the endpoint.
     pub async fn calls(&self) -> Result<Calls, Error> {
-        let failed = |error: async_nats::Error| Error::Provision {
-            what: format!("the endpoint {}", self.layout.cancels()),
-            message: causes(error.as_ref()),
+        let sign = Sign {
+            service: self.service_name(),
+            description: "calls about jobs",
+            endpoint: "cancel",
+            subject: self.layout.cancels(),
         };
-        let name = self.service_name();
-        let service = self.client.service_builder().description("calls about jobs");
-        let service = service.start(name, env!("CARGO_PKG_VERSION")).await.map_err(failed)?;
-        let endpoint = service.endpoint_builder().name("cancel").add(self.layout.cancels()).await.map_err(failed)?;
-        Ok(Calls { bus: self.clone(), jobs: self.jobs().await?, endpoint, service })
+        let endpoint = Served::open(&self.ears, sign).await?;
+        Ok(Calls { bus: self.clone(), jobs: self.jobs().await?, endpoint })
     }
 
     /// What the workers are told of cancelled jobs.
-    pub(crate) async fn cancellations(&self) -> Result<Subscriber, Error> {
-        let subject = self.layout.all_cancelled();
-        let failed = |message| Error::Read { what: subject.clone(), message };
-        self.client.subscribe(subject.clone()).await.map_err(|error| failed(causes(&error)))
+    pub(crate) async fn cancellations(&self) -> Result<Heard, Error> {
+        self.ears.listen(self.layout.all_cancelled()).await
     }
 
     /// The digest and the time (in milliseconds since 1970) of the first request for a job that waits for ingest.
@@ -294,8 +293,9 @@ fn cancelled_task<T: Task>(payload: &[u8]) -> Result<Outcome, envelope::Error> {
 impl Calls {
     /// Answers calls until `done` is, then closes the endpoint and returns what it came to.
     pub async fn serve_until<T>(self, done: impl Future<Output = T>) -> T {
-        let Self { bus, jobs, endpoint, service } = self;
-        let serving = endpoint.for_each_concurrent(AT_ONCE, |request| {
+        let Self { bus, jobs, mut endpoint } = self;
+        let calls = stream::unfold(&mut endpoint, |endpoint| async { Some((endpoint.next().await, endpoint)) });
+        let serving = calls.for_each_concurrent(AT_ONCE, |request| {
             let jobs = &jobs;
             async move {
                 let answer = answer(jobs, request.message.subject.as_str()).await;
@@ -308,9 +308,7 @@ impl Calls {
             came_to = done => came_to,
             came_to = async { serving.await; std::future::pending().await } => came_to,
         };
-        if let Err(error) = service.stop().await {
-            tracing::debug!(error = %causes(error.as_ref()), "the endpoint was not closed");
-        }
+        endpoint.close().await;
         // What was answered last is on its way.
         let _ = bus.flush().await;
         came_to

@@ -4,9 +4,12 @@ use std::collections::{HashSet, VecDeque};
 
 use async_nats::{
     Subscriber,
-    jetstream::consumer::{
-        DeliverPolicy,
-        push::{self, OrderedErrorKind},
+    jetstream::{
+        Context,
+        consumer::{
+            DeliverPolicy,
+            push::{self, OrderedErrorKind},
+        },
     },
 };
 use baton_contract::{
@@ -17,7 +20,7 @@ use baton_contract::{
 };
 use futures::{StreamExt, TryStreamExt, stream};
 
-use crate::{Bus, Error, HeaderMap, jobs::Jobs, trace};
+use crate::{Bus, Error, HeaderMap, jobs::Jobs, publish_durably, trace};
 
 /// A publisher may name the job in this header; needed only where the body might be unreadable.
 pub const ID_HEADER: &str = "Baton-Job-Id";
@@ -60,8 +63,19 @@ impl Bus {
     /// A full queue is [`Error::TryLater`]: a request that names its id may be submitted again until it is taken, also if
     /// it is not known whether it was.
     pub async fn submit(&self, tenant: &Name, lane: &Name, body: Vec<u8>) -> Result<u64, Error> {
+        self.submit_on(&self.jetstream, tenant, lane, body).await
+    }
+
+    /// The same on one of the connections.
+    pub(crate) async fn submit_on(
+        &self,
+        connection: &Context,
+        tenant: &Name,
+        lane: &Name,
+        body: Vec<u8>,
+    ) -> Result<u64, Error> {
         let headers = trace::headers_of(&tracing::Span::current());
-        self.publish_durably(self.layout.request(tenant, lane), None, headers, body).await
+        publish_durably(connection, self.layout.request(tenant, lane), headers, body.into()).await
     }
 
     /// Begins to follow jobs of a tenant: tokens and results from now on. Tokens pass by once; results are read from

@@ -180,6 +180,26 @@ impl Bus {
         }
     }
 
+    /// Keeps a message that could not be taken from its queue, and whose own headers nobody can read.
+    pub(crate) async fn bury_untaken(
+        &self,
+        id: &LetterId,
+        subject: &str,
+        queued_ms: u64,
+        cause: &str,
+        payload: Vec<u8>,
+    ) -> Result<(), Error> {
+        let mut headers = HeaderMap::new();
+        let code = serde_json::to_value(Code::Internal).ok();
+        headers.insert(CODE, code.as_ref().and_then(|code| code.as_str()).unwrap_or_default());
+        headers.insert(ERROR, cause.replace(['\r', '\n'], " "));
+        headers.insert(ATTEMPTS, "0");
+        headers.insert(SUBJECT, subject.replace(['\r', '\n'], " "));
+        headers.insert(QUEUED, queued_ms.to_string());
+        let letter = self.layout.dead_letter(&id.to_string());
+        self.publish_durably(letter, Some(&format!("dead/{id}")), headers, payload).await.map(drop)
+    }
+
     /// All dead letters, oldest first.
     pub async fn dead_letters(&self) -> Result<Vec<Letter>, Error> {
         let messages =

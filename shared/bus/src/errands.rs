@@ -9,7 +9,7 @@ use async_nats::jetstream::{
 };
 use baton_contract::{Name, causes, subject::Layout};
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
@@ -19,13 +19,12 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Bus, Error, HeaderMap,
     provision::Wanted,
-    pull::{Delivery, Receiver, with_heartbeat},
+    pull::{Came, Delivery, Intake, Receiver, with_heartbeat},
+    screen::Screen,
 };
 
 /// How long the broker holds a question for a message.
 const ASKED: Duration = Duration::from_secs(10);
-/// Beyond this its answer was lost.
-const ANSWER: Duration = Duration::from_secs(5);
 /// The pause after a question that failed.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a shutdown waits for what was given back.
@@ -133,6 +132,7 @@ impl Errands {
     /// Runs errands, up to `slots` at once, until `shutdown`; then gives back what is not done.
     pub async fn run<R: Receiver>(&self, slots: usize, receiver: Arc<R>, shutdown: CancellationToken) {
         let permits = Arc::new(Semaphore::new(slots));
+        let (mut intake, mut screen) = (None, Screen::default());
         loop {
             let permit = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -141,7 +141,7 @@ impl Errands {
             let Ok(permit) = permit else { break };
             let taken = tokio::select! {
                 () = shutdown.cancelled() => break,
-                taken = self.take() => taken,
+                taken = self.take(&mut intake, &mut screen) => taken,
             };
             match taken {
                 Ok(Some(delivery)) => {
@@ -169,14 +169,30 @@ impl Errands {
     }
 
     /// The next errand, if one comes soon.
-    async fn take(&self) -> Result<Option<Delivery>, Error> {
-        let failed = |message: String| Error::Read { what: format!("errands ({})", self.kind.as_str()), message };
-        let asked = self.consumer.batch().max_messages(1).expires(ASKED).messages().await;
-        let mut messages = asked.map_err(|error| failed(causes(&error)))?;
-        let answer = timeout(ASKED + ANSWER, messages.next()).await;
-        let answer = answer.map_err(|_| failed("the broker did not answer in time".into()))?;
-        let message = answer.transpose().map_err(|error| failed(causes(error.as_ref())))?;
-        message.map(|message| Delivery::new(message, &self.bus.client)).transpose()
+    async fn take(&self, slot: &mut Option<Intake>, screen: &mut Screen) -> Result<Option<Delivery>, Error> {
+        let failed = |error: async_nats::Error| Error::Read {
+            what: format!("errands ({})", self.kind.as_str()),
+            message: causes(error.as_ref()),
+        };
+        let mut intake = match slot.take().filter(|intake| !intake.is_stale()) {
+            Some(intake) => intake,
+            None => Intake::open(&self.bus, &self.consumer).await.map_err(failed)?,
+        };
+        let deadline = intake.ask(1, Some(ASKED)).await.map_err(failed)?;
+        let delivery = match intake.next(deadline).await.map_err(failed)? {
+            Came::Message(message) => {
+                let context = self.bus.jetstream.clone();
+                Some(Delivery::new(async_nats::jetstream::Message { message, context }, &self.bus.client)?)
+            }
+            Came::Over => None,
+            Came::Lost => {
+                // The message that may have ended the connection is not to end the next.
+                screen.look(&self.bus, &self.consumer, None).await?;
+                return Ok(None);
+            }
+        };
+        *slot = Some(intake);
+        Ok(delivery)
     }
 
     async fn work<R: Receiver>(

@@ -1,7 +1,8 @@
 //! The bus: everything Baton says to NATS JetStream, and the loop that every stage runs. The only user of async-nats.
 //!
 //! - [`Bus`] is a connection with the pipeline's streams; [`provision`] creates and changes them, and [`settings`]
-//!   keeps what all processes must agree on.
+//!   keeps what all processes must agree on. `connection` says which connections a process has, `screen` finds messages
+//!   that would end them, and `keep` makes again what is lost.
 //! - [`pull`] takes messages, one permit each, and settles them; [`stage`] adds claims, successors and results.
 //! - [`jobs`] keeps the job records and the results; [`client`] submits jobs and follows them; [`answers`] asks for single
 //!   ones, many at a time.
@@ -30,11 +31,15 @@ pub mod changes;
 pub mod checkpoints;
 pub mod client;
 pub mod clock;
+mod connection;
 pub mod dead;
+mod electing;
+mod endpoint;
 pub mod ends;
 pub mod errands;
 pub mod files;
 pub mod jobs;
+mod keep;
 pub mod latest;
 pub mod lease;
 pub mod live;
@@ -45,6 +50,7 @@ pub mod pull;
 pub mod reconcile;
 pub mod roles;
 mod scan;
+mod screen;
 pub mod server;
 pub mod settings;
 pub mod shelf;
@@ -56,6 +62,7 @@ pub mod waiting;
 
 use std::{
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -67,21 +74,27 @@ use baton_contract::{
     subject::{Layout, Stage},
 };
 use bytes::Bytes;
-use tokio::time::timeout;
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 
-use crate::{jobs::Stored, pressure::Backlog};
+use crate::{
+    connection::{Connection, Door, Ears},
+    jobs::Stored,
+    pressure::Backlog,
+};
 
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
-/// How often the broker is asked whether it is there. A connection that stays open though nobody is at its other end (a
-/// machine that lost its power, a firewall that forgot it) is given up after three questions.
-const ASK_EVERY: Duration = Duration::from_secs(3);
+/// How often it is looked whether the connection is dead.
+const PULSE_EVERY: Duration = Duration::from_millis(500);
 
 /// How to reach the broker.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `nats://` or `tls://` URLs, separated by commas.
+    /// `nats://` or `tls://` URLs, separated by commas; `user:password@` or `token@` before a host is whom to come as.
     pub url: String,
-    /// A NATS credentials file (JWT and seed).
+    /// A NATS credentials file (JWT and seed), read for every connection.
     pub credentials: Option<PathBuf>,
     /// Names the connection in the broker's monitoring.
     pub name: String,
@@ -105,6 +118,13 @@ pub enum Error {
     Connect { url: String, source: async_nats::ConnectError },
     #[error("cannot read the credentials file {path}")]
     Credentials { path: PathBuf, source: std::io::Error },
+    #[error(
+        "expected one user or token for all of the broker's URLs, as user:password@ or token@ before the host, special \
+         characters written like %40; found several, or one that is not UTF-8"
+    )]
+    Logins,
+    #[error("the connection to the broker died (its client's own message is above); start the process again")]
+    Died,
     #[error("JetStream is not usable: {0}; start nats-server with JetStream on (-js)")]
     JetStream(String),
     #[error("cannot create {what}: {message}")]
@@ -139,28 +159,33 @@ pub struct Bus {
     jetstream: jetstream::Context,
     layout: Layout,
     counters: stats::Counters,
+    main: Arc<Connection>,
+    /// For what others may publish on core NATS.
+    ears: Ears,
+    /// For what others have published to the queues.
+    intake: Ears,
+    /// Told when something of the broker's seems to be missing.
+    doubts: Arc<Notify>,
 }
 
 impl Bus {
     /// Connects once; later interruptions are bridged by reconnecting without end.
     pub async fn connect(options: Options) -> Result<Self, Error> {
-        let mut connect = async_nats::ConnectOptions::new()
-            .name(&options.name)
-            .ping_interval(ASK_EVERY)
-            .event_callback(|event| async move {
-                tracing::debug!(%event, "the broker connection changed");
-            })
-            .reconnect_delay_callback(|attempt| Duration::from_millis(50 << attempt.min(6)));
-        if let Some(path) = options.credentials {
-            let unreadable = |source| Error::Credentials { path: path.clone(), source };
-            let text = std::fs::read_to_string(&path).map_err(unreadable)?;
-            connect = connect.credentials(&text).map_err(unreadable)?;
+        let layout = options.layout.clone();
+        let door = Arc::new(Door::new(options)?);
+        let main = Arc::new(door.connect().await?);
+        let (client, jetstream) = (main.client.clone(), main.jetstream.clone());
+        let (ears, intake) = (Ears::new(door.clone()), Ears::new(door));
+        let (counters, doubts) = (stats::Counters::default(), Arc::default());
+        Ok(Self { client, jetstream, layout, counters, main, ears, intake, doubts })
+    }
+
+    /// Waits until the connection is dead, which nothing mends: a process that cannot work is to end.
+    pub async fn died(&self) -> Error {
+        while !self.main.is_dead() {
+            sleep(PULSE_EVERY).await;
         }
-        let urls: Vec<&str> = options.url.split(',').map(str::trim).collect();
-        let client =
-            connect.connect(urls).await.map_err(|source| Error::Connect { url: options.url.clone(), source })?;
-        let jetstream = jetstream::new(client.clone());
-        Ok(Self { client, jetstream, layout: options.layout, counters: stats::Counters::default() })
+        Error::Died
     }
 
     pub fn layout(&self) -> &Layout {
@@ -175,7 +200,7 @@ impl Bus {
 
     /// Whether the broker is connected now.
     pub fn is_connected(&self) -> bool {
-        self.client.connection_state() == async_nats::connection::State::Connected
+        self.client.connection_state() == async_nats::connection::State::Connected && !self.main.is_dead()
     }
 
     /// Bytes that a message may have on this broker.
@@ -186,15 +211,6 @@ impl Bus {
     /// Bytes that a request may have on this broker.
     pub fn max_request_bytes(&self) -> usize {
         self.client.server_info().max_payload.min(envelope::MAX_BYTES)
-    }
-
-    /// Checks that the broker answers and that the pipeline's streams are there.
-    pub async fn ready(&self) -> Result<(), Error> {
-        let missing = |message: String| Error::NotProvisioned { root: self.layout.root().clone(), message };
-        for stream in [self.layout.stage_stream(Stage::Ingest), self.layout.result_stream()] {
-            self.jetstream.get_stream(stream).await.map_err(|error| missing(causes(&error)))?;
-        }
-        Ok(())
     }
 
     /// Publishes durably: returns once the broker has stored the message, with its sequence. A message with an `id` that
@@ -209,11 +225,7 @@ impl Bus {
         if let Some(id) = id {
             headers.insert("Nats-Msg-Id", id);
         }
-        let ack = match self.jetstream.publish_with_headers(subject.clone(), headers, payload.into()).await {
-            Ok(sent) => sent.await,
-            Err(error) => Err(error),
-        };
-        ack.map(|ack| ack.sequence).map_err(|error| pressure::refused(subject, &error))
+        publish_durably(&self.jetstream, subject, headers, payload.into()).await
     }
 
     /// Publishes durably what must be the first message of its subject; returns whether it was.
@@ -270,6 +282,20 @@ impl Bus {
             Err(_) => Err(failed(format!("the broker did not answer within {FLUSH_WITHIN:?}"))),
         }
     }
+}
+
+/// Publishes durably on one of the connections.
+async fn publish_durably(
+    connection: &jetstream::Context,
+    subject: String,
+    headers: HeaderMap,
+    payload: Bytes,
+) -> Result<u64, Error> {
+    let ack = match connection.publish_with_headers(subject.clone(), headers, payload).await {
+        Ok(sent) => sent.await,
+        Err(error) => Err(error),
+    };
+    ack.map(|ack| ack.sequence).map_err(|error| pressure::refused(subject, &error))
 }
 
 /// This machine's time in milliseconds since 1970.

@@ -15,7 +15,12 @@ use async_nats::jetstream::{
 };
 use baton_contract::{Name, causes, envelope, subject::Stage};
 
-use crate::{Bus, Error, Retention, errands, pull::Queue};
+use crate::{
+    Bus, Error, Retention,
+    electing::{self, Failed},
+    errands,
+    pull::Queue,
+};
 
 /// What [`Bus::apply`] did or would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,28 +190,31 @@ impl Bus {
         Ok(changes)
     }
 
-    /// Creates one of them unless it stands; returns whether it did.
+    /// Creates one of them unless it stands; returns whether it did. Waits for a cluster that is electing.
     pub(crate) async fn create_missing(&self, wanted: &Wanted) -> Result<Option<Change>, Error> {
-        if self.standing(wanted).await?.is_some() {
-            return Ok(None);
-        }
-        let created = match &wanted.bucket {
-            None => self.jetstream.create_stream(wanted.config.clone()).await.map(drop).map_err(|error| {
-                let taken = taken(&error);
-                (taken, causes(&error))
-            }),
-            Some(bucket) => self.jetstream.create_key_value(bucket.clone()).await.map(drop).map_err(|error| {
-                let source = std::error::Error::source(&error);
-                let taken = source.and_then(|source| source.downcast_ref()).is_some_and(taken);
-                (taken, causes(&error))
-            }),
-        };
-        match created {
-            Ok(()) => Ok(Some(Change::Created { what: wanted.what.clone() })),
-            // Somebody else was faster, and wants it otherwise: it stands.
-            Err((true, _)) => Ok(None),
-            Err((false, message)) => Err(wanted.failed(message)),
-        }
+        electing::patiently(&wanted.what, async || {
+            // Also what was created without an answer, by this process or another.
+            if self.standing(wanted).await.map_err(Failed::passing)?.is_some() {
+                return Ok(None);
+            }
+            let created = match &wanted.bucket {
+                None => self.jetstream.create_stream(wanted.config.clone()).await.map(drop).map_err(|error| {
+                    (taken(&error), electing::stream_passes(&error), causes(&error))
+                }),
+                Some(bucket) => self.jetstream.create_key_value(bucket.clone()).await.map(drop).map_err(|error| {
+                    let source = std::error::Error::source(&error);
+                    let taken = source.and_then(|source| source.downcast_ref()).is_some_and(taken);
+                    (taken, electing::bucket_passes(&error), causes(&error))
+                }),
+            };
+            match created {
+                Ok(()) => Ok(Some(Change::Created { what: wanted.what.clone() })),
+                // Somebody else was faster, and wants it otherwise: it stands.
+                Err((true, ..)) => Ok(None),
+                Err((false, passes, message)) => Err(Failed { error: wanted.failed(message), passes }),
+            }
+        })
+        .await
     }
 
     /// A bucket that is created if it is missing, and left as it is if it stands.
@@ -373,6 +381,16 @@ impl Bus {
             Ok(consumer) => Ok(consumer),
             Err(error) => Err(failed(&error)),
         }
+    }
+
+    /// The same for a worker that starts; waits for a cluster that is electing.
+    pub(crate) async fn consumer_once_elected(
+        &self,
+        queue: &Queue,
+        ack_wait: Duration,
+    ) -> Result<consumer::PullConsumer, Error> {
+        let what = format!("consumer {}", queue.durable());
+        electing::patiently(&what, async || self.consumer(queue, ack_wait).await.map_err(Failed::passing)).await
     }
 
     async fn standing_consumer(&self, stream: &str, durable: &str) -> Result<Option<consumer::PullConsumer>, Error> {

@@ -6,7 +6,7 @@ mod turns;
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::{StatusCode, jetstream::consumer::PullConsumer};
+use async_nats::jetstream::consumer::PullConsumer;
 use baton_contract::{
     Name, causes,
     subject::{Layout, Stage},
@@ -19,16 +19,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::delivery::{Delivery, Settle};
-use self::{
-    intake::Intake,
-    turns::{Turn, Turns},
-};
-use crate::{Bus, Error};
-
-/// The broker ends a pull when its time is over; this much later the answer was lost.
-const ANSWER: Duration = Duration::from_secs(5);
-/// How often who waits for messages looks whether the connection is still the one that it asked through.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+pub(crate) use self::intake::{Came, Intake};
+use self::turns::{Turn, Turns};
+use crate::{Bus, Error, screen::Screen};
 
 /// One work queue: all workers that serve it share its messages.
 pub(crate) struct Queue {
@@ -120,22 +113,24 @@ pub async fn run<R: Receiver>(
     let abandon = CancellationToken::new();
     let queues = options.queues();
     let mut pullers = Vec::new();
-    for (index, queue) in queues.iter().enumerate() {
-        let consumer = bus.consumer(queue, options.ack_wait).await?;
+    let lanes: Vec<_> = queues.iter().map(|queue| options.lanes.iter().take_while(|&lane| *lane != queue.lane).count()).collect();
+    for (index, queue) in queues.into_iter().enumerate() {
+        let consumer = bus.consumer_once_elected(&queue, options.ack_wait).await?;
         pullers.push(Some(Puller {
             index,
             bus: bus.clone(),
             consumer,
+            queue,
             intake: None,
+            screen: Screen::default(),
             failures: 0,
-            heartbeat: options.ack_wait / 3,
+            ack_wait: options.ack_wait,
             receiver: receiver.clone(),
             abandon: abandon.clone(),
             shutdown: shutdown.clone(),
         }));
     }
-    let lane_of = |queue: &Queue| options.lanes.iter().take_while(|&lane| *lane != queue.lane).count();
-    let turns = Turns::new(&queues.iter().map(lane_of).collect::<Vec<_>>(), options.slots);
+    let turns = Turns::new(&lanes, options.slots);
     let all = options.slots + turns.waiting_slots();
     let slots = Arc::new(Semaphore::new(all));
     take(pullers, turns, &slots, &shutdown).await;
@@ -211,10 +206,12 @@ struct Puller<R> {
     index: usize,
     bus: Bus,
     consumer: PullConsumer,
+    queue: Queue,
     intake: Option<Intake>,
+    screen: Screen,
     /// Pulls that failed since the last that did not.
     failures: u32,
-    heartbeat: Duration,
+    ack_wait: Duration,
     receiver: Arc<R>,
     abandon: CancellationToken,
     shutdown: CancellationToken,
@@ -224,8 +221,10 @@ struct Puller<R> {
 enum Pulled {
     /// With so many messages.
     Over(usize),
-    /// With so many, when the connection was made anew: the broker may have forgotten the pull.
+    /// With so many, when the connection was made anew or died: the broker may have forgotten the pull.
     Lost(usize),
+    /// By a shutdown.
+    Closed,
 }
 
 impl<R: Receiver> Puller<R> {
@@ -239,7 +238,11 @@ impl<R: Receiver> Puller<R> {
                         self.intake = intake;
                         taken
                     }
-                    Pulled::Lost(taken) => taken,
+                    Pulled::Lost(taken) => {
+                        self.look().await;
+                        taken
+                    }
+                    Pulled::Closed => 0,
                 };
                 Ended::Pull(self, turn, taken)
             }
@@ -247,6 +250,7 @@ impl<R: Receiver> Puller<R> {
                 self.failures += 1;
                 let pause = Duration::from_millis(100 << self.failures.min(6));
                 tracing::warn!(error = %causes(error.as_ref()), ?pause, "a pull failed and is tried again");
+                self.make_again().await;
                 Ended::Failed(self, pause)
             }
         }
@@ -264,55 +268,60 @@ impl<R: Receiver> Puller<R> {
     /// time to wait, those that are there.
     async fn pull(
         &self,
-        intake: &mut Option<Intake>,
+        slot: &mut Option<Intake>,
         wait: Option<Duration>,
         mut permits: Vec<OwnedSemaphorePermit>,
     ) -> Result<Pulled, async_nats::Error> {
-        let intake = match intake {
+        let opened = match slot.take().filter(|intake| !intake.is_stale()) {
             Some(intake) => intake,
-            None => intake.insert(Intake::open(&self.bus, &self.consumer).await?),
+            None => Intake::open(&self.bus, &self.consumer).await?,
         };
+        let intake = slot.insert(opened);
         let asked = permits.len();
-        intake.ask(asked, wait).await?;
-        let deadline = Instant::now() + wait.unwrap_or_default() + ANSWER;
+        let deadline = intake.ask(asked, wait).await?;
         while !permits.is_empty() {
-            let message = tokio::select! {
-                message = timeout(LOOK_EVERY, intake.messages.next()) => message,
+            let came = tokio::select! {
+                came = intake.next(deadline) => came?,
                 // One for several is over soon, and what it brings until then would be lost for ack_wait.
                 () = self.shutdown.cancelled(), if asked == 1 && wait.is_some() => {
-                    self.hand_back(intake).await;
-                    return Ok(Pulled::Lost(0));
+                    self.hand_back(slot.take()).await;
+                    return Ok(Pulled::Closed);
                 }
             };
-            let message = match message {
-                Ok(message) => message.ok_or("the connection was closed")?,
-                Err(_) if intake.is_stale() => return Ok(Pulled::Lost(asked - permits.len())),
-                Err(_) if Instant::now() > deadline => return Err("the broker did not answer a pull in time".into()),
-                Err(_) => continue,
-            };
-            match message.status {
-                None => self.spawn(self.message(message), &mut permits),
-                Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => {
-                    return Ok(Pulled::Over(asked - permits.len()));
-                }
-                Some(status) => {
-                    let described = message.description.unwrap_or_default();
-                    return Err(format!("the broker ended a pull with status {status} {described}").into());
-                }
+            match came {
+                Came::Message(message) => self.spawn(self.message(message), &mut permits),
+                Came::Over => return Ok(Pulled::Over(asked - permits.len())),
+                Came::Lost => return Ok(Pulled::Lost(asked - permits.len())),
             }
         }
         Ok(Pulled::Over(asked))
     }
 
-    /// Ends the intake, and gives back what the broker had sent before it knew.
-    async fn hand_back(&self, intake: &mut Intake) {
-        if intake.messages.drain().await.is_err() {
-            return;
+    /// Makes the consumer again, should it be gone.
+    async fn make_again(&mut self) {
+        match self.bus.consumer(&self.queue, self.ack_wait).await {
+            Ok(consumer) => self.consumer = consumer,
+            Err(error) => {
+                tracing::debug!(error = %causes(&error), "a consumer is not there, and could not be made again");
+                self.bus.doubt();
+            }
         }
-        while let Ok(Some(message)) = timeout(ANSWER, intake.messages.next()).await {
-            if message.status.is_none()
-                && let Ok(delivery) = Delivery::new(self.message(message), &self.bus.client)
-            {
+    }
+
+    /// Looks for the message that may have ended the connection, so that it does not end the next.
+    async fn look(&mut self) {
+        match self.screen.look(&self.bus, &self.consumer, Some(self.queue.stage)).await {
+            Ok(0) => {}
+            Ok(aside) => tracing::warn!(aside, "messages that nobody can take were put aside as dead letters"),
+            Err(error) => tracing::warn!(error = %causes(&error), "it was not looked for messages that nobody can take"),
+        }
+    }
+
+    /// Ends the intake, and gives back what the broker had sent before it knew.
+    async fn hand_back(&self, intake: Option<Intake>) {
+        let Some(intake) = intake else { return };
+        for message in intake.close().await {
+            if let Ok(delivery) = Delivery::new(self.message(message), &self.bus.client) {
                 delivery.settle(Settle::Nak(None)).await;
             }
         }
@@ -325,7 +334,7 @@ impl<R: Receiver> Puller<R> {
     fn spawn(&self, message: async_nats::jetstream::Message, permits: &mut Vec<OwnedSemaphorePermit>) {
         // Never empty: a pull asks for as many messages as there are permits.
         let permit = permits.pop();
-        let (receiver, abandon, heartbeat) = (self.receiver.clone(), self.abandon.clone(), self.heartbeat);
+        let (receiver, abandon, heartbeat) = (self.receiver.clone(), self.abandon.clone(), self.ack_wait / 3);
         let (client, held) = (self.bus.client.clone(), self.bus.counters.hold());
         tokio::spawn(async move {
             let _permit = (permit, held);

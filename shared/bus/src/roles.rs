@@ -7,14 +7,17 @@ use std::{sync::Arc, time::Duration};
 
 use async_nats::{
     client::RequestErrorKind,
-    service::{self, Service, ServiceExt, endpoint::Endpoint, error},
+    service::{self, error},
 };
 use baton_contract::{causes, stats::Planning, subject::Stage};
-use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
-use crate::{Bus, Error, stats::Task};
+use crate::{
+    Bus, Error,
+    endpoint::{Served, Sign},
+    stats::Task,
+};
 
 /// A worker drains first, which takes prefill as long as its prompts.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -43,10 +46,7 @@ pub enum Answer {
 }
 
 /// A worker's endpoint.
-pub struct Calls {
-    endpoint: Endpoint,
-    service: Service,
-}
+pub struct Calls(Served);
 
 /// One call to change the role. Whoever calls waits for an answer.
 pub struct Call {
@@ -77,16 +77,13 @@ impl Bus {
 
     /// Opens a worker's endpoint.
     pub async fn role_calls(&self, worker: &str) -> Result<Calls, Error> {
-        let subject = self.layout.role(worker);
-        let failed = |error: async_nats::Error| Error::Provision {
-            what: format!("the endpoint {subject}"),
-            message: causes(error.as_ref()),
+        let sign = Sign {
+            service: format!("baton-{}-worker", self.layout.root()),
+            description: "calls to workers",
+            endpoint: "role",
+            subject: self.layout.role(worker),
         };
-        let name = format!("baton-{}-worker", self.layout.root());
-        let service = self.client.service_builder().description("calls to workers");
-        let service = service.start(name, env!("CARGO_PKG_VERSION")).await.map_err(failed)?;
-        let endpoint = service.endpoint_builder().name("role").add(subject.clone()).await.map_err(failed)?;
-        Ok(Calls { endpoint, service })
+        Served::open(&self.ears, sign).await.map(Calls)
     }
 
     /// Tells what a planner thinks; whether anybody hears it does not matter to it.
@@ -99,12 +96,11 @@ impl Bus {
 
     /// Begins to listen to the planner.
     pub async fn watch_planner(&self) -> Result<PlannerWatch, Error> {
-        let subject = self.layout.planning();
-        let failed = |message: String| Error::Read { what: subject.clone(), message };
-        let mut words = self.client.subscribe(subject.clone()).await.map_err(|error| failed(causes(&error)))?;
+        let mut words = self.ears.listen(self.layout.planning()).await?;
         let (sender, heard) = watch::channel(None);
         let listening = async move {
-            while let Some(message) = words.next().await {
+            loop {
+                let message = words.next().await;
                 match serde_json::from_slice::<Planning>(&message.payload) {
                     Ok(planning) => drop(sender.send_replace(Some((planning, Instant::now())))),
                     Err(error) => tracing::debug!(error = %causes(&error), "a planner's words could not be read"),
@@ -118,7 +114,8 @@ impl Bus {
 impl Calls {
     /// The next call that can be understood; others are told so.
     pub async fn next(&mut self) -> Call {
-        while let Some(request) = self.endpoint.next().await {
+        loop {
+            let request = self.0.next().await;
             match serde_json::from_slice::<Question>(&request.message.payload) {
                 Ok(Question { role }) => return Call { role, request },
                 Err(problem) => {
@@ -128,15 +125,11 @@ impl Calls {
                 }
             }
         }
-        // The connection was closed for good, which those who take messages will notice.
-        std::future::pending().await
     }
 
     /// Closes the endpoint.
     pub async fn close(self) {
-        if let Err(error) = self.service.stop().await {
-            tracing::debug!(error = %causes(error.as_ref()), "the endpoint was not closed");
-        }
+        self.0.close().await;
     }
 }
 

@@ -12,7 +12,10 @@ use async_nats::jetstream::{
 use baton_contract::{causes, subject::Stage};
 use serde_json::Value;
 
-use crate::{Bus, Error};
+use crate::{
+    Bus, Error,
+    electing::{self, Failed},
+};
 
 /// Where the settings are in their bucket.
 const KEY: &str = "pipeline";
@@ -38,6 +41,11 @@ impl Bus {
         let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else { return Ok(None) };
         let value = serde_json::from_slice(&entry.value).map_err(|error| self.unreadable(&error))?;
         Ok(Some(Kept { value, revision: entry.revision }))
+    }
+
+    /// The same for a process that serves the pipeline; waits for a cluster that is electing.
+    pub async fn settings_once_elected(&self) -> Result<Option<Kept>, Error> {
+        electing::patiently("the pipeline's settings", async || self.settings().await.map_err(Failed::passing)).await
     }
 
     /// Keeps the first settings of a pipeline; returns whether they were the first.

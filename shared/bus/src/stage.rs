@@ -1,6 +1,6 @@
 //! The loop of the stages that work on admitted jobs: claim, work, publish the successor or the result, acknowledge.
 
-use std::{future::pending, marker::PhantomData, pin::pin, sync::Arc, time::Duration};
+use std::{marker::PhantomData, pin::pin, sync::Arc, time::Duration};
 
 use baton_contract::{
     causes,
@@ -137,7 +137,7 @@ pub async fn run<T: Task + Sync, H: Handler<T>>(
     let running = async {
         tokio::select! {
             ended = pull::run(&stage.bus, &stage.options, stage.clone(), stop.clone()) => ended,
-            ended = async { stage.in_hand.listen(told).await; pending().await } => ended,
+            never = stage.in_hand.listen(told) => match never {},
         }
     };
     tokio::pin!(running);

@@ -10,13 +10,13 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Subscriber, jetstream};
+use async_nats::jetstream;
 use baton_contract::{
     Name, causes,
     stats::{Counts, Queue, Snapshot, Worker},
     subject::Stage,
 };
-use futures::{StreamExt, TryStreamExt, future::try_join_all};
+use futures::{TryStreamExt, future::try_join_all};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Bus, Error, roles::PlannerWatch, unix_ms};
+use crate::{Bus, Error, connection::Heard, roles::PlannerWatch, unix_ms};
 
 /// How often workers tell, and the queues are looked at.
 pub const EVERY: Duration = Duration::from_secs(1);
@@ -209,12 +209,10 @@ impl Bus {
     /// Begins to watch the workers and the queues; [`Bus::provision`] must have run once. Returns with a first look at the
     /// queues; workers are heard of within a second.
     pub async fn watch_stats(&self) -> Result<Watch, Error> {
-        let failed = |message: String| Error::Read { what: "the workers' statistics".into(), message };
-        let subject = self.layout.all_stats();
-        let words = self.client.subscribe(subject).await.map_err(|error| failed(causes(&error)))?;
+        let words = self.ears.listen(self.layout.all_stats()).await?;
         let planner = self.watch_planner().await?;
         let first = Snapshot { at_ms: unix_ms(), queues: self.queues().await?, ..Snapshot::default() };
-        let (sender, snapshots) = watch::channel(Arc::new(first));
+        let (sender, snapshots) = watch::channel((Arc::new(first), Instant::now()));
         let watching = Watching { bus: self.clone(), words, planner, heard: BTreeMap::new(), sender };
         Ok(Watch { snapshots, _task: Arc::new(Task(tokio::spawn(watching.run()))) })
     }
@@ -270,21 +268,26 @@ impl Bus {
 /// The pipeline, looked at every second. Cheap to clone; the last clone ends the watch.
 #[derive(Clone, Debug)]
 pub struct Watch {
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    snapshots: watch::Receiver<(Arc<Snapshot>, Instant)>,
     _task: Arc<Task>,
 }
 
 impl Watch {
     /// The last look. While the broker does not answer it stays the same, and its `at_ms` grows old.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.snapshots.borrow().clone()
+        self.snapshots.borrow().0.clone()
+    }
+
+    /// How long ago that was.
+    pub fn age(&self) -> Duration {
+        self.snapshots.borrow().1.elapsed()
     }
 
     /// The next look that this clone has not been given.
     pub async fn next(&mut self) -> Arc<Snapshot> {
         // The sender ends with the last watch only.
         let _ = self.snapshots.changed().await;
-        self.snapshots.borrow_and_update().clone()
+        self.snapshots.borrow_and_update().0.clone()
     }
 }
 
@@ -300,11 +303,11 @@ impl Drop for Task {
 
 struct Watching {
     bus: Bus,
-    words: Subscriber,
+    words: Heard,
     planner: PlannerWatch,
     /// Each process's last word, and when it came.
     heard: BTreeMap<(Stage, String, u64), (Worker, Instant)>,
-    sender: watch::Sender<Arc<Snapshot>>,
+    sender: watch::Sender<(Arc<Snapshot>, Instant)>,
 }
 
 impl Watching {
@@ -313,7 +316,7 @@ impl Watching {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                Some(message) = self.words.next() => self.hear(&message.payload),
+                message = self.words.next() => self.hear(&message.payload),
                 _ = ticks.tick() => self.look().await,
             }
         }
@@ -341,6 +344,7 @@ impl Watching {
         self.heard.retain(|_, (_, at)| at.elapsed() < FORGOTTEN);
         let workers = self.heard.values().map(|(worker, _)| worker.clone()).collect();
         let planner = self.planner.last();
-        self.sender.send_replace(Arc::new(Snapshot { at_ms: unix_ms(), workers, queues, planner }));
+        let snapshot = Snapshot { at_ms: unix_ms(), workers, queues, planner };
+        self.sender.send_replace((Arc::new(snapshot), Instant::now()));
     }
 }

@@ -4,6 +4,7 @@
 //! Everything here is pure: no I/O, no clock, no randomness. Whoever needs the time or an id passes it in.
 #![forbid(unsafe_code)]
 
+mod address;
 mod causes;
 pub mod checkpoint;
 mod controls;
@@ -18,5 +19,6 @@ pub mod sampling;
 pub mod stats;
 pub mod subject;
 
+pub use address::without_secrets;
 pub use causes::causes;
 pub use name::{JobId, Name};

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use baton_contract::causes;
+use baton_contract::{causes, without_secrets};
 use object_store::{
     ObjectStore,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
@@ -31,8 +31,8 @@ pub(crate) struct Opened {
 
 /// Opens a store; a local one flushes its puts to the disk if `synced`.
 pub(crate) fn open(url: &str, vars: impl IntoIterator<Item = (String, String)>, synced: bool) -> Result<Opened, Error> {
-    let problem = |problem: String| Error::Url { url: url.to_owned(), problem };
-    let setup = |source| Error::Setup { url: url.to_owned(), source: Box::new(source) };
+    let problem = |problem: String| Error::Url { url: without_secrets(url), problem };
+    let setup = |source| Error::Setup { url: without_secrets(url), source: Box::new(source) };
 
     let Some((scheme, rest)) = url.split_once("://") else {
         return match url {

@@ -246,7 +246,7 @@ impl Store {
         let backend::Opened { inner, root } = backend::open(url, vars, synced)?;
         Ok(Self {
             inner,
-            url: url.into(),
+            url: baton_contract::without_secrets(url).into(),
             #[cfg(target_os = "linux")]
             spares: root.clone().filter(|_| !synced).map(spare::Spares::new),
             root: root.map(Into::into),

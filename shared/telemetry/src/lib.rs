@@ -143,10 +143,15 @@ pub struct Guard {
 impl Guard {
     /// Sends the spans that ended so far and stops exporting, within [`SHUTDOWN_DEADLINE`]. What could not be sent by
     /// then is lost, and a warning says so.
-    pub async fn shutdown(mut self) {
+    pub async fn shutdown(self) {
+        self.shutdown_within(SHUTDOWN_DEADLINE).await;
+    }
+
+    /// The same within another deadline, for a command whose user waits.
+    pub async fn shutdown_within(mut self, deadline: Duration) {
         let Some(provider) = self.provider.take() else { return };
         // The exporter's thread needs this runtime to send, so the wait for it must not hold one of its workers.
-        let ended = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(SHUTDOWN_DEADLINE)).await;
+        let ended = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(deadline)).await;
         if let Ok(Err(error)) = ended {
             tracing::warn!(error = %causes(&error), "lost the last spans at shutdown");
         }

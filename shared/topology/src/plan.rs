@@ -1,9 +1,9 @@
 //! What a pipeline is, once it holds.
 
 use core::net::SocketAddr;
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
-use baton_contract::Name;
+use baton_contract::{Name, without_secrets};
 use serde::{Serialize, Serializer};
 
 use crate::{Bytes, Hub};
@@ -44,11 +44,11 @@ pub struct Broker {
     pub replicas: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum BrokerUrl {
     /// A `nats-server` that Baton starts as its own child.
     Embedded,
-    /// `nats://` or `tls://` URLs, separated by commas.
+    /// `nats://` or `tls://` URLs, separated by commas, with `user:password@` or `token@` before a host where one is needed.
     Servers(String),
 }
 
@@ -85,7 +85,7 @@ pub struct Store {
     pub gc_interval: Duration,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum StoreUrl {
     /// A directory in Baton's own folder.
     Embedded,
@@ -404,6 +404,32 @@ impl StoreUrl {
             Self::Embedded => "embedded",
             Self::Url(url) => url,
         }
+    }
+}
+
+/// For people: without passwords.
+impl fmt::Display for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_secrets(self.as_str()))
+    }
+}
+
+impl fmt::Debug for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.to_string())
+    }
+}
+
+/// For people: without passwords.
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_secrets(self.as_str()))
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.to_string())
     }
 }
 

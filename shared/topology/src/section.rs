@@ -5,7 +5,7 @@
 use core::net::IpAddr;
 use std::{cell::RefCell, collections::BTreeMap, fmt::Display, ops::RangeInclusive, time::Duration};
 
-use baton_contract::Name;
+use baton_contract::{Name, without_secrets};
 use toml::{Table, Value};
 
 use crate::{Bytes, Problem};
@@ -254,10 +254,13 @@ fn shown(value: &Value) -> String {
     match value {
         Value::Table(_) => "a table".into(),
         Value::Array(_) => "a list of other things".into(),
-        Value::String(text) if text.chars().count() > 80 => {
-            format!("{:?}...", text.chars().take(80).collect::<String>())
+        Value::String(text) => {
+            let text = without_secrets(text);
+            match text.char_indices().nth(80) {
+                Some((end, _)) => format!("{:?}...", &text[..end]),
+                None => format!("{text:?}"),
+            }
         }
-        Value::String(text) => format!("{text:?}"),
         other => other.to_string(),
     }
 }

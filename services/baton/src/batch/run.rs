@@ -90,7 +90,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         asked = context::asked_to_stop() => asked.map(|()| true),
     };
     window.progress.end();
-    telemetry.shutdown().await;
+    telemetry.shutdown_within(context::LAST_SPANS).await;
     let hint = "run the same command again to go on; jobs that were sent keep running";
     let interrupted = interrupted.context(hint)?;
     let figures = &window.figures;

@@ -41,8 +41,13 @@ const COUNTED: [Counted; 8] = [
 ];
 
 /// One look at the pipeline as metrics. Workers count since their start, so a worker that starts again begins at zero.
-pub(super) fn registry(snapshot: &Snapshot) -> Registry {
+/// Where the broker does not tell how it is doing, `baton_pipeline_up` is 0, and nothing else is told.
+pub(super) fn registry(snapshot: Option<&Snapshot>) -> Registry {
     let mut registry = Registry::with_prefix("baton");
+    let up = Gauge::<i64>::default();
+    up.set(snapshot.is_some().into());
+    registry.register("pipeline_up", "Whether the broker tells how the pipeline is doing", up);
+    let Some(snapshot) = snapshot else { return registry };
     let (waiting, delivered) = (Family::<QueueLabels, Gauge>::default(), Family::<QueueLabels, Gauge>::default());
     for queue in &snapshot.queues {
         let labels = QueueLabels {
@@ -147,8 +152,9 @@ mod tests {
             last: None,
         };
         let snapshot = Snapshot { at_ms: 0, workers: vec![worker], queues: vec![queue], planner: Some(planner) };
-        encode(&mut text, &registry(&snapshot)).unwrap();
+        encode(&mut text, &registry(Some(&snapshot))).unwrap();
         for line in [
+            "baton_pipeline_up 1",
             "baton_queue_waiting{stage=\"decode\",model=\"m\",lane=\"l\"} 7",
             "baton_worker_busy{stage=\"decode\",worker=\"decode-1\"} 3",
             "baton_worker_completion_tokens_total{stage=\"decode\",worker=\"decode-1\"} 42",
@@ -158,5 +164,12 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn of_a_pipeline_that_is_not_heard_of_nothing_old_is_told() {
+        let mut text = String::new();
+        encode(&mut text, &registry(None)).unwrap();
+        assert!(text.contains("baton_pipeline_up 0") && !text.contains("baton_queue_waiting"), "{text}");
     }
 }

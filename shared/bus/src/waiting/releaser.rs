@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Subscriber, jetstream::message::StreamMessage};
+use async_nats::jetstream::message::StreamMessage;
 use baton_contract::{
     Name, causes,
     envelope::{self, DecodeTask, PrefillTask, Task},
@@ -20,7 +20,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{DEADLINE_HEADER, Line, Options, STAGE_HEADER, reading::Reading, rounds::Rounds};
-use crate::{Bus, Error, HeaderMap, client::ID_HEADER, clock::Clock, jobs::Jobs, lease::Lease, pressure, trace};
+use crate::{
+    Bus, Error, HeaderMap, client::ID_HEADER, clock::Clock, connection::Heard, jobs::Jobs, lease::Lease, pressure, trace,
+};
 
 /// Who moves what waits, in the job bucket.
 const DUTY: &str = "release";
@@ -48,7 +50,7 @@ pub struct Releaser {
     jobs: Jobs,
     clock: Clock,
     lease: Lease,
-    wakes: Subscriber,
+    wakes: Heard,
     rounds: BTreeMap<Line, Rounds>,
     /// Counts the rounds.
     number: u64,
@@ -67,9 +69,7 @@ enum Round {
 
 impl Releaser {
     pub(super) async fn new(bus: &Bus, options: Options) -> Result<Self, Error> {
-        let subject = bus.layout.wake();
-        let wakes = bus.client.subscribe(subject.clone()).await;
-        let wakes = wakes.map_err(|error| Error::Read { what: subject, message: causes(&error) })?;
+        let wakes = bus.ears.listen(bus.layout.wake()).await?;
         let jobs = bus.jobs().await?;
         let (clock, lease) = (bus.clock(), jobs.lease(DUTY));
         Ok(Self { bus: bus.clone(), options, jobs, clock, lease, wakes, rounds: BTreeMap::new(), number: 0 })
@@ -82,7 +82,7 @@ impl Releaser {
             let began = Instant::now();
             // Whatever was told up to now is seen in this round: all of it, however much tokio would let one task take at a time,
             // for it would pile up.
-            while let Some(Some(_)) = unconstrained(self.wakes.next()).now_or_never() {}
+            while unconstrained(self.wakes.next()).now_or_never().is_some() {}
             let (wait, apart) = match self.round().await {
                 Ok(Round::Moved) => {
                     pause = SHORTEST;
@@ -247,13 +247,10 @@ impl Releaser {
 }
 
 /// Returns when a job began to wait, and the last round `began` some time ago; never without one.
-async fn woken(wakes: &mut Subscriber, began: Instant, apart: Option<Duration>) {
-    if let Some(apart) = apart
-        && wakes.next().await.is_some()
-    {
-        return sleep_until(began + apart).await;
-    }
-    std::future::pending().await
+async fn woken(wakes: &mut Heard, began: Instant, apart: Option<Duration>) {
+    let Some(apart) = apart else { return std::future::pending().await };
+    wakes.next().await;
+    sleep_until(began + apart).await;
 }
 
 fn stage_of(headers: &HeaderMap) -> Stage {
