@@ -61,7 +61,11 @@ impl Context {
 
     /// Without the passwords that its URLs may have.
     fn shown(&self) -> Self {
-        Self { nats: self.nats.as_deref().map(without_secrets), store: self.store.as_deref().map(without_secrets), ..self.clone() }
+        Self {
+            nats: self.nats.as_deref().map(without_secrets),
+            store: self.store.as_deref().map(without_secrets),
+            ..self.clone()
+        }
     }
 
     /// The keys that it has, for people.

@@ -118,7 +118,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if let Some(follower) = &mut follower {
         // A request that was submitted before may have its result already.
         follower.look_up(&waiting.pending).await?;
-        complete = waiting.until_done(follower, &arguments).await?;
+        complete = tokio::select! {
+            done = waiting.until_done(follower, &arguments) => done?,
+            died = bus.died() => bail!(died),
+        };
     }
     telemetry.shutdown_within(context::LAST_SPANS).await;
     Ok(Exit::of_jobs(complete))

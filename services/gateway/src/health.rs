@@ -7,7 +7,7 @@ use axum::{
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
-use baton_contract::causes;
+use baton_contract::{causes, stats::Snapshot, subject::Stage};
 use tokio::time::timeout;
 
 use crate::{State, openai::ApiError};
@@ -47,7 +47,7 @@ pub(crate) async fn ready(FromState(state): FromState<State>) -> Result<&'static
     match (staffed, idle) {
         (Ok(staffed), _) => staffed.map(|()| "ready\n").map_err(|error| ApiError::unavailable(causes(&error))),
         (Err(_), Some(stages)) => {
-            let stages: Vec<_> = stages.into_iter().map(Stage::as_str).collect();
+            let stages: Vec<_> = stages.iter().map(Stage::as_str).collect();
             Err(ApiError::unavailable(format!("no worker serves {}; what is asked for waits", stages.join(" or "))))
         }
         (Err(_), None) => Err(silent()),

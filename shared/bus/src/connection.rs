@@ -141,7 +141,9 @@ impl Ears {
             let subscribed = async { subscribe(&*self.connection().await?, &subject).await };
             match subscribed.await {
                 Ok(subscriber) => return subscriber,
-                Err(error) => tracing::debug!(error = %causes(&error), subject, "a subject can't be listened to; trying again"),
+                Err(error) => {
+                    tracing::debug!(error = %causes(&error), subject, "a subject can't be listened to; trying again")
+                }
             }
             sleep(PAUSE).await;
         }

@@ -45,7 +45,8 @@ impl Sign {
         };
         let service = connection.client.service_builder().description(self.description);
         let service = service.start(&self.service, env!("CARGO_PKG_VERSION")).await.map_err(failed)?;
-        let requests = service.endpoint_builder().name(self.endpoint).add(self.subject.clone()).await.map_err(failed)?;
+        let requests =
+            service.endpoint_builder().name(self.endpoint).add(self.subject.clone()).await.map_err(failed)?;
         Ok(Opened { requests, service })
     }
 
@@ -53,7 +54,9 @@ impl Sign {
         loop {
             match self.open(&ears).await {
                 Ok(opened) => return opened,
-                Err(error) => tracing::debug!(error = %causes(&error), "an endpoint can't be opened again; trying again"),
+                Err(error) => {
+                    tracing::debug!(error = %causes(&error), "an endpoint can't be opened again; trying again")
+                }
             }
             sleep(PAUSE).await;
         }

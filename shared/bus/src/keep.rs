@@ -62,12 +62,14 @@ impl Bus {
             let found = self.stream_config(&name).await?;
             Ok::<_, Error>(found.is_none().then_some(what))
         });
-        let missing: Vec<_> =
-            missing.buffered(AT_ONCE).try_filter_map(|what| async { Ok(what) }).try_collect().await?;
+        let missing: Vec<_> = missing.buffered(AT_ONCE).try_filter_map(|what| async { Ok(what) }).try_collect().await?;
         if missing.is_empty() {
             return Ok(());
         }
-        Err(Error::NotProvisioned { root: self.layout.root().clone(), message: format!("no {}", missing.join(", no ")) })
+        Err(Error::NotProvisioned {
+            root: self.layout.root().clone(),
+            message: format!("no {}", missing.join(", no ")),
+        })
     }
 
     /// Streams and buckets, and what their streams are called.

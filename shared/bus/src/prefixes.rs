@@ -5,7 +5,14 @@
 //! under the first of its chunks, created if there is none, and lists the chunks that are not stored yet. Its worker renews
 //! it; one that nobody renews expires.
 
-use std::{fmt::Write, time::Duration};
+use std::{
+    fmt::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use async_nats::jetstream::{
     kv::{self, CreateErrorKind, Operation, UpdateErrorKind},
@@ -36,8 +43,11 @@ type Mark = [u8; MARK];
 /// The claims of a pipeline. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Prefixes {
+    bus: Bus,
     bucket: kv::Store,
     life: Duration,
+    /// Whether the bucket is being made again.
+    making: Arc<AtomicBool>,
 }
 
 /// Whose turn it is to compute some chunks.
@@ -89,7 +99,7 @@ impl Bus {
             ..Default::default()
         };
         let bucket = self.bucket(config).await?;
-        Ok(Prefixes { bucket, life })
+        Ok(Prefixes { bus: self.clone(), bucket, life, making: Arc::default() })
     }
 }
 
@@ -109,8 +119,25 @@ impl Prefixes {
             Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {
                 Ok(Turn::Theirs(Box::new(Theirs { prefixes: self.clone(), key, wanted: marks })))
             }
-            Err(error) => Err(failed(causes(&error))),
+            Err(error) => {
+                self.make_again();
+                Err(failed(causes(&error)))
+            }
         }
+    }
+
+    /// Makes the bucket again, should it be gone; nobody waits for that.
+    fn make_again(&self) {
+        if self.making.swap(true, Relaxed) {
+            return;
+        }
+        let (bus, life, making) = (self.bus.clone(), self.life, self.making.clone());
+        tokio::spawn(async move {
+            if let Err(error) = bus.prefixes(life).await {
+                tracing::debug!(error = %causes(&error), "claims on prefixes can't be kept");
+            }
+            making.store(false, Relaxed);
+        });
     }
 }
 

@@ -192,15 +192,18 @@ impl Bus {
 
     /// Creates one of them unless it stands; returns whether it did. Waits for a cluster that is electing.
     pub(crate) async fn create_missing(&self, wanted: &Wanted) -> Result<Option<Change>, Error> {
-        electing::patiently(&wanted.what, async || {
+        electing::patiently(&wanted.what, || async move {
             // Also what was created without an answer, by this process or another.
             if self.standing(wanted).await.map_err(Failed::passing)?.is_some() {
                 return Ok(None);
             }
             let created = match &wanted.bucket {
-                None => self.jetstream.create_stream(wanted.config.clone()).await.map(drop).map_err(|error| {
-                    (taken(&error), electing::stream_passes(&error), causes(&error))
-                }),
+                None => self
+                    .jetstream
+                    .create_stream(wanted.config.clone())
+                    .await
+                    .map(drop)
+                    .map_err(|error| (taken(&error), electing::stream_passes(&error), causes(&error))),
                 Some(bucket) => self.jetstream.create_key_value(bucket.clone()).await.map(drop).map_err(|error| {
                     let source = std::error::Error::source(&error);
                     let taken = source.and_then(|source| source.downcast_ref()).is_some_and(taken);
@@ -390,7 +393,8 @@ impl Bus {
         ack_wait: Duration,
     ) -> Result<consumer::PullConsumer, Error> {
         let what = format!("consumer {}", queue.durable());
-        electing::patiently(&what, async || self.consumer(queue, ack_wait).await.map_err(Failed::passing)).await
+        let attempt = || async move { self.consumer(queue, ack_wait).await.map_err(Failed::passing) };
+        electing::patiently(&what, attempt).await
     }
 
     async fn standing_consumer(&self, stream: &str, durable: &str) -> Result<Option<consumer::PullConsumer>, Error> {

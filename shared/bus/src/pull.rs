@@ -113,7 +113,8 @@ pub async fn run<R: Receiver>(
     let abandon = CancellationToken::new();
     let queues = options.queues();
     let mut pullers = Vec::new();
-    let lanes: Vec<_> = queues.iter().map(|queue| options.lanes.iter().take_while(|&lane| *lane != queue.lane).count()).collect();
+    let lanes: Vec<_> =
+        queues.iter().map(|queue| options.lanes.iter().take_while(|&lane| *lane != queue.lane).count()).collect();
     for (index, queue) in queues.into_iter().enumerate() {
         let consumer = bus.consumer_once_elected(&queue, options.ack_wait).await?;
         pullers.push(Some(Puller {
@@ -313,7 +314,9 @@ impl<R: Receiver> Puller<R> {
         match self.screen.look(&self.bus, &self.consumer, Some(self.queue.stage)).await {
             Ok(0) => {}
             Ok(aside) => tracing::warn!(aside, "messages that nobody can take were put aside as dead letters"),
-            Err(error) => tracing::warn!(error = %causes(&error), "it was not looked for messages that nobody can take"),
+            Err(error) => {
+                tracing::warn!(error = %causes(&error), "it was not looked for messages that nobody can take")
+            }
         }
     }
 

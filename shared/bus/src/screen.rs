@@ -129,7 +129,8 @@ fn judge(subject: &str, header: &[u8]) -> Result<(), Fault> {
     }
     let mut lines = std::str::from_utf8(header)?.lines().peekable();
     let first = lines.next().unwrap_or_default();
-    let told = first.strip_prefix("NATS/1.0").map(str::trim).map(|told| told.split_once(' ').map_or(told, |(told, _)| told));
+    let told =
+        first.strip_prefix("NATS/1.0").map(str::trim).map(|told| told.split_once(' ').map_or(told, |(told, _)| told));
     if !told.is_some_and(|status| status.is_empty() || StatusCode::from_str(status.trim()).is_ok()) {
         return Err(Fault::Version(first.to_owned()));
     }

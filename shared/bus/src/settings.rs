@@ -45,7 +45,8 @@ impl Bus {
 
     /// The same for a process that serves the pipeline; waits for a cluster that is electing.
     pub async fn settings_once_elected(&self) -> Result<Option<Kept>, Error> {
-        electing::patiently("the pipeline's settings", async || self.settings().await.map_err(Failed::passing)).await
+        let attempt = || async { self.settings().await.map_err(Failed::passing) };
+        electing::patiently("the pipeline's settings", attempt).await
     }
 
     /// Keeps the first settings of a pipeline; returns whether they were the first.

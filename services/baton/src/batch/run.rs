@@ -71,7 +71,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let telemetry = context::quiet_telemetry(&plan.telemetry, "baton-batch", "batch")?;
     // Before anything is sent, so that no result is missed.
     let results = bus.results(&tenant).await?;
-    let jobs = bus.jobs().await?;
+    let (jobs, connection) = (bus.jobs().await?, bus.clone());
     let figures =
         Figures { answered_before: answered.before, failed_before: answered.failed_before, ..Figures::default() };
     let mut window = Window {
@@ -88,6 +88,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let interrupted = tokio::select! {
         ran = window.run(lines, results) => ran.map(|()| false),
         asked = context::asked_to_stop() => asked.map(|()| true),
+        died = connection.died() => Err(died.into()),
     };
     window.progress.end();
     telemetry.shutdown_within(context::LAST_SPANS).await;

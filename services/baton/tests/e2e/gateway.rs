@@ -115,7 +115,7 @@ async fn keys_are_tenants_and_limits() {
 #[tokio::test]
 async fn a_gateway_listens_to_others_only_with_keys_and_says_what_is_wrong() {
     let ground = Ground::sim(&[]).await;
-    let _ingest = ground.worker("ingest", "ingest-1").await;
+    let _workers = ground.workers().await;
     let (_gateway, url) = ground.gateway(&[]).await;
     let taken = url.trim_start_matches("http://");
     for (listen, expected) in

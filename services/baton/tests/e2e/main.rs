@@ -1,5 +1,6 @@
 //! The whole of Baton as its users meet it: real processes, a real nats-server, real stores.
 
+mod alive;
 mod batch_run;
 mod batches;
 mod bench;

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Output, Stdio},
+    process::{ExitStatus, Output, Stdio},
     sync::OnceLock,
     time::Duration,
 };
@@ -215,6 +215,11 @@ impl Worker {
         self.signal(Signal::SIGTERM);
         let status = timeout(PATIENCE, self.child.wait()).await.expect("the worker did not drain").unwrap();
         assert!(status.success(), "{status}");
+    }
+
+    /// How it ended, waited for.
+    pub async fn ended(mut self) -> ExitStatus {
+        timeout(PATIENCE, self.child.wait()).await.expect("the process did not end").unwrap()
     }
 
     /// Whether it still runs.

@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{DEADLINE_HEADER, Line, Options, STAGE_HEADER, reading::Reading, rounds::Rounds};
 use crate::{
-    Bus, Error, HeaderMap, client::ID_HEADER, clock::Clock, connection::Heard, jobs::Jobs, lease::Lease, pressure, trace,
+    Bus, Error, HeaderMap, client::ID_HEADER, clock::Clock, connection::Heard, jobs::Jobs, lease::Lease, pressure,
+    trace,
 };
 
 /// Who moves what waits, in the job bucket.
