@@ -3,7 +3,7 @@
 use std::{collections::HashSet, time::Duration, time::SystemTime};
 
 use anyhow::Context;
-use baton_bus::{Bus, turn::Turn};
+use baton_bus::{Bus, live::Read, turn::Turn};
 use baton_contract::{causes, envelope::DecodeTask, subject::Stage};
 use baton_storage::{
     ChunkId, Store,
@@ -31,15 +31,24 @@ pub struct Survey {
     /// The chunks.
     pub objects: Vec<Object>,
     pub tails: Vec<Object>,
-    /// Jobs that wait for decode or are in its hands.
-    pub jobs: u64,
-    /// The chunks that they name.
-    pub live: HashSet<ChunkId>,
+    pub waiting: Waiting,
     pub removals: Vec<Removal>,
     pub leftovers: Vec<Leftover>,
     /// What all of it may take.
     pub max_bytes: Option<u64>,
     pub now: SystemTime,
+}
+
+/// Jobs that wait for decode or are in its hands.
+#[derive(Default)]
+pub struct Waiting {
+    pub jobs: u64,
+    /// The chunks that they name.
+    pub live: HashSet<ChunkId>,
+    /// Messages of another release, or garbage: nobody knows which chunks they name.
+    pub unread: u64,
+    /// When the broker stored the oldest of those, in milliseconds since 1970.
+    oldest_unread_ms: Option<u64>,
 }
 
 /// How the plan wants its store kept.
@@ -61,33 +70,59 @@ impl Survey {
         let Census { objects, tails, mut leftovers } = Census::take(store, || bar.inc(1)).await?;
         bar.reset();
         bar.set_message("reading the waiting jobs");
-        let (jobs, live) = live(bus, bar).await?;
-        let now = SystemTime::now();
+        let waiting = Waiting::read(bus, bar).await?;
+        let now = store.now().await?;
+        let oldest_unread = match waiting.oldest_unread_ms {
+            Some(stored_ms) => Some(Duration::from_millis(bus.clock().now_ms().await?.saturating_sub(stored_ms))),
+            None => None,
+        };
+        let kept = Options { grace: spared(options.grace, oldest_unread), ..*options };
         let bytes = |objects: &[Object]| objects.iter().map(|object| object.bytes).sum::<u64>();
         let (of_chunks, of_tails) = (bytes(&objects), bytes(&tails));
         let room = || store.free_bytes().map(|free| ((free + of_chunks + of_tails) as f64 * SHARE) as u64);
         let max_bytes = options.max_bytes.or_else(room);
-        let of_chunks = Options { max_bytes: max_bytes.map(|most| most.saturating_sub(of_tails)), ..*options };
-        let removals = collect::plan(&objects, &live, now, &of_chunks);
+        let of_chunks = Options { max_bytes: max_bytes.map(|most| most.saturating_sub(of_tails)), ..kept };
+        let removals = collect::plan(&objects, &waiting.live, now, &of_chunks);
         // A tail that no waiting job names is of a job that has ended, and whose worker did not remove it.
-        leftovers.extend(tails.iter().filter(|tail| !live.contains(&tail.id)).map(Leftover::tail));
-        leftovers.retain(|leftover| leftover.is_older_than(options.grace, now));
-        Ok(Self { objects, tails, jobs, live, removals, leftovers, max_bytes, now })
+        leftovers.extend(tails.iter().filter(|tail| !waiting.live.contains(&tail.id)).map(Leftover::tail));
+        leftovers.retain(|leftover| leftover.is_older_than(kept.grace, now));
+        Ok(Self { objects, tails, waiting, removals, leftovers, max_bytes, now })
     }
 }
 
-/// How many jobs wait, and the chunks that they name.
-async fn live(bus: &Bus, bar: &ProgressBar) -> anyhow::Result<(u64, HashSet<ChunkId>)> {
-    let mut waiting = bus.waiting::<DecodeTask>(Stage::Decode).await?;
-    bar.set_length(waiting.count);
-    let (mut jobs, mut live) = (0, HashSet::new());
-    let unknown = "cannot tell which chunks the waiting jobs need, so none may be removed";
-    while let Some(task) = waiting.tasks.try_next().await.context(unknown)? {
-        bar.inc(1);
-        jobs += 1;
-        live.extend(task.pieces.iter().map(|piece| ChunkId(piece.id)));
+/// What is younger than this stays, if the oldest message that can't be read is so old. Whatever it names was put, or used and
+/// touched, within the grace period before it was stored; so all that was used since stays, and the rest may go.
+fn spared(grace: Duration, oldest_unread: Option<Duration>) -> Duration {
+    oldest_unread.map_or(grace, |age| grace.max(GRACE).saturating_add(age))
+}
+
+impl Waiting {
+    async fn read(bus: &Bus, bar: &ProgressBar) -> anyhow::Result<Self> {
+        let mut queue = bus.waiting::<DecodeTask>(Stage::Decode).await?;
+        bar.set_length(queue.count);
+        let mut waiting = Self::default();
+        let unknown = "cannot tell which chunks the waiting jobs need, so none may be removed";
+        while let Some(read) = queue.tasks.try_next().await.context(unknown)? {
+            bar.inc(1);
+            match read {
+                Read::Task(task) => {
+                    waiting.jobs += 1;
+                    waiting.live.extend(task.pieces.iter().map(|piece| ChunkId(piece.id)));
+                }
+                Read::Unread(message) => {
+                    tracing::debug!(
+                        sequence = message.sequence,
+                        error = causes(&message.error),
+                        "a message was not read"
+                    );
+                    waiting.unread += 1;
+                    let oldest = waiting.oldest_unread_ms.get_or_insert(message.stored_ms);
+                    *oldest = message.stored_ms.min(*oldest);
+                }
+            }
+        }
+        Ok(waiting)
     }
-    Ok((jobs, live))
 }
 
 /// Removes what a survey found, unless it was used meanwhile.
@@ -123,13 +158,29 @@ async fn in_turn(plan: &Plan, bus: &Bus) -> anyhow::Result<Duration> {
     }
     let (store, hidden) = (context::open_store(plan)?, ProgressBar::hidden());
     let survey = Survey::take(&store, bus, &options(plan), &hidden).await?;
-    let (chunks, tails, live) = (survey.objects.len(), survey.tails.len(), survey.live.len());
+    let (chunks, tails) = (survey.objects.len(), survey.tails.len());
+    let (live, unread) = (survey.waiting.live.len(), survey.waiting.unread);
     let swept = sweep(&store, survey, &hidden).await;
     let bytes: u64 = swept.removed.iter().map(|removal| removal.object.bytes).sum();
     let (removed, leftovers, spared) = (swept.removed.len(), swept.leftovers, swept.spared);
-    tracing::info!(chunks, tails, live, removed, bytes, leftovers, spared, "unused KV chunks were removed");
+    tracing::info!(chunks, tails, live, unread, removed, bytes, leftovers, spared, "unused KV chunks were removed");
     match swept.error {
         None => Ok(every),
         Some(error) => Err(error).context(format!("{} objects could not be removed", swept.failed)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_message_of_another_release_may_name_stays() {
+        let (hour, day) = (Duration::from_secs(3_600), Duration::from_secs(86_400));
+        assert_eq!(spared(hour, None), hour);
+        assert_eq!(spared(2 * hour, Some(day)), day + 2 * hour);
+        // Whoever asks for less must not lose what nobody can tell.
+        assert_eq!(spared(Duration::ZERO, Some(day)), day + GRACE);
+        const { assert!(GRACE.as_secs() > TOUCH_EVERY.as_secs()) };
     }
 }

@@ -223,7 +223,7 @@ pub fn retention(plan: &Plan) -> Retention {
         bytes: plan.limits.backlog_bytes.map(|bytes| bytes.0),
         of_tenant: plan.limits.tenant_backlog.map(|messages| messages as u64),
     };
-    Retention { replicas: plan.broker.replicas, results: plan.results.keep, backlog }
+    Retention { replicas: plan.broker.replicas, results: plan.results.keep, backlog, lanes: plan.lanes.clone() }
 }
 
 /// Beside a broker that is not `baton up`'s own, a folder of this machine would be a place that nobody else reads.

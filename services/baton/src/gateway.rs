@@ -144,7 +144,10 @@ fn options(plan: &Plan) -> anyhow::Result<Options> {
         listen: settings.listen,
         keys_file: settings.keys_file.as_deref().map(Path::new).map(Path::to_owned),
         open: settings.open,
+        hosts: settings.hosts.clone(),
+        cors_origins: settings.cors_origins.clone(),
         max_connections: settings.max_connections,
+        body_memory: settings.body_memory.0,
         facts: Facts {
             root: plan.root.clone(),
             models: plan.models.keys().cloned().collect(),

@@ -17,6 +17,7 @@ use crate::{
     exit::Exit,
     output::{raw_stdout, stdout},
     submit::print_outcome,
+    waits::Waits,
 };
 
 #[derive(clap::Args)]
@@ -26,7 +27,8 @@ Examples:
   baton job report-7 --tenant acme --json | jq -r .state
 
 With --json the record as it is stored: state (accepted, prefill, decode, completed, failed, cancelled or expired), \
-request_digest, accepted_at_ms, tries, cancelled, claim.")]
+request_digest, accepted_at_ms, request, tries, cancelled, claim, waiting (the fault that it was given back for); and as long as \
+it has not ended `waits`: for (ingest, queue, fault, worker or broker), and what else is known of that.")]
 pub struct JobArguments {
     id: JobId,
     #[command(flatten)]
@@ -68,13 +70,23 @@ pub async fn job(arguments: JobArguments) -> anyhow::Result<()> {
     let tenant = arguments.tenant.of(&arguments.pipeline)?;
     let (_, bus) = arguments.pipeline.join("baton-job").await?;
     let id = &arguments.id;
-    let Some(stored) = bus.jobs().await?.get(&tenant, id).await? else {
-        bail!("nothing is known about job {id} of tenant {tenant}; has ingest seen it yet?");
+    let jobs = bus.jobs().await?;
+    let stored = jobs.get(&tenant, id).await?;
+    let waits = jobs.wait_reason(&tenant, id).await;
+    let Some(stored) = stored else {
+        match waits {
+            Some(waits) => bail!("ingest has not seen job {id} of tenant {tenant}; it waits for {waits}"),
+            None => bail!("the record of job {id} of tenant {tenant} is gone; `baton result {id}` prints its result"),
+        }
     };
     let record = stored.record;
     let mut out = stdout();
     if arguments.json {
-        writeln!(out, "{}", serde_json::to_string(&record)?)?;
+        let mut shown = serde_json::to_value(&record)?;
+        if let Some(waits) = &waits {
+            shown["waits"] = serde_json::to_value(waits)?;
+        }
+        writeln!(out, "{shown}")?;
         return Ok(());
     }
     writeln!(out, "job       {id}")?;
@@ -83,6 +95,9 @@ pub async fn job(arguments: JobArguments) -> anyhow::Result<()> {
     writeln!(out, "accepted  {}", time(record.accepted_at_ms))?;
     if let Some(claim) = record.claim {
         writeln!(out, "worker    {} (stage {}, attempt {})", claim.worker, claim.stage, claim.attempt)?;
+    }
+    if let Some(waits) = waits {
+        writeln!(out, "waits for {waits}")?;
     }
     Ok(())
 }
@@ -93,7 +108,12 @@ pub async fn result(arguments: ResultArguments) -> anyhow::Result<ExitCode> {
     let (_, bus) = arguments.pipeline.join("baton-result").await?;
     let id = &arguments.id;
     let outcome = if arguments.wait {
-        bus.follow(tenant).await?.result(id).await?
+        let mut follower = bus.follow(tenant).await?;
+        let mut waits = Waits::new(bus.jobs().await?, tenant.clone());
+        tokio::select! {
+            outcome = follower.result(id) => outcome?,
+            () = waits.tell(id) => bail!("nothing more is told of job {id}"),
+        }
     } else {
         match bus.jobs().await?.result(tenant, id).await? {
             Some(outcome) => outcome,

@@ -126,7 +126,9 @@ async fn list(arguments: ListArguments) -> anyhow::Result<()> {
     let mut objects = [census.objects, census.tails].concat();
     bar.finish_and_clear();
     objects.sort_unstable_by_key(|object| (std::cmp::Reverse(object.used), object.id));
-    let (now, shown) = (SystemTime::now(), arguments.limit.unwrap_or(usize::MAX));
+    // Only shown here, so that this works where nothing may be written.
+    let now = store.now().await.unwrap_or_else(|_| SystemTime::now());
+    let shown = arguments.limit.unwrap_or(usize::MAX);
     let row = |object: &Object| Row {
         id: object.id.to_string(),
         bytes: object.bytes,
@@ -175,6 +177,11 @@ fn plural(count: u64) -> &'static str {
     if count == 1 { "" } else { "s" }
 }
 
+/// What is said of waiting messages that can't be read.
+fn not_read(unread: u64) -> String {
+    format!("{unread} message{} of another release; what was used since stays", plural(unread))
+}
+
 /// What goes, or went.
 #[derive(Serialize)]
 struct Removed {
@@ -210,6 +217,8 @@ struct Stock {
     /// Seconds since the last use of the chunk that was not used for longest.
     oldest_s: u64,
     waiting_jobs: u64,
+    /// Messages among the waiting ones that this release can't read.
+    unread: u64,
     /// What those jobs name.
     live: Total,
     /// Chunks that they name and that are not there: they will be computed again.
@@ -219,15 +228,16 @@ struct Stock {
 impl Stock {
     fn of(survey: &Survey) -> Self {
         let all = || survey.objects.iter().chain(&survey.tails);
-        let live: Total = all().filter(|object| survey.live.contains(&object.id)).collect();
+        let live: Total = all().filter(|object| survey.waiting.live.contains(&object.id)).collect();
         let oldest = survey.objects.iter().map(|object| object.age(survey.now)).max();
         Self {
             stored: all().collect(),
             tails: survey.tails.iter().collect(),
             max_bytes: survey.max_bytes,
             oldest_s: oldest.unwrap_or_default().as_secs(),
-            waiting_jobs: survey.jobs,
-            missing: survey.live.len() as u64 - live.chunks,
+            waiting_jobs: survey.waiting.jobs,
+            unread: survey.waiting.unread,
+            missing: survey.waiting.live.len() as u64 - live.chunks,
             live,
         }
     }
@@ -256,7 +266,7 @@ async fn stat(arguments: StatArguments) -> anyhow::Result<()> {
         writeln!(out, "{}", serde_json::to_string(&stat)?)?;
         return Ok(());
     }
-    let Stock { stored, tails, max_bytes, oldest_s, waiting_jobs, live, missing } = &stat.stock;
+    let Stock { stored, tails, max_bytes, oldest_s, waiting_jobs, unread, live, missing } = &stat.stock;
     writeln!(out, "store            {}", stat.store)?;
     writeln!(out, "stored           {stored}; of these {tails} that serve one job each")?;
     writeln!(out, "budget           {}", max_bytes.map_or("none".into(), table::bytes))?;
@@ -264,6 +274,9 @@ async fn stat(arguments: StatArguments) -> anyhow::Result<()> {
     writeln!(out, "waiting jobs     {waiting_jobs}, which name {live}")?;
     if *missing > 0 {
         writeln!(out, "missing          {missing} chunk{} that they name: computed again", plural(*missing))?;
+    }
+    if *unread > 0 {
+        writeln!(out, "not read         {}", not_read(*unread))?;
     }
     writeln!(out, "gc would remove  {}", stat.would_remove)?;
     writeln!(out, "                 {} left by crashes or by jobs that ended", stat.would_remove_leftovers)?;
@@ -319,6 +332,9 @@ async fn collect(arguments: CollectArguments) -> anyhow::Result<()> {
         let Collected { dry_run, stock, removed, removed_leftovers, spared, .. } = &collected;
         writeln!(out, "stored        {}", stock.stored)?;
         writeln!(out, "waiting jobs  {}, which name {}", stock.waiting_jobs, stock.live)?;
+        if stock.unread > 0 {
+            writeln!(out, "not read      {}", not_read(stock.unread))?;
+        }
         writeln!(out, "{}{removed}", if *dry_run { "would remove  " } else { "removed       " })?;
         writeln!(out, "              {removed_leftovers} left by crashes or by jobs that ended")?;
         if *spared > 0 {

@@ -35,6 +35,7 @@ mod submit;
 mod supervisor;
 mod table;
 mod top;
+mod waits;
 mod worker;
 
 use std::{io::Write as _, process::ExitCode, thread};

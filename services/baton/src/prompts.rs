@@ -10,8 +10,10 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use baton_contract::{
     JobId, causes,
+    objects::{self, Objects},
     request::{Deadline, FormatKind, JsonSchema, Message, Prompt, Request, ResponseFormat, Stop, StructuredOutputs},
 };
+use serde::Deserialize;
 
 /// The longest line of a JSONL file: what the broker takes as one message.
 const LONGEST_LINE: u64 = baton_contract::envelope::MAX_BYTES as u64;
@@ -115,8 +117,11 @@ impl PromptArguments {
         let mut request = match &self.messages {
             Some(path) => {
                 let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-                let messages: Vec<Message> = serde_json::from_reader(BufReader::new(file))
-                    .with_context(|| format!("{} is not a JSON list of messages", path.display()))?;
+                let mut reader = serde_json::Deserializer::from_reader(BufReader::new(file));
+                let messages: Result<Vec<Message>, _> = Vec::deserialize(Objects(&mut reader));
+                let messages = messages.and_then(|messages| reader.end().map(|()| messages));
+                let messages =
+                    messages.with_context(|| format!("{} is not a JSON list of messages", path.display()))?;
                 Request { messages: Some(messages), ..Request::default() }
             }
             None => {
@@ -188,7 +193,7 @@ impl PromptArguments {
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let read = serde_json::from_slice::<Request>(&line);
+            let read = objects::from_slice::<Request>(&line);
             let at = || format!("line {number} of {}", path.display());
             let mut request = read.with_context(|| format!("{} is not a request", at()))?;
             self.fill(&mut request, model, format);

@@ -27,6 +27,7 @@ use crate::{
     exit::{Exit, Usage},
     output::{note, stdout},
     prompts::PromptArguments,
+    waits::Waits,
 };
 
 /// Requests that are submitted before it is looked what became of them.
@@ -118,8 +119,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if let Some(follower) = &mut follower {
         // A request that was submitted before may have its result already.
         follower.look_up(&waiting.pending).await?;
+        let waits = Waits::new(bus.jobs().await?, tenant.clone());
         complete = tokio::select! {
-            done = waiting.until_done(follower, &arguments) => done?,
+            done = waiting.until_done(follower, waits, &arguments) => done?,
             died = bus.died() => bail!(died),
         };
     }
@@ -174,14 +176,31 @@ struct Waiting {
 
 impl Waiting {
     /// Prints what comes until every job has its result; returns whether all completed.
-    async fn until_done(mut self, follower: &mut Follower, arguments: &Arguments) -> anyhow::Result<bool> {
+    async fn until_done(
+        mut self,
+        follower: &mut Follower,
+        mut waits: Waits,
+        arguments: &Arguments,
+    ) -> anyhow::Result<bool> {
         let total = self.pending.len();
         let bar = progress(total);
         let mut shown: HashMap<u32, u32> = HashMap::new();
         let mut text = String::new();
         let mut complete = true;
         while !self.pending.is_empty() {
-            match follower.next(&self.pending).await? {
+            let event = tokio::select! {
+                event = follower.next(&self.pending) => event?,
+                () = waits.silence() => {
+                    if let Some(job) = self.pending.iter().min()
+                        && let Some(news) = waits.look(job).await
+                    {
+                        bar.suspend(|| note!("{news}"));
+                    }
+                    continue;
+                }
+            };
+            waits.heard();
+            match event {
                 Event::Delta { delta, .. } => {
                     // A job that was tried again repeats its tokens.
                     let next = shown.entry(delta.choice).or_default();

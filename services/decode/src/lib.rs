@@ -39,7 +39,7 @@ use futures::{
     StreamExt,
     stream::{self, BoxStream},
 };
-use tokio::task::spawn_blocking;
+use tokio::{task::spawn_blocking, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
@@ -152,7 +152,11 @@ impl Handler<DecodeTask> for Decode {
             }
         };
         let journal = Journal::new(ledger, self.checkpoint);
-        let mut progress = Progress::new(&self.bus, &job, claim, timings, prefills, journal);
+        // By the broker's clock, for the request was accepted by it and perhaps on another machine.
+        let now = self.bus.clock().about_now_ms().await;
+        let accepted =
+            now.map(|now| (Duration::from_millis(now.saturating_sub(timings.accepted_at_ms)), Instant::now()));
+        let mut progress = Progress::new(&self.bus, &job, claim, timings, accepted, prefills, journal);
         let begun = match beginning {
             Ok(beginning) => beginning.answers,
             Err(error) => return Ok(progress.failed(error.failure())),

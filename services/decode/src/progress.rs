@@ -5,7 +5,6 @@ use std::time::Duration;
 use baton_bus::{
     Bus,
     stage::{Next, Retry, StageError},
-    unix_ms,
 };
 use baton_contract::{
     causes,
@@ -37,6 +36,8 @@ pub(crate) struct Progress<'a> {
     job: &'a Job,
     claim: Claim,
     timings: Timings,
+    /// How long ago the broker had accepted the request at some moment, if that is known.
+    accepted: Option<(Duration, Instant)>,
     answers: Vec<Answer>,
     /// Whether decode is to prefill what the pieces don't hold.
     prefills: bool,
@@ -51,11 +52,12 @@ impl<'a> Progress<'a> {
         job: &'a Job,
         claim: Claim,
         timings: Timings,
+        accepted: Option<(Duration, Instant)>,
         prefills: bool,
         journal: Journal,
     ) -> Self {
         let answers = vec![Answer::default(); job.samples as usize];
-        Self { bus, job, claim, timings, answers, prefills, begun: false, journal }
+        Self { bus, job, claim, timings, accepted, answers, prefills, begun: false, journal }
     }
 
     /// Has the answers generated, and follows the engine until all have ended or one can't go on.
@@ -151,7 +153,7 @@ impl<'a> Progress<'a> {
         self.timings.decode_ms = ms(generating.unwrap_or(submitted).elapsed());
         if self.timings.resumed_tokens > 0 {
             // It began with another worker.
-            self.timings.decode_ms = self.since_accepted() - self.timings.first_token_ms;
+            self.timings.decode_ms = (self.since_accepted() - self.timings.first_token_ms).max(0.0);
         }
         Ok(Ok(()))
     }
@@ -229,8 +231,9 @@ impl<'a> Progress<'a> {
         self.timings.total_ms = self.since_accepted();
     }
 
+    /// What the result says of the time since the broker accepted the request: 0 where the broker's clock can't be read.
     fn since_accepted(&self) -> f64 {
-        unix_ms().saturating_sub(self.timings.accepted_at_ms) as f64
+        self.accepted.map_or(0.0, |(before, began)| ms(before + began.elapsed()))
     }
 }
 

@@ -16,7 +16,7 @@ mod worker;
 
 use axum::{
     Json, Router,
-    extract::{Query, State as Shared, rejection::QueryRejection},
+    extract::{Query, Request as HttpRequest, State as Shared, rejection::QueryRejection},
     routing::{get, post},
 };
 use baton_bus::{
@@ -31,10 +31,10 @@ pub use self::desk::Options;
 pub(crate) use self::{chores::sweep_regularly, desk::Desk, output::blobs, worker::run};
 use crate::{
     State,
-    auth::Tenant,
+    auth::{Caller, Tenant},
     files::{self, Id, Order, known_id, new_id, now, page},
     openai::ApiError,
-    receive::JsonBody,
+    receive, webhooks,
 };
 
 /// Batches of one page without a limit, and at most.
@@ -55,15 +55,14 @@ struct Wanted {
     after: Option<String>,
 }
 
-async fn create(
-    Tenant(tenant): Tenant,
-    Shared(state): Shared<State>,
-    body: Result<JsonBody, ApiError>,
-) -> Result<Json<Value>, ApiError> {
+async fn create(caller: Caller, Shared(state): Shared<State>, request: HttpRequest) -> Result<Json<Value>, ApiError> {
     files::store(&state)?;
+    let _permit = caller.admit()?;
+    let tenant = caller.tenant;
+    let body = receive::json(&state.budget, request).await?;
     let id = new_id("batch_");
-    let created_at = now();
-    let (order, window) = order::read(&body?.0, &id)?;
+    let created_at = now(&state).await?;
+    let (order, window) = order::read(&body.bytes, &id)?;
     let missing = |message: &str| {
         let error = ApiError { param: Some("input_file_id".into()), ..ApiError::not_found(message) };
         Err(error)
@@ -75,7 +74,8 @@ async fn create(
         }
         None => return missing("input_file_id: no such file object"),
     }
-    let batch = Batch::new(order, created_at, created_at + window);
+    let told = webhooks::has_webhook(&state, &tenant);
+    let batch = Batch { told, ..Batch::new(order, created_at, created_at + window) };
     let key = key(&id)?;
     let desk = &state.desk;
     desk.batches.put(&tenant, &key, &batch).await?;
@@ -108,9 +108,12 @@ async fn retrieve(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): 
     Ok(Json(object::of(&kept.ok_or_else(unknown)?.value)))
 }
 
-async fn cancel(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, ApiError> {
+async fn cancel(caller: Caller, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, ApiError> {
+    let _permit = caller.admit()?;
     let key = known_id("batch_", &id).ok_or_else(unknown)?;
-    let batch = state.desk.batches.change(&tenant, &key, |batch| batch.cancelled(now())).await?.ok_or_else(unknown)?;
+    let now = now(&state).await?;
+    let batch =
+        state.desk.batches.change(&caller.tenant, &key, |batch| batch.cancelled(now)).await?.ok_or_else(unknown)?;
     match batch.status {
         // Whoever drives it sees this within a second.
         Status::Cancelling | Status::Cancelled => Ok(Json(object::of(&batch))),

@@ -1,14 +1,16 @@
 //! `/v1/chat/completions` and `/v1/completions`: publishes a request, and answers with what the bus tells of its job.
 
 mod abandon;
+mod afford;
 mod live;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Json,
-    extract::State as FromState,
-    http::{HeaderMap, HeaderName, HeaderValue},
+    Extension,
+    body::Body,
+    extract::{Request as HttpRequest, State as FromState},
+    http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use baton_bus::{
@@ -22,11 +24,13 @@ use tracing::{Instrument, info_span};
 use crate::{
     State,
     auth::{Caller, Permit},
-    openai::{self, ApiError, Call, Endpoint},
-    receive::JsonBody,
+    budget::{self, Housed, Room},
+    openai::{self, ApiError, Call, Chunks, Endpoint},
+    receive::{self, JsonBody},
     webhooks,
 };
 use abandon::Abandon;
+use afford::afford;
 
 /// Tells the job that a request became.
 pub(crate) const JOB_HEADER: HeaderName = HeaderName::from_static("baton-job-id");
@@ -39,38 +43,32 @@ const WEBHOOK_HEADER: &str = "baton-webhook";
 /// A stream whose job has not begun by then begins all the same, so that its client knows that somebody is there.
 const HEAD_WITHIN: Duration = Duration::from_secs(15);
 
-pub(crate) async fn chat(
-    state: FromState<State>,
-    caller: Caller,
-    headers: HeaderMap,
-    body: Result<JsonBody, ApiError>,
-) -> Response {
-    answer(Endpoint::ChatCompletions, state, caller, headers, body).await
+pub(crate) async fn chat(state: FromState<State>, caller: Caller, request: HttpRequest) -> Response {
+    answer(Endpoint::ChatCompletions, state, caller, request).await
 }
 
-pub(crate) async fn completions(
-    state: FromState<State>,
-    caller: Caller,
-    headers: HeaderMap,
-    body: Result<JsonBody, ApiError>,
-) -> Response {
-    answer(Endpoint::Completions, state, caller, headers, body).await
+pub(crate) async fn completions(state: FromState<State>, caller: Caller, request: HttpRequest) -> Response {
+    answer(Endpoint::Completions, state, caller, request).await
 }
 
 async fn answer(
     endpoint: Endpoint,
     FromState(state): FromState<State>,
     caller: Caller,
-    headers: HeaderMap,
-    body: Result<JsonBody, ApiError>,
+    request: HttpRequest,
 ) -> Response {
-    let posting = body.and_then(|JsonBody(body)| Posting::read(&state, endpoint, &headers, &body));
-    let posting = match posting {
-        Ok(posting) => posting,
-        Err(error) => return error.into_response(),
-    };
+    let headers = request.headers().clone();
+    // Whether it may ask at all is known before anything of what it asks is in memory.
     let permit = match caller.admit() {
         Ok(permit) => permit,
+        Err(error) => {
+            receive::discard(request).await;
+            return error.into_response();
+        }
+    };
+    let body = receive::json(&state.budget, request).await;
+    let posting = match body.and_then(|body| Posting::read(&state, endpoint, &headers, body)) {
+        Ok(posting) => posting,
         Err(error) => return error.into_response(),
     };
     let span = info_span!("gateway", job = %posting.job, tenant = %caller.tenant);
@@ -94,11 +92,13 @@ struct Posting {
     named: bool,
     /// Whether a webhook tells the end: then the job goes on without its caller, too.
     told: bool,
+    /// What the request takes in memory, until it is the broker's.
+    room: Room,
 }
 
 impl Posting {
-    fn read(state: &State, endpoint: Endpoint, headers: &HeaderMap, body: &[u8]) -> Result<Self, ApiError> {
-        let mut call = openai::read(endpoint, body)?;
+    fn read(state: &State, endpoint: Endpoint, headers: &HeaderMap, body: JsonBody) -> Result<Self, ApiError> {
+        let mut call = openai::read(endpoint, &body.bytes)?;
         let facts = &state.facts;
         let model = match &call.model {
             None => facts.default_model.clone(),
@@ -137,7 +137,7 @@ impl Posting {
             Some("true") => true,
             Some(_) => return Err(ApiError::field("Baton-Webhook", "Baton-Webhook: expected true or false")),
         };
-        Ok(Self { call, lane, model, job, named, told })
+        Ok(Self { call, lane, model, job, named, told, room: body.room })
     }
 
     /// The request as it goes on the bus.
@@ -159,26 +159,33 @@ impl Posting {
         if !state.bus.is_connected() {
             return Err(unreachable());
         }
-        let Self { call, lane, model, job, named, told } = self;
+        // Before anything is asked for, for without the broker's time there is no stream.
+        let created = if self.call.stream { state.clock.now_ms().await? / 1_000 } else { 0 };
+        let Self { call, lane, model, job, named, told, room } = self;
+        let Call { endpoint, request, stream, include_usage, .. } = call;
+        let answers = request.n.unwrap_or(1);
+        drop(request);
         if told && !webhooks::has_webhook(&state, tenant) {
             let message = "Baton-Webhook: the tenant has no webhook; add one to the gateway's file of keys";
             return Err(ApiError::field("Baton-Webhook", message));
         }
         let mut abandon = Abandon::new(&state, tenant, &job, !named && !told);
-        let ask = Ask { tenant, lane: &lane, job: &job, body, live: call.stream, known: named };
+        let ask = Ask { tenant, lane: &lane, job: &job, body, live: stream, known: named };
         let asked = state.client.ask(ask).await;
         let mut answer = asked.map_err(|error| {
             // It was not taken, or nobody knows; to look for it among all that wait would cost a full queue dearly.
             abandon.ended();
             if state.bus.is_connected() { error.into() } else { unreachable() }
         })?;
+        // It is the broker's now, and no longer here.
+        drop(room);
         if told {
             webhooks::follow_job(&state, tenant, &job).await?;
         }
-        if !call.stream {
+        if !stream {
             let ended = answer.end().await;
             abandon.ended();
-            return whole(call.endpoint, ended);
+            return whole(&state, tenant, endpoint, ended).await;
         }
         // Until it begins, it may end in an error with a status of its own.
         let first = timeout(HEAD_WITHIN, answer.next()).await.ok();
@@ -186,21 +193,27 @@ impl Posting {
             && outcome.error.is_some()
         {
             abandon.ended();
-            return whole(call.endpoint, Event::Result(outcome.clone()));
+            return whole(&state, tenant, endpoint, Event::Result(outcome.clone())).await;
         }
         if let Some(refused @ Event::Refused(_)) = first {
             abandon.ended();
-            return whole(call.endpoint, refused);
+            return whole(&state, tenant, endpoint, refused).await;
         }
-        let open = live::Open::new(&state.metrics, began, permit);
-        Ok(live::respond(call, &model, answer, first, abandon, open))
+        let chunks = Chunks::new(endpoint, job.as_str(), model.as_str(), created, answers, include_usage);
+        let open = live::Open::new(&state, tenant, began, permit);
+        Ok(live::respond(chunks, answer, first, abandon, open))
     }
 }
 
 /// The answer to a call whose job has ended.
-fn whole(endpoint: Endpoint, ended: Event) -> Result<Response, ApiError> {
+async fn whole(state: &State, tenant: &Name, endpoint: Endpoint, ended: Event) -> Result<Response, ApiError> {
     match ended {
-        Event::Result(outcome) => Ok(Json(openai::response(endpoint, &outcome)?).into_response()),
+        Event::Result(outcome) => {
+            let (outcome, room) = afford(state, tenant, outcome).await?;
+            let text = openai::response(endpoint, &outcome)?.to_string();
+            let body = Body::from(budget::housed(text.into(), &Arc::new(room)));
+            Ok(([(CONTENT_TYPE, "application/json")], Extension(Housed), body).into_response())
+        }
         Event::Refused(refusal) => Err(ApiError::from(&refusal.error)),
         Event::Delta(_) => Err(ApiError::internal("a token is no answer")),
     }

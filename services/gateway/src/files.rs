@@ -6,7 +6,7 @@ mod chores;
 mod form;
 mod page;
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -16,12 +16,10 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use baton_bus::{
-    files::{File, Purpose},
-    unix_ms,
-};
+use baton_bus::files::{File, Purpose};
 use baton_contract::{JobId, Name, causes};
 use baton_storage::files::{Blob, Extent, Files};
+use futures::TryStreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -31,7 +29,12 @@ pub(crate) use self::{
     form::checked_expiry,
     page::{Order, page},
 };
-use crate::{State, auth::Tenant, openai::ApiError};
+use crate::{
+    State,
+    auth::{Caller, Tenant},
+    budget,
+    openai::ApiError,
+};
 
 /// How long an upload may take altogether: who is slower than this holds a connection for nothing.
 pub(crate) const UPLOAD_WITHIN: Duration = Duration::from_secs(3_600);
@@ -102,12 +105,16 @@ pub(crate) fn place(file: &File) -> Option<(Blob, Extent)> {
 pub(crate) async fn find(state: &State, tenant: &Name, id: &str) -> Result<Option<File>, ApiError> {
     let Some(key) = known_id("file-", id) else { return Ok(None) };
     let kept = state.desk.files.get(tenant, &key).await?;
-    Ok(kept.map(|kept| kept.value).filter(|file| file.expires_at.is_none_or(|expires| now() < expires)))
+    let Some(file) = kept.map(|kept| kept.value) else { return Ok(None) };
+    Ok(match file.expires_at {
+        Some(expires) if expires <= now(state).await? => None,
+        _ => Some(file),
+    })
 }
 
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    unix_ms() / 1000
+/// The broker's time in seconds since 1970: gateways' clocks may be wrong, and they may differ.
+pub(crate) async fn now(state: &State) -> Result<u64, baton_bus::Error> {
+    Ok(state.clock.now_ms().await? / 1_000)
 }
 
 async fn found(state: &State, tenant: &Name, id: &str) -> Result<File, ApiError> {
@@ -123,19 +130,22 @@ fn object(file: &File) -> Value {
     })
 }
 
-async fn upload(
-    Tenant(tenant): Tenant,
-    Shared(state): Shared<State>,
-    request: Request,
-) -> Result<Json<Value>, ApiError> {
+async fn upload(caller: Caller, Shared(state): Shared<State>, request: Request) -> Result<Json<Value>, ApiError> {
     let files = store(&state)?;
+    let _permit = caller.admit()?;
+    let tenant = caller.tenant;
+    let part = files.part_bytes();
+    // One part that is filled and one on its way, and as many more of these as there is room for.
+    let mut room = state.budget.take(2 * part).await?;
+    let more = room.grow_by_what_is_free(part, PARTS_AT_ONCE.get() - 1);
+    let at_once = NonZeroUsize::MIN.saturating_add(more);
     let id = new_id("file-");
     let blob = Blob::of_upload(tenant.as_str(), &id);
     let slow =
         || ApiError::new(408, "invalid_request_error", None, "the upload took longer than an hour; split the file");
-    let received = timeout(UPLOAD_WITHIN, form::receive(request, files.upload(blob, form::MAX_BYTES, PARTS_AT_ONCE)));
+    let received = timeout(UPLOAD_WITHIN, form::receive(request, files.upload(blob, form::MAX_BYTES, at_once)));
     let received = received.await.map_err(|_| slow())??;
-    let created_at = now();
+    let created_at = now(&state).await?;
     let file = File {
         id: id.clone(),
         filename: received.filename,
@@ -152,6 +162,13 @@ async fn upload(
         let _ = files.delete(blob, received.extent).await;
         return Err(error.into());
     }
+    // From here on no sweep takes its parts; whether one has before is seen now.
+    if let Err(error) = files.check(blob, received.extent).await {
+        state.desk.files.remove(&tenant, &key).await?;
+        let _ = files.delete(blob, received.extent).await;
+        let message = format!("the file was not kept: {}; send it again", causes(&error));
+        return Err(ApiError::unavailable(message));
+    }
     tracing::info!(file = id, %tenant, bytes = file.bytes, "a file was stored");
     Ok(Json(object(&file)))
 }
@@ -162,7 +179,7 @@ async fn list(
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let Query(wanted) = wanted.map_err(|error| ApiError::invalid(error.body_text()))?;
-    let now = now();
+    let now = now(&state).await?;
     let mut files = state.desk.files.of_tenant(&tenant).await?;
     files.retain(|file| file.expires_at.is_none_or(|expires| now < expires));
     if let Some(purpose) = &wanted.purpose {
@@ -177,8 +194,10 @@ async fn retrieve(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): 
     Ok(Json(object(&found(&state, &tenant, &id).await?)))
 }
 
-async fn remove(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, ApiError> {
+async fn remove(caller: Caller, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, ApiError> {
     let files = store(&state)?;
+    let _permit = caller.admit()?;
+    let tenant = caller.tenant;
     let file = found(&state, &tenant, &id).await?;
     let batches = state.desk.batches.of_tenant(&tenant).await?;
     let reads = |batch: &baton_bus::batches::Batch| batch.order.input_file_id == file.id && !batch.status.is_final();
@@ -202,8 +221,13 @@ async fn content(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): I
     let file = found(&state, &tenant, &id).await?;
     let (blob, extent) =
         place(&file).ok_or_else(|| ApiError::internal("the file's place in the store is unreadable"))?;
-    let bytes = files.read(blob, extent, 0..extent.bytes, PARTS_READ_AT_ONCE);
-    let mut response = Response::new(Body::from_stream(bytes));
+    // One part that is sent and one that is read, and as many more of these as there is room for.
+    let part = extent.part_bytes.min(extent.bytes);
+    let mut room = state.budget.take(2 * part).await?;
+    let more = room.grow_by_what_is_free(part, PARTS_READ_AT_ONCE.get() - 1);
+    let room = Arc::new(room);
+    let bytes = files.read(blob, extent, 0..extent.bytes, NonZeroUsize::MIN.saturating_add(more));
+    let mut response = Response::new(Body::from_stream(bytes.map_ok(move |piece| budget::housed(piece, &room))));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(extent.bytes));

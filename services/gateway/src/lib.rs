@@ -4,7 +4,8 @@
 //! - [`openai`] is OpenAI's requests and answers as Baton's, pure; [`auth`] knows whose a request is.
 //! - `completions` publishes requests and waits for the answers; `models`, `health` and `document` answer by themselves.
 //! - `files`, `batches` and `webhooks` are for batches; `page` is the live page.
-//! - `server` holds the line: what a connection may cost.
+//! - `sites` knows which hosts and browsers' pages are served; `server` and `budget` hold the line: what a connection may
+//!   cost, and all of them together.
 //!
 //! What must never happen here: a field of a request that is ignored, a tenant that reads another's job, memory that a
 //! caller can make grow.
@@ -12,6 +13,7 @@
 
 pub mod auth;
 pub mod batches;
+mod budget;
 mod completions;
 mod document;
 mod files;
@@ -23,6 +25,7 @@ mod page;
 mod receive;
 mod routes;
 mod server;
+mod sites;
 mod state;
 pub mod webhooks;
 
@@ -42,8 +45,14 @@ pub struct Options {
     pub keys_file: Option<PathBuf>,
     /// Whether it may listen beyond this machine without keys.
     pub open: bool,
+    /// Further hosts under which requests may come without keys.
+    pub hosts: Vec<String>,
+    /// Sites whose pages may ask from a browser; `*` is all.
+    pub cors_origins: Vec<String>,
     /// Connections at a time; others wait in the system's queue.
     pub max_connections: usize,
+    /// Bytes of requests and answers in memory at a time.
+    pub body_memory: u64,
     /// The pipeline that it serves.
     pub facts: Facts,
     /// Where users' files lie; without it there are no files and no batches.

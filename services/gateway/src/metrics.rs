@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use baton_contract::stats::Snapshot;
 use prometheus_client::{
     encoding::{
-        EncodeLabelSet,
+        EncodeLabelSet, EncodeLabelValue,
         text::{encode_eof, encode_registry},
     },
     metrics::{
@@ -31,6 +31,22 @@ struct Route {
     route: String,
 }
 
+/// What came of a try to call a webhook.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelValue)]
+pub(crate) enum Called {
+    Sent,
+    /// It is tried again.
+    Failed,
+    /// The keys file has none of the tenant; another gateway's may.
+    Unknown,
+    GivenUp,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Outcome {
+    outcome: Called,
+}
+
 /// What is counted. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics(Arc<Counted>);
@@ -43,6 +59,8 @@ struct Counted {
     first_token_seconds: Histogram,
     streams: Gauge,
     cancelled: Counter,
+    webhooks: Family<Outcome, Counter>,
+    webhooks_waiting: Gauge,
 }
 
 /// One open stream, as long as it lives.
@@ -71,7 +89,23 @@ impl Metrics {
         registry.register("first_token_seconds", "Time until the first token of a stream was sent", first.clone());
         registry.register("open_streams", "Streams that are open", streams.clone());
         registry.register("cancelled_jobs", "Jobs that were cancelled because their client left", cancelled.clone());
-        Self(Arc::new(Counted { registry, requests, seconds: time, first_token_seconds: first, streams, cancelled }))
+        let (webhooks, webhooks_waiting) = (Family::default(), Gauge::default());
+        registry.register("webhook_calls", "Tries to call a webhook, by what came of them", webhooks.clone());
+        registry.register(
+            "webhooks_waiting",
+            "Webhooks of the pipeline that are to be called",
+            webhooks_waiting.clone(),
+        );
+        Self(Arc::new(Counted {
+            registry,
+            requests,
+            seconds: time,
+            first_token_seconds: first,
+            streams,
+            cancelled,
+            webhooks,
+            webhooks_waiting,
+        }))
     }
 
     pub(crate) fn answered(&self, method: &str, route: Option<&str>, status: u16, took: Duration) {
@@ -90,6 +124,14 @@ impl Metrics {
 
     pub(crate) fn first_token(&self, took: Duration) {
         self.0.first_token_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn webhook(&self, outcome: Called) {
+        self.0.webhooks.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn webhooks_waiting(&self, waiting: u64) {
+        self.0.webhooks_waiting.set(waiting.try_into().unwrap_or(i64::MAX));
     }
 
     pub(crate) fn cancelled(&self) {

@@ -3,12 +3,14 @@
 mod chunks;
 mod error;
 mod fields;
+mod line;
 mod request;
 mod response;
 
 use baton_contract::request::Request;
 pub use chunks::Chunks;
 pub use error::ApiError;
+pub use line::{BatchLine, LineProblem, read_line};
 pub use request::read;
 pub use response::response;
 

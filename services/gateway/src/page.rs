@@ -19,7 +19,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::live::Live;
-use crate::{State, auth::Tenant, openai::ApiError};
+use crate::{
+    State,
+    auth::{Caller, Tenant},
+    openai::ApiError,
+};
 
 /// Jobs in a list, unless the caller says how many.
 const LISTED: usize = 30;
@@ -101,12 +105,13 @@ async fn one(
 
 /// Cancels a job.
 async fn cancel(
-    Tenant(tenant): Tenant,
+    caller: Caller,
     FromState(state): FromState<State>,
     Path(id): Path<String>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let _permit = caller.admit()?;
     let id = named(&id)?;
-    match state.bus.cancel(&tenant, &id).await? {
+    match state.bus.cancel(&caller.tenant, &id).await? {
         Answer::Unknown => {
             let message = format!("you have no job {id}; jobs are known as long as results.keep says");
             Err(ApiError::not_found(message))

@@ -1,20 +1,26 @@
 //! Which path is whose.
 
+use std::sync::Arc;
+
 use axum::{
     Router,
+    body::{Body, HttpBody},
     extract::{MatchedPath, Request, State as FromState},
     http::{HeaderName, HeaderValue, Method},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use http_body_util::BodyExt;
 use tokio::time::Instant;
 use tracing::{Instrument, info_span};
 
 use crate::{
-    State, batches, completions, document, files, health, models,
+    State, batches,
+    budget::{self, Housed},
+    completions, document, files, health, models,
     openai::{ApiError, Endpoint},
-    page, webhooks,
+    page, sites, webhooks,
 };
 
 /// What OpenAI's clients call `request_id`.
@@ -27,6 +33,9 @@ pub(crate) fn router(state: State) -> Router {
     all()
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(state.clone(), house))
+        .layer(state.sites.cors())
+        .layer(from_fn_with_state(state.sites.clone(), sites::admit))
         .layer(from_fn_with_state(state.clone(), count))
         .with_state(state)
 }
@@ -64,6 +73,25 @@ async fn unknown(method: Method, request: Request) -> ApiError {
 async fn wrong_method(method: Method) -> ApiError {
     let message = format!("this path is not for {method}; GET /openapi.json describes what it is for");
     ApiError::new(405, "invalid_request_error", Some("method_not_allowed"), message)
+}
+
+/// Answers that are no longer than this find room in what a connection has anyhow.
+const SHORT: u64 = 64 << 10;
+
+/// Takes room for a long answer that has not taken any itself, such as a list. One that finds none is told again later.
+async fn house(FromState(state): FromState<State>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    let long = response.body().size_hint().exact().filter(|bytes| *bytes > SHORT);
+    let Some(bytes) = long.filter(|_| response.extensions().get::<Housed>().is_none()) else { return response };
+    match state.budget.take(bytes).await {
+        Ok(room) => {
+            let room = Arc::new(room);
+            response.map(|body| {
+                Body::new(body.map_frame(move |frame| frame.map_data(|bytes| budget::housed(bytes, &room))))
+            })
+        }
+        Err(error) => error.into_response(),
+    }
 }
 
 /// Counts requests by their route, never by the path that somebody wrote, and gives each an id by which its client and the log

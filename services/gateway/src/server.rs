@@ -5,7 +5,7 @@ mod stall;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
-use baton_bus::{Bus, unix_ms};
+use baton_bus::Bus;
 use baton_contract::{Name, causes};
 use baton_storage::files::Files;
 use hyper::server::conn::http1;
@@ -27,9 +27,12 @@ use crate::{
     Error, Options, State,
     auth::{Entry, Key, KeysFile},
     batches::{self, Desk},
+    budget::Budget,
     files,
     metrics::Metrics,
-    routes, webhooks,
+    routes,
+    sites::Sites,
+    webhooks,
 };
 
 /// How long the head of a request may take, also on a connection that is kept open for it.
@@ -58,7 +61,19 @@ pub struct Gateway {
 impl Gateway {
     /// Begins to listen; the pipeline's streams must be there.
     pub async fn bind(bus: Bus, options: Options) -> Result<Self, Error> {
-        let Options { listen, keys_file, open, max_connections, facts, store, batches, webhooks } = options;
+        let Options {
+            listen,
+            keys_file,
+            open,
+            hosts,
+            cors_origins,
+            max_connections,
+            body_memory,
+            facts,
+            store,
+            batches,
+            webhooks,
+        } = options;
         if keys_file.is_none() && !open && !listen.ip().is_loopback() {
             return Err(Error::Unguarded { address: listen });
         }
@@ -66,9 +81,17 @@ impl Gateway {
         let unheard = |source| Error::Listen { address: listen, source };
         let listener = TcpListener::bind(listen).await.map_err(unheard)?;
         let address = listener.local_addr().map_err(unheard)?;
-        let (jobs, client) = (bus.jobs().await?, bus.answers().await?);
+        // Of the bytes that may be in memory, readers of streams may be behind with a part; the rest is for everything else.
+        let behind = body_memory / 4;
+        let (jobs, client) = (bus.jobs().await?, bus.answers().await?.within(behind as usize));
         let desk = Desk::open(&bus, &batches).await?;
+        let sites = Sites::new(keys.is_some(), address, hosts, cors_origins);
+        let clock = bus.clock();
+        let started = clock.now_ms().await? / 1_000;
         let state = State {
+            budget: Budget::new(body_memory - behind),
+            sites: Arc::new(sites),
+            clock,
             bus,
             jobs,
             client,
@@ -80,7 +103,7 @@ impl Gateway {
             watch: Arc::default(),
             keys: keys.map(Arc::new),
             everybody: Arc::new(Key::new(everybody())),
-            started: unix_ms() / 1_000,
+            started,
             closing: CancellationToken::new(),
         };
         Ok(Self { listener, address, max_connections, batches, state })

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use baton_bus::{Bus, answers::Answers, jobs::Jobs, stats::Watch};
+use baton_bus::{Bus, answers::Answers, clock::Clock, jobs::Jobs, stats::Watch};
 use baton_contract::Name;
 use baton_storage::files::Files;
 use tokio::sync::OnceCell;
@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     auth::{Key, KeysFile},
     batches::Desk,
+    budget::Budget,
     metrics::Metrics,
+    sites::Sites,
     webhooks,
 };
 
@@ -52,6 +54,12 @@ pub struct State {
     pub(crate) desk: Desk,
     /// How webhooks are called, if they are.
     pub(crate) webhooks: Option<Arc<webhooks::Options>>,
+    /// The broker's time: deadlines and ages are by no other.
+    pub(crate) clock: Clock,
+    /// Room for requests and answers.
+    pub(crate) budget: Budget,
+    /// Where requests may come from.
+    pub(crate) sites: Arc<Sites>,
     pub(crate) metrics: Metrics,
     /// The pipeline's numbers, once somebody asks for them.
     pub(crate) watch: Arc<OnceCell<Watch>>,

@@ -6,6 +6,7 @@
 mod guard;
 mod send;
 mod sign;
+mod watch;
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +15,6 @@ use baton_bus::{
     batches::Batch,
     errands::Errands,
     pull::{Delivery, Receiver, Settle},
-    unix_ms,
 };
 use baton_contract::{JobId, Name, causes, outcome::Status};
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::guard::Range;
 pub(crate) use self::sign::Secret;
-use crate::State;
+use crate::{State, metrics::Called};
 
 /// Calls that are made at a time.
 const AT_ONCE: usize = 16;
@@ -89,13 +89,17 @@ pub fn routes() -> Router<State> {
 
 /// Has a tenant told that a batch has ended, if it has a webhook.
 pub(crate) async fn batch_ended(state: &State, tenant: &Name, batch: &Batch) -> Result<(), baton_bus::Error> {
+    // Who drives the batch may have no file of keys, and others call the webhook.
+    if !batch.told && !has_webhook(state, tenant) {
+        return Ok(());
+    }
     let event = batch.status.as_str().to_owned();
     let id = format!("evt_{}_{event}", batch.order.id);
-    let about = About::Batch { id: batch.order.id.clone(), event, at_ms: unix_ms() };
-    leave(state, tenant, Notice { id, about }).await
+    let at_ms = state.clock.now_ms().await?;
+    leave(state, tenant, Notice { id, about: About::Batch { id: batch.order.id.clone(), event, at_ms } }).await
 }
 
-/// Has a tenant told when a job has ended, if it has a webhook. To be called once the job is asked for: it may end meanwhile.
+/// Has a tenant, which has a webhook, told when a job has ended. To be called once the job is asked for: it may end meanwhile.
 pub(crate) async fn follow_job(state: &State, tenant: &Name, job: &JobId) -> Result<(), baton_bus::Error> {
     leave(state, tenant, Notice { id: format!("evt_{job}"), about: About::Job { id: job.clone() } }).await
 }
@@ -110,9 +114,6 @@ fn entry(state: &State, tenant: &Name) -> Option<Entry> {
 }
 
 async fn leave(state: &State, tenant: &Name, notice: Notice) -> Result<(), baton_bus::Error> {
-    if !has_webhook(state, tenant) {
-        return Ok(());
-    }
     let failed = |error: serde_json::Error| baton_bus::Error::Publish {
         subject: format!("a webhook of {tenant}"),
         message: causes(&error),
@@ -121,9 +122,15 @@ async fn leave(state: &State, tenant: &Name, notice: Notice) -> Result<(), baton
     state.desk.webhook_errands.leave(tenant, &notice.id, payload).await
 }
 
-/// Makes calls until `shutdown`.
+/// Makes calls until `shutdown`. A gateway without a file of keys leaves them to those that have one, and only says how many
+/// wait.
 pub(crate) async fn run(state: State, shutdown: CancellationToken) {
-    let Some(options) = state.webhooks.clone() else { return };
+    let watched = shutdown.clone();
+    tokio::join!(call(state.clone(), shutdown), watch::run(state, watched));
+}
+
+async fn call(state: State, shutdown: CancellationToken) {
+    let Some(options) = state.webhooks.clone().filter(|_| state.keys.is_some()) else { return };
     // The HTTP client is built without a TLS provider of its own. If the process has one already, it stays.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let errands = state.desk.webhook_errands.clone();
@@ -139,18 +146,35 @@ impl Receiver for Caller {
     async fn receive(&self, delivery: &Delivery) -> Settle {
         let notice: Option<Notice> = serde_json::from_slice(delivery.payload()).ok();
         let (Some(tenant), Some(notice)) = (Errands::tenant(delivery), notice) else { return Settle::Term };
+        let now = match self.state.clock.now_ms().await {
+            Ok(now) => now,
+            Err(error) => {
+                tracing::warn!(
+                    error = causes(&error),
+                    event = notice.id,
+                    "a webhook waits: the broker's clock can't be read"
+                );
+                return Settle::Nak(Some(PAUSES.0));
+            }
+        };
+        let left = Duration::from_millis(now.saturating_sub(delivery.published_ms));
         let Some(entry) = entry(&self.state, &tenant) else {
-            tracing::warn!(%tenant, event = notice.id, "a webhook was not called: the keys file has none of the tenant any more");
-            return Settle::Term;
+            // Another gateway's file may have it, or this one's in a moment.
+            return self.without_entry(&tenant, &notice, left);
         };
         let event = match self.event(&tenant, &notice).await {
             Ok(Some(event)) => event,
             Ok(None) => {
-                let waited = Duration::from_millis(unix_ms().saturating_sub(delivery.published_ms));
-                return if waited > JOB_WITHIN { Settle::Term } else { Settle::Nak(Some(pause(waited, 4, LOOKS))) };
+                if left <= JOB_WITHIN {
+                    return Settle::Nak(Some(pause(left, 4, LOOKS)));
+                }
+                self.state.metrics.webhook(Called::GivenUp);
+                tracing::error!(%tenant, event = notice.id, "a webhook was given up: its job has not ended for {JOB_WITHIN:?}");
+                return Settle::Term;
             }
             Err(error) => {
-                tracing::warn!(error = %causes(&error), event = notice.id, "what a webhook is to tell could not be read; trying again");
+                let error = causes(&error);
+                tracing::warn!(error, event = notice.id, "what a webhook is to tell could not be read; trying again");
                 return Settle::Nak(Some(PAUSES.0));
             }
         };
@@ -158,16 +182,20 @@ impl Receiver for Caller {
             "id": notice.id, "object": "event", "created_at": event.at_ms / 1000, "type": event.kind,
             "data": { "id": event.subject },
         });
-        let call = send::Call { id: &notice.id, url: &entry.url, secret: &entry.secret, body: body.to_string() };
+        let call =
+            send::Call { id: &notice.id, url: &entry.url, secret: &entry.secret, body: body.to_string(), now_ms: now };
         match send::send(call, &self.options.allow).await {
             Ok(()) => {
+                self.state.metrics.webhook(Called::Sent);
                 tracing::info!(%tenant, event = notice.id, kind = event.kind, "a webhook was called");
                 Settle::Ack
             }
             Err(error) => {
-                let waited = Duration::from_millis(unix_ms().saturating_sub(event.at_ms));
+                let waited = Duration::from_millis(now.saturating_sub(event.at_ms));
                 let last = waited > GIVE_UP || error.is_final();
-                tracing::warn!(error = %causes(&error), %tenant, event = notice.id, attempt = delivery.attempt, last, "a webhook was not called");
+                self.state.metrics.webhook(if last { Called::GivenUp } else { Called::Failed });
+                let error = causes(&error);
+                tracing::warn!(error, %tenant, event = notice.id, attempt = delivery.attempt, last, "a webhook was not called");
                 if last { Settle::Term } else { Settle::Nak(Some(pause(waited, 1, PAUSES))) }
             }
         }
@@ -180,6 +208,19 @@ fn pause(waited: Duration, part: u32, (least, most): (Duration, Duration)) -> Du
 }
 
 impl Caller {
+    /// What becomes of a call whose tenant has no webhook in this gateway's file of keys.
+    fn without_entry(&self, tenant: &Name, notice: &Notice, left: Duration) -> Settle {
+        if left <= GIVE_UP {
+            self.state.metrics.webhook(Called::Unknown);
+            let pause = pause(left, 4, LOOKS);
+            tracing::warn!(%tenant, event = notice.id, ?left, "a webhook waits: this gateway's keys file has none of the tenant");
+            return Settle::Nak(Some(pause));
+        }
+        self.state.metrics.webhook(Called::GivenUp);
+        tracing::error!(%tenant, event = notice.id, "a webhook was given up: no gateway's keys file had one of the tenant for {GIVE_UP:?}");
+        Settle::Term
+    }
+
     /// What a notice is about, if that has ended.
     async fn event(&self, tenant: &Name, notice: &Notice) -> Result<Option<Event>, baton_bus::Error> {
         match &notice.about {

@@ -12,19 +12,20 @@ use std::{collections::BTreeMap, sync::Arc};
 use baton_bus::{
     Bus, cancel,
     client::{self, Address},
+    clock::Clock,
     dead::{self, Burial, LetterId},
     jobs::{Admitted, Jobs, Stored},
     pressure,
     pull::{self, Delivery, Receiver, Settle},
-    stage, trace, unix_ms,
+    stage, trace,
     waiting::{self, Gate},
 };
 use baton_contract::{
     JobId, Name, causes,
     envelope::{self, DecodeTask, PrefillTask, Task},
     job::Job,
-    outcome::{Code, Failure, Outcome, Refusal, Status, Timings, Usage, request_digest},
-    record::Record,
+    outcome::{Code, Failure, Outcome, Refusal, Status, Timings, request_digest},
+    record::Source,
     request::{self, Input},
     subject::Stage,
 };
@@ -72,6 +73,7 @@ pub async fn run(
     let gate = bus.gate(waiting);
     let ingest = Ingest {
         jobs: bus.jobs().await?,
+        clock: bus.clock(),
         bus: bus.clone(),
         gate: gate.clone(),
         held: Held::default(),
@@ -94,6 +96,7 @@ pub async fn run(
 
 struct Ingest {
     bus: Bus,
+    clock: Clock,
     jobs: Jobs,
     gate: Gate,
     held: Held,
@@ -115,23 +118,8 @@ pub struct Arrival {
 impl Arrival {
     /// The result of a request that could not become a job.
     pub fn refused(self, failure: Failure) -> Outcome {
-        Outcome {
-            id: self.id,
-            tenant: self.tenant,
-            lane: self.lane,
-            model: None,
-            status: failure.status(),
-            finish_reason: None,
-            error: Some(failure),
-            text: String::new(),
-            tokens: Vec::new(),
-            logprobs: None,
-            choices: Vec::new(),
-            usage: Usage::default(),
-            metadata: BTreeMap::new(),
-            timings: self.timings,
-            request_digest: self.digest,
-        }
+        let Self { id, tenant, lane, digest, timings } = self;
+        Outcome { timings, ..Outcome::bare(id, tenant, lane, digest, failure) }
     }
 }
 
@@ -154,7 +142,7 @@ impl Receiver for Ingest {
         };
         let timings = Timings {
             accepted_at_ms: delivery.published_ms,
-            ingest_queue_ms: unix_ms().saturating_sub(delivery.published_ms) as f64,
+            ingest_queue_ms: self.clock.about_since(delivery.published_ms).await.as_secs_f64() * 1e3,
             ..Timings::default()
         };
         let span = info_span!("ingest", job = %id, %tenant, attempt = delivery.attempt);
@@ -185,10 +173,10 @@ impl Receiver for Ingest {
 }
 
 impl Ingest {
-    async fn admit(&self, arrival: Arrival, delivery: &Delivery) -> Result<(), baton_bus::Error> {
+    async fn admit(&self, mut arrival: Arrival, delivery: &Delivery) -> Result<(), baton_bus::Error> {
         let started = Instant::now();
-        let record = Record::accepted(arrival.digest.clone(), arrival.timings.accepted_at_ms);
-        let record = match self.jobs.admit(&arrival.tenant, &arrival.id, record).await? {
+        let source = Source { sequence: delivery.sequence, stored_ms: delivery.published_ms };
+        let record = match self.jobs.admit(&arrival.tenant, &arrival.id, &arrival.digest, source).await? {
             Admitted::Take(record) => record,
             Admitted::Settled => return Ok(()),
             Admitted::Conflict => {
@@ -197,11 +185,13 @@ impl Ingest {
                 return self.bus.refuse(&Refusal::conflict(tenant, id, digest)).await;
             }
         };
+        // Where it takes the place of an earlier copy that was lost, the job was accepted then.
+        arrival.timings.accepted_at_ms = record.record.accepted_at_ms;
         let (tenant, id) = (arrival.tenant.clone(), arrival.id.clone());
         let passed_on = self.pass_on(arrival, delivery, &record, started).await;
         if passed_on.is_err() {
             // The broker's fault, not the request's; if this fails too, the try counts.
-            let _ = self.jobs.give_back(&tenant, &id, None).await;
+            let _ = self.jobs.give_back_request(&tenant, &id, source).await;
         }
         passed_on
     }
@@ -220,6 +210,7 @@ impl Ingest {
         let tries = u64::from(stored.record.tries);
         if tries > self.max_deliver {
             let message = format!("ingest was tried {} times, and no worker finished it", self.max_deliver);
+            tracing::warn!(attempts = self.max_deliver, "a request used up its tries and fails");
             let failure = Failure::new(Code::AttemptsExhausted, message);
             self.bury(&arrival, delivery, &failure, self.max_deliver).await?;
             return self.refuse(arrival, failure).await;

@@ -29,6 +29,10 @@ use crate::{Bus, Error, connection::Heard, jobs::Jobs};
 /// Live tokens that one reader may be behind with, and their bytes. Those beyond it are dropped: the result has them.
 const BEHIND: usize = 4_096;
 const BEHIND_BYTES: usize = 256 << 10;
+/// What a token takes in memory besides the bytes that it came in.
+const TOKEN_BYTES: usize = 128;
+/// Bytes that all readers of a process may be behind with together, unless it says otherwise.
+const ALL_BEHIND_BYTES: usize = 64 << 20;
 /// How often the stream of results is looked at without a hint.
 const LOOK: Duration = Duration::from_secs(5);
 /// The pauses between looks after a hint, until what it hinted at is stored.
@@ -38,6 +42,9 @@ const STORED_AFTER_MS: [u64; 8] = [0, 1, 1, 2, 4, 8, 16, 32];
 #[derive(Clone, Debug)]
 pub struct Answers {
     jobs: Jobs,
+    /// Bytes that all readers are behind with, and may be.
+    behind: Arc<AtomicUsize>,
+    most_behind: usize,
 }
 
 /// A request to be published.
@@ -97,37 +104,51 @@ struct Hints {
 
 /// Live tokens that wait for their reader.
 #[derive(Debug)]
-struct Tokens {
-    waiting: mpsc::Receiver<(Delta, usize)>,
-    bytes: Arc<AtomicUsize>,
-}
+struct Tokens(mpsc::Receiver<(Delta, Weight)>);
 
 impl Tokens {
     async fn next(&mut self) -> Option<Delta> {
-        let (delta, bytes) = self.waiting.recv().await?;
-        self.bytes.fetch_sub(bytes, Relaxed);
-        Some(delta)
+        self.0.recv().await.map(|(delta, _)| delta)
+    }
+}
+
+/// What a token that waits counts, for its reader and for all readers together.
+#[derive(Debug)]
+struct Weight {
+    bytes: usize,
+    counts: [Arc<AtomicUsize>; 2],
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        for count in &self.counts {
+            count.fetch_sub(self.bytes, Relaxed);
+        }
     }
 }
 
 /// The other end of [`Tokens`].
 struct Teller {
-    told: mpsc::Sender<(Delta, usize)>,
-    bytes: Arc<AtomicUsize>,
+    told: mpsc::Sender<(Delta, Weight)>,
+    /// What this reader is behind with, and all of them.
+    behind: [Arc<AtomicUsize>; 2],
+    most: [usize; 2],
 }
 
 impl Teller {
     /// Passes a token on if there is room for it. A reader that is too slow finds it in the result.
     fn tell(&self, payload: &[u8]) {
-        let bytes = payload.len();
-        if self.bytes.load(Relaxed) + bytes > BEHIND_BYTES {
+        let bytes = payload.len() + TOKEN_BYTES;
+        if self.behind.iter().zip(self.most).any(|(behind, most)| behind.load(Relaxed) + bytes > most) {
             return;
         }
         if let Ok(delta) = serde_json::from_slice(payload) {
-            self.bytes.fetch_add(bytes, Relaxed);
-            if self.told.try_send((delta, bytes)).is_err() {
-                self.bytes.fetch_sub(bytes, Relaxed);
+            for behind in &self.behind {
+                behind.fetch_add(bytes, Relaxed);
             }
+            let weight = Weight { bytes, counts: self.behind.clone() };
+            // Where it finds no place, its weight goes with it.
+            let _ = self.told.try_send((delta, weight));
         }
     }
 }
@@ -145,11 +166,16 @@ impl Hints {
 impl Bus {
     /// Where single jobs are asked for; [`Bus::provision`] must have run once.
     pub async fn answers(&self) -> Result<Answers, Error> {
-        Ok(Answers { jobs: self.jobs().await? })
+        Ok(Answers { jobs: self.jobs().await?, behind: Arc::default(), most_behind: ALL_BEHIND_BYTES })
     }
 }
 
 impl Answers {
+    /// The same, whose readers may be behind with so many bytes together.
+    pub fn within(self, most_behind: usize) -> Self {
+        Self { most_behind, ..self }
+    }
+
     /// Publishes a request durably, as [`Bus::submit`] does, and begins to wait for its answer.
     pub async fn ask(&self, ask: Ask<'_>) -> Result<Answer, Error> {
         let bus = &self.jobs.bus;
@@ -161,8 +187,8 @@ impl Answers {
         let results = hear(layout.result(tenant, job)).await?;
         let refusals = if known { Some(hear(layout.refusal(tenant, job, &digest)).await?) } else { None };
         let (told, waiting) = mpsc::channel(BEHIND);
-        let bytes = Arc::new(AtomicUsize::new(0));
-        let teller = Teller { told, bytes: bytes.clone() };
+        let behind = [Arc::default(), self.behind.clone()];
+        let teller = Teller { told, behind, most: [BEHIND_BYTES, self.most_behind] };
         let hints = Arc::new(Hints::default());
         let listener = AbortOnDropHandle::new(tokio::spawn(listen(tokens, results, refusals, teller, hints.clone())));
         bus.submit_on(&ears.jetstream, tenant, lane, body).await?;
@@ -172,7 +198,7 @@ impl Answers {
             job: job.clone(),
             digest,
             known,
-            tokens: Tokens { waiting, bytes },
+            tokens: Tokens(waiting),
             hints,
             heard: known.then_some(Hint::Look),
             _listener: listener,
@@ -269,5 +295,34 @@ impl Answer {
         let subject = self.jobs.bus.layout.refusal(&self.tenant, &self.job, &self.digest);
         let refusal = self.jobs.of_result_stream(subject, &self.job).await?;
         Ok(refusal.map(|refusal| Event::Refused(Box::new(refusal))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn slow_readers_are_behind_with_a_bounded_part_each_and_together() {
+        let all: Arc<AtomicUsize> = Arc::default();
+        let payload =
+            serde_json::to_vec(&Delta { choice: 0, index: 0, token: 7, text: "x".repeat(100), logprobs: None });
+        let payload = payload.unwrap();
+        let each = payload.len() + TOKEN_BYTES;
+        let reader = || {
+            let (told, waiting) = mpsc::channel(BEHIND);
+            (Teller { told, behind: [Arc::default(), all.clone()], most: [10 * each, 25 * each] }, Tokens(waiting))
+        };
+        let mut readers: Vec<_> = (0..3).map(|_| reader()).collect();
+        for (teller, _) in &readers {
+            (0..100).for_each(|_| teller.tell(&payload));
+        }
+        let waiting: Vec<usize> = readers.iter().map(|(_, tokens)| tokens.0.len()).collect();
+        assert_eq!(waiting, [10, 10, 5]);
+        readers[0].1.next().await.unwrap();
+        readers[2].0.tell(&payload);
+        assert_eq!(readers[2].1.0.len(), 6, "what one has read, another may be behind with");
+        readers.clear();
+        assert_eq!(all.load(Relaxed), 0, "who leaves counts no more");
     }
 }

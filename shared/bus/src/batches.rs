@@ -20,7 +20,6 @@ use crate::{
     Bus, Error,
     errands::Errands,
     shelf::{Keeping, Shelf},
-    unix_ms,
 };
 
 /// How long a batch can be asked for after its last change.
@@ -122,6 +121,9 @@ pub struct Batch {
     pub output_file_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_file_id: Option<String>,
+    /// Whether its tenant had a webhook when it was accepted, which so is to be called, whichever gateway drives it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub told: bool,
     /// Who drives it, or did last; also names the blobs that its answers are written to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
@@ -160,6 +162,7 @@ impl Batch {
             usage: Usage::default(),
             output_file_id: None,
             error_file_id: None,
+            told: false,
             run: None,
         }
     }
@@ -267,7 +270,7 @@ fn overgrown(max_bytes: u64) -> Problem {
 /// the errand again; whoever takes it goes on where the last run was. One that was accepted less than `grace` ago may still
 /// get its first. Returns whose errand was lost. May run beside itself and beside whoever drives them.
 pub async fn revive(batches: &Shelf<Batch>, errands: &Errands, grace: Duration) -> Result<Vec<(Name, JobId)>, Error> {
-    let accepted_by = (unix_ms() / 1_000).saturating_sub(grace.as_secs());
+    let accepted_by = (batches.clock().now_ms().await? / 1_000).saturating_sub(grace.as_secs());
     let due = |batch: &Batch| !batch.status.is_final() && batch.created_at <= accepted_by;
     // Batches first: an errand goes only when its batch has ended, so one that is there all the time is seen.
     let open = batches.select(due).await?;

@@ -26,18 +26,22 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Bus, Error, HeaderMap,
+    Bus, Error, HeaderMap, conflict,
     connection::Heard,
     endpoint::{Served, Sign},
     jobs::Jobs,
+    live::stored_ms,
     reconcile::JobKey,
+    scan::{self, Scan},
     trace,
 };
 
-/// A job that ingest has not seen is looked for among all requests that wait.
+/// A job that ingest has not seen is looked for among the requests of its tenant that wait.
 const ANSWER: Duration = Duration::from_secs(60);
 /// How long a worker may take to say that it is there.
 const PING: Duration = Duration::from_secs(2);
+/// So many of them, and so many bytes, are looked through: whoever asks for ids that nobody knows must not cost more.
+const LOOKED_THROUGH: (usize, usize) = (10_000, 64 << 20);
 /// Where an endpoint says what went wrong.
 const SERVICE_ERROR: &str = "Nats-Service-Error";
 /// Calls that are worked on at a time.
@@ -62,11 +66,16 @@ pub enum Answer {
 pub struct Stop {
     pub(crate) cancelled: CancellationToken,
     pub(crate) deadline: Option<Instant>,
+    /// How the job is to end at once, for it has failed: what there is of it is to be told.
+    pub(crate) failed: Option<Failure>,
 }
 
 impl Stop {
     /// Waits until the job is to end, and says why.
     pub async fn called(&self) -> Failure {
+        if let Some(failed) = &self.failed {
+            return failed.clone();
+        }
         let expired = async {
             match self.deadline {
                 Some(deadline) => sleep_until(deadline).await,
@@ -206,17 +215,20 @@ impl Bus {
 
     /// The digest and the time (in milliseconds since 1970) of the first request for a job that waits for ingest.
     async fn request_waiting(&self, key: &JobKey) -> Result<Option<(String, u64)>, Error> {
-        let mut waiting = self.messages(Stage::Ingest).await?.tasks;
-        let mut first: Option<(u64, String, u64)> = None;
+        let scan = Scan::all(self.layout.stage_stream(Stage::Ingest));
+        let mut waiting = scan::messages_of(self, scan, self.layout.requests(&key.tenant)).await?;
+        let (mut messages, mut bytes) = LOOKED_THROUGH;
         while let Some(message) = waiting.try_next().await? {
-            if self.requested(&message).as_ref() == Some(key)
-                && first.as_ref().is_none_or(|(sequence, ..)| message.sequence < *sequence)
-            {
-                let time_ms = (message.time.unix_timestamp_nanos() / 1_000_000) as u64;
-                first = Some((message.sequence, request_digest(&message.payload), time_ms));
+            if self.requested(&message).as_ref() == Some(key) {
+                return Ok(Some((request_digest(&message.payload), stored_ms(&message))));
+            }
+            messages = messages.saturating_sub(1);
+            bytes = bytes.saturating_sub(message.payload.len());
+            if messages == 0 || bytes == 0 {
+                return Err(Error::Unseen { job: key.job.to_string(), tenant: key.tenant.clone() });
             }
         }
-        Ok(first.map(|(_, digest, time_ms)| (digest, time_ms)))
+        Ok(None)
     }
 }
 
@@ -225,7 +237,8 @@ impl Jobs {
     pub async fn cancel(&self, tenant: &Name, job: &JobId) -> Result<Answer, Error> {
         let bus = &self.bus;
         let key = JobKey { tenant: tenant.clone(), job: job.clone() };
-        for _ in 0..RACES {
+        for race in 0..RACES {
+            conflict::breathe(race).await;
             let mut known = self.get(tenant, job).await?;
             if known.is_none() {
                 if let Some((digest, accepted_at_ms)) = bus.request_waiting(&key).await? {

@@ -14,7 +14,7 @@ use async_nats::jetstream::kv;
 use baton_contract::{causes, checkpoint::Checkpoint, job::Job, record::Claim, subject::Stage};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Bus, Error};
+use crate::{Bus, Error, conflict};
 
 /// How often a checkpoint that its former worker still writes is read again.
 const RACES: usize = 16;
@@ -105,11 +105,8 @@ impl Checkpoints {
     async fn put(&self, key: &str, checkpoint: &Checkpoint, revision: u64) -> Result<Option<u64>, Error> {
         let failed = |message| Error::Publish { subject: format!("the checkpoint of job {key}"), message };
         let value = checkpoint.encode().map_err(|error| failed(causes(&error)))?;
-        match self.bucket.update(key, value.into(), revision).await {
-            Ok(revision) => Ok(Some(revision)),
-            Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(None),
-            Err(error) => Err(failed(causes(&error))),
-        }
+        let put = self.bucket.update(key, value.into(), revision).await;
+        conflict::unless_beaten(put).map_err(|error| failed(causes(&error)))
     }
 }
 
@@ -122,7 +119,8 @@ impl Ledger {
     /// Takes over what earlier workers have left of the job's answers. From here on they can write no more.
     pub async fn take_over(&self, job: &Job) -> Result<Found, Error> {
         self.claimed.cancelled().await;
-        for _ in 0..RACES {
+        for race in 0..RACES {
+            conflict::breathe(race).await;
             let (found, revision) = self.checkpoints.read(&self.key).await?;
             if found.as_ref().is_some_and(|found| outranks(&found.claim, &self.claim)) {
                 return Ok(Found::Superseded);
@@ -145,7 +143,8 @@ impl Ledger {
         self.claimed.cancelled().await;
         self.touched.store(true, Ordering::Relaxed);
         let mut revision = self.revision.load(Ordering::Relaxed);
-        for _ in 0..RACES {
+        for race in 0..RACES {
+            conflict::breathe(race).await;
             if let Some(revision) = self.checkpoints.put(&self.key, checkpoint, revision).await? {
                 self.revision.store(revision, Ordering::Relaxed);
                 return Ok(Written::Stored);

@@ -20,7 +20,7 @@ use baton_contract::{
 };
 use futures::{StreamExt, TryStreamExt, stream};
 
-use crate::{Bus, Error, HeaderMap, jobs::Jobs, publish_durably, trace};
+use crate::{Bus, Error, HeaderMap, jobs::Jobs, pressure::Because, publish_durably, trace};
 
 /// A publisher may name the job in this header; needed only where the body might be unreadable.
 pub const ID_HEADER: &str = "Baton-Job-Id";
@@ -75,7 +75,13 @@ impl Bus {
         body: Vec<u8>,
     ) -> Result<u64, Error> {
         let headers = trace::headers_of(&tracing::Span::current());
-        publish_durably(connection, self.layout.request(tenant, lane), headers, body.into()).await
+        let submitted = publish_durably(connection, self.layout.request(tenant, lane), headers, body.into()).await;
+        match submitted {
+            Err(error @ Error::TryLater { because: Because::NobodyTakesIt, .. }) => {
+                Err(self.unserved(lane, error).await)
+            }
+            submitted => submitted,
+        }
     }
 
     /// Begins to follow jobs of a tenant: tokens and results from now on. Tokens pass by once; results are read from

@@ -7,7 +7,10 @@
 //! it is asked again, because a steady clock stands still while a machine sleeps. Only jobs with a deadline pay for that.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -19,12 +22,20 @@ use crate::{Bus, Error};
 
 /// How long an answer serves.
 const SERVES: Duration = Duration::from_secs(5);
+/// How long one serves to tell how long something took, while another is on its way.
+const TELLS: Duration = Duration::from_secs(60);
 
-/// What the broker's clock shows. Cheap to clone; clones share what they have asked.
+/// What the broker's clock shows. Cheap to clone; all clocks of a connection share what they have asked.
 #[derive(Clone, Debug)]
 pub struct Clock {
     bus: Bus,
+}
+
+/// What a connection knows of the broker's clock.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shared {
     read: Arc<Mutex<Option<Reading>>>,
+    asking: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -41,26 +52,60 @@ struct Stamped {
 }
 
 impl Reading {
-    /// What the broker's clock showed at `at`, or a little less; nothing if the reading is too old to tell.
-    fn at(self, at: Instant) -> Option<u64> {
+    /// What the broker's clock showed at `at`, or a little less; nothing if the reading is older than `most`.
+    fn at(self, at: Instant, most: Duration) -> Option<u64> {
         let since = at.saturating_duration_since(self.at);
-        (since < SERVES).then(|| self.broker_ms + since.as_millis() as u64)
+        (since < most).then(|| self.broker_ms + since.as_millis() as u64)
     }
 }
 
 impl Bus {
     pub fn clock(&self) -> Clock {
-        Clock { bus: self.clone(), read: Arc::default() }
+        Clock { bus: self.clone() }
     }
 }
 
 impl Clock {
     /// The broker's time in milliseconds since 1970.
     pub async fn now_ms(&self) -> Result<u64, Error> {
-        let lock = || self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(now) = lock().and_then(|reading| reading.at(Instant::now())) {
-            return Ok(now);
+        match self.last(SERVES) {
+            Some(now) => Ok(now),
+            None => self.ask().await,
         }
+    }
+
+    /// The same for how long something took, which no job waits for: from an answer that is up to a minute old, while the next
+    /// one is on its way. Nothing if the broker can't be asked.
+    pub async fn about_now_ms(&self) -> Option<u64> {
+        if self.last(SERVES).is_none()
+            && let Some(about) = self.last(TELLS)
+        {
+            if !self.bus.clock.asking.swap(true, Ordering::Relaxed) {
+                let clock = self.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = clock.ask().await {
+                        tracing::debug!(%error, "the broker's clock could not be read");
+                    }
+                    clock.bus.clock.asking.store(false, Ordering::Relaxed);
+                });
+            }
+            return Some(about);
+        }
+        self.now_ms().await.inspect_err(|error| tracing::debug!(%error, "the broker's clock could not be read")).ok()
+    }
+
+    /// How long it is since a time of the broker's; zero if that is to come or can't be told.
+    pub async fn about_since(&self, time_ms: u64) -> Duration {
+        let now = self.about_now_ms().await.unwrap_or_default();
+        Duration::from_millis(now.saturating_sub(time_ms))
+    }
+
+    fn last(&self, most: Duration) -> Option<u64> {
+        let read = self.bus.clock.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.and_then(|reading| reading.at(Instant::now(), most))
+    }
+
+    async fn ask(&self) -> Result<u64, Error> {
         let unreadable = |message: String| Error::Read { what: "the broker's clock".into(), message };
         let asked = format!("STREAM.INFO.{}", self.bus.layout.stage_stream(Stage::Ingest));
         let answer: Stamped =
@@ -69,7 +114,8 @@ impl Clock {
         let time =
             humantime::parse_rfc3339(&stamp).map_err(|error| unreadable(format!("{stamp:?}: {}", causes(&error))))?;
         let broker_ms = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        *lock() = Some(Reading { broker_ms, at: Instant::now() });
+        *self.bus.clock.read.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Reading { broker_ms, at: Instant::now() });
         Ok(broker_ms)
     }
 
@@ -87,8 +133,9 @@ mod tests {
     fn a_reading_goes_on_steadily_and_serves_for_a_while() {
         let at = Instant::now();
         let reading = Reading { broker_ms: 1_000, at };
-        assert_eq!(reading.at(at), Some(1_000));
-        assert_eq!(reading.at(at + Duration::from_millis(1_500)), Some(2_500));
-        assert_eq!(reading.at(at + SERVES), None);
+        assert_eq!(reading.at(at, SERVES), Some(1_000));
+        assert_eq!(reading.at(at + Duration::from_millis(1_500), SERVES), Some(2_500));
+        assert_eq!(reading.at(at + SERVES, SERVES), None);
+        assert_eq!(reading.at(at + SERVES, TELLS), Some(6_000));
     }
 }

@@ -17,7 +17,7 @@ use baton_contract::{
     JobId, Name, causes,
     envelope::{self, DecodeTask, PrefillTask, Task},
     outcome::{Code, Failure},
-    record::Record,
+    record::{Record, Source},
     subject::Stage,
 };
 use futures::TryStreamExt;
@@ -27,7 +27,7 @@ use crate::{
     client::ID_HEADER,
     pull::Delivery,
     scan::{self, Scan},
-    trace, unix_ms,
+    trace,
 };
 
 const CODE: &str = "Baton-Code";
@@ -288,10 +288,12 @@ impl Bus {
         message: &[u8],
     ) -> Result<JobId, RetryError> {
         let unreadable = |source| RetryError::Unreadable { id: letter.id.clone(), source };
-        let (jobs, now) = (self.jobs().await?, unix_ms());
+        let (jobs, now) = (self.jobs().await?, self.clock().now_ms().await?);
         let task = envelope::decode::<T>(message).map_err(unreadable)?;
         for id in retry_ids(job) {
-            let record = Record::accepted(task.job().request_digest.clone(), now);
+            // A request under its id is a copy: the job begins with the letter's message.
+            let accepted = Record::accepted(task.job().request_digest.clone(), now);
+            let record = Record { request: Some(Source::KEPT), ..accepted };
             if !jobs.store(tenant, &id, &record, None).await? {
                 continue;
             }

@@ -103,11 +103,11 @@ impl Bus {
 }
 
 impl Errands {
-    /// Leaves an errand for a tenant; returns once it is stored. Repeating it under the same `id` within two minutes changes
-    /// nothing.
+    /// Leaves an errand for a tenant; returns once it is stored. Repeating it under the same `id` of that tenant within two
+    /// minutes changes nothing.
     pub async fn leave(&self, tenant: &Name, id: &str, payload: Vec<u8>) -> Result<(), Error> {
         let subject = self.bus.layout.errand(self.kind.as_str(), tenant);
-        self.bus.publish_durably(subject, Some(id), HeaderMap::new(), payload).await.map(drop)
+        self.bus.publish_durably(subject, Some(&format!("{tenant}/{id}")), HeaderMap::new(), payload).await.map(drop)
     }
 
     /// The tenant of a delivered errand.
@@ -127,6 +127,14 @@ impl Errands {
             }
         }
         Ok(open)
+    }
+
+    /// How many errands are not done, those in somebody's hands included.
+    pub async fn waiting(&self) -> Result<u64, Error> {
+        let name = self.kind.stream(self.bus.layout.root());
+        let failed = |message: String| Error::Read { what: format!("stream {name}"), message };
+        let stream = self.bus.jetstream.get_stream(&name).await.map_err(|error| failed(error.to_string()))?;
+        Ok(stream.cached_info().state.messages)
     }
 
     /// Runs errands, up to `slots` at once, until `shutdown`; then gives back what is not done.

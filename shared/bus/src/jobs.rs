@@ -4,11 +4,12 @@ use async_nats::jetstream::{kv, stream::DirectGetErrorKind};
 use baton_contract::{
     JobId, Name, causes,
     outcome::{Outcome, Status},
-    record::{Admission, Claim, Record, Verdict},
+    record::{Admission, Claim, Original, Record, Source, Verdict},
+    subject::Stage,
 };
 use serde::de::DeserializeOwned;
 
-use crate::{Bus, Error, HeaderMap};
+use crate::{Bus, Error, HeaderMap, conflict, reconcile::JobKey};
 
 /// How often a record that others change meanwhile is read again.
 const RACES: usize = 16;
@@ -52,7 +53,9 @@ pub enum Claimed {
 impl Stored {
     /// Has a message tell its receiver the job's record, which then need not be read before it is changed.
     pub fn carry(&self, headers: &mut HeaderMap) {
-        if let Ok(record) = serde_json::to_string(&self.record) {
+        // What it waited for here is nothing to the next stage, whose claim forgets it.
+        let record = Record { waiting: None, ..self.record.clone() };
+        if let Ok(record) = serde_json::to_string(&record) {
             headers.insert(RECORD_HEADER, format!("{} {record}", self.revision));
         }
     }
@@ -96,31 +99,99 @@ impl Jobs {
     }
 
     /// Admits a request under an id, by the rules of [`Record::admit`]; stores the record of a new job.
-    pub async fn admit(&self, tenant: &Name, job: &JobId, fresh: Record) -> Result<Admitted, Error> {
-        for _ in 0..RACES {
+    pub async fn admit(
+        &self,
+        tenant: &Name,
+        job: &JobId,
+        request_digest: &str,
+        source: Source,
+    ) -> Result<Admitted, Error> {
+        let fresh = Record::requested(request_digest.to_owned(), source);
+        for race in 0..RACES {
+            conflict::breathe(race).await;
             if let Some(stored) = self.change(tenant, job, fresh.clone(), None).await? {
                 return Ok(Admitted::Take(stored));
             }
             let Some(stored) = self.get(tenant, job).await? else { continue };
-            match stored.record.admit(&fresh.request_digest) {
+            let admission = match stored.record.admit(request_digest, source, None) {
+                Admission::Copy { of } => {
+                    let original = self.original(tenant, job, of).await?;
+                    tracing::debug!(%job, %tenant, ?original, "a request came again");
+                    stored.record.admit(request_digest, source, Some(original))
+                }
+                admission => admission,
+            };
+            match admission {
                 Admission::Take(next) => {
                     if let Some(stored) = self.change(tenant, job, next, Some(stored.revision)).await? {
                         return Ok(Admitted::Take(stored));
                     }
                 }
-                Admission::Settled => return Ok(Admitted::Settled),
+                Admission::Settled | Admission::Copy { .. } => return Ok(Admitted::Settled),
                 Admission::Conflict => return Ok(Admitted::Conflict),
             }
         }
         Err(Error::Contended { job: job.to_string() })
     }
 
-    /// Gives a job back that could not be worked on for no fault of its own; see [`Record::give_back`]. Returns whether it
-    /// was the holder's.
-    pub async fn give_back(&self, tenant: &Name, job: &JobId, holder: Option<&Claim>) -> Result<bool, Error> {
-        for _ in 0..RACES {
+    /// What has become of the request that a job's record was made for. It is removed only when the job's first message is
+    /// stored, together with a copy: so who finds neither knows that it was lost. The streams' leaders are asked, for others may
+    /// not have heard yet.
+    async fn original(&self, tenant: &Name, job: &JobId, of: Source) -> Result<Original, Error> {
+        let key = JobKey { tenant: tenant.clone(), job: job.clone() };
+        if of != Source::KEPT && self.bus.lies_in(Stage::Ingest, of).await? {
+            return Ok(Original::Waits);
+        }
+        Ok(if self.bus.is_kept(&key).await? { Original::PassedOn } else { Original::Lost })
+    }
+
+    /// Gives a job back that could not be worked on for no fault of its own; see [`Record::give_back`]. What it `waits` for is
+    /// noted, if it is a fault that may pass. Returns whether it was the holder's.
+    pub(crate) async fn give_back(
+        &self,
+        tenant: &Name,
+        job: &JobId,
+        holder: &Claim,
+        waits: Option<(&str, u64)>,
+    ) -> Result<bool, Error> {
+        let back = |record: &Record| {
+            let back = record.give_back(holder)?;
+            match waits {
+                Some((reason, now_ms)) => back.waits(holder, reason, now_ms),
+                None => Some(back),
+            }
+        };
+        self.change_if(tenant, job, back).await
+    }
+
+    /// The same of a request that ingest could not pass on.
+    pub async fn give_back_request(&self, tenant: &Name, job: &JobId, source: Source) -> Result<bool, Error> {
+        self.change_if(tenant, job, |record| record.give_back_request(source)).await
+    }
+
+    /// Notes what a job waits for while its holder keeps it. Returns whether it is the holder's.
+    pub(crate) async fn note_wait(
+        &self,
+        tenant: &Name,
+        job: &JobId,
+        holder: &Claim,
+        (reason, now_ms): (&str, u64),
+    ) -> Result<bool, Error> {
+        self.change_if(tenant, job, |record| record.waits(holder, reason, now_ms)).await
+    }
+
+    /// Changes a record by compare-and-set; false if `change` says that there is nothing to change. A record that is gone is
+    /// nobody's.
+    async fn change_if(
+        &self,
+        tenant: &Name,
+        job: &JobId,
+        change: impl Fn(&Record) -> Option<Record>,
+    ) -> Result<bool, Error> {
+        for race in 0..RACES {
+            conflict::breathe(race).await;
             let Some(stored) = self.get(tenant, job).await? else { return Ok(true) };
-            let Some(next) = stored.record.give_back(holder) else { return Ok(false) };
+            let Some(next) = change(&stored.record) else { return Ok(false) };
             if self.store(tenant, job, &next, Some(stored.revision)).await? {
                 return Ok(true);
             }
@@ -144,7 +215,8 @@ impl Jobs {
         {
             return Ok(Claimed::Take(stored));
         }
-        for _ in 0..RACES {
+        for race in 0..RACES {
+            conflict::breathe(race).await;
             let (record, revision) = match self.get(tenant, job).await? {
                 Some(stored) => (stored.record, Some(stored.revision)),
                 None => (fresh.clone(), None),
@@ -195,7 +267,8 @@ impl Jobs {
 
     /// Notes in a job's record how it ended, if that is not yet noted.
     pub async fn note_end(&self, tenant: &Name, job: &JobId, status: Status) -> Result<(), Error> {
-        for _ in 0..RACES {
+        for race in 0..RACES {
+            conflict::breathe(race).await;
             let Some(stored) = self.get(tenant, job).await? else { return Ok(()) };
             let Some(next) = stored.record.finish(status) else { return Ok(()) };
             if self.store(tenant, job, &next, Some(stored.revision)).await? {
@@ -274,16 +347,14 @@ impl Jobs {
     /// The same; returns the value's own revision if it was.
     async fn put_at(&self, key: &str, value: Vec<u8>, revision: Option<u64>) -> Result<Option<u64>, String> {
         match revision {
-            Some(revision) => match self.bucket.update(key, value.into(), revision).await {
-                Ok(revision) => Ok(Some(revision)),
-                Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(None),
-                Err(error) => Err(causes(&error)),
-            },
-            None => match self.bucket.create(key, value.into()).await {
-                Ok(revision) => Ok(Some(revision)),
-                Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => Ok(None),
-                Err(error) => Err(causes(&error)),
-            },
+            Some(revision) => {
+                let put = self.bucket.update(key, value.into(), revision).await;
+                conflict::unless_beaten(put).map_err(|error| causes(&error))
+            }
+            None => {
+                let put = self.bucket.create(key, value.into()).await;
+                conflict::unless_beaten(put).map_err(|error| causes(&error))
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use async_nats::jetstream::kv;
 use baton_contract::causes;
 use tokio::time::Instant;
 
-use crate::{Error, jobs::Jobs};
+use crate::{Error, conflict, jobs::Jobs};
 
 /// How often who has the duty says so.
 const RENEW: Duration = Duration::from_secs(1);
@@ -77,14 +77,14 @@ impl Lease {
     async fn take(&mut self, revision: Option<u64>) -> Result<bool, Error> {
         let word = "held".into();
         let taken = match revision {
-            Some(revision) => match self.bucket.update(self.key, word, revision).await {
-                Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => None,
-                taken => Some(taken.map_err(|error| self.failed(error))?),
-            },
-            None => match self.bucket.create(self.key, word).await {
-                Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => None,
-                taken => Some(taken.map_err(|error| self.failed(error))?),
-            },
+            Some(revision) => {
+                let taken = self.bucket.update(self.key, word, revision).await;
+                conflict::unless_beaten(taken).map_err(|error| self.failed(error))?
+            }
+            None => {
+                let taken = self.bucket.create(self.key, word).await;
+                conflict::unless_beaten(taken).map_err(|error| self.failed(error))?
+            }
         };
         self.state = match taken {
             Some(revision) => State::Held { revision, renewed: Instant::now() },

@@ -14,7 +14,7 @@
 //! - [`roles`] has workers change their role, and tells what a planner thinks of them.
 //! - [`changes`] lists jobs by their last change, [`latest`] a tenant's last results; [`stats`] tells how the workers and the
 //!   queues are doing.
-//! - [`waiting`] is where admitted jobs of all tenants wait for their turns.
+//! - [`waiting`] is where admitted jobs of all tenants wait for their turns; [`why`] tells what a single job waits for.
 //! - [`prefixes`] tells workers what others are computing, so that a prefix is computed once.
 //! - [`files`] and [`batches`] are users' files and batches of requests, each kept on a [`shelf`]; [`errands`] are what
 //!   gateways have to do for them; [`ends`] tells which jobs have ended.
@@ -31,6 +31,7 @@ pub mod changes;
 pub mod checkpoints;
 pub mod client;
 pub mod clock;
+mod conflict;
 mod connection;
 pub mod dead;
 mod electing;
@@ -59,6 +60,7 @@ pub mod stats;
 pub mod trace;
 pub mod turn;
 pub mod waiting;
+pub mod why;
 
 use std::{
     path::PathBuf,
@@ -67,7 +69,7 @@ use std::{
 };
 
 pub use async_nats::HeaderMap;
-use async_nats::jetstream::{self, context::PublishErrorKind};
+use async_nats::jetstream::{self, ErrorCode, context::GetStreamErrorKind};
 use baton_contract::{
     Name, causes, envelope,
     job::Job,
@@ -85,6 +87,8 @@ use crate::{
     pressure::Backlog,
 };
 
+/// How often what must be the first message of its subject is published again while another is on its way there.
+const FIRST_RACES: usize = 16;
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 /// How often it is looked whether the connection is dead.
 const PULSE_EVERY: Duration = Duration::from_millis(500);
@@ -110,6 +114,8 @@ pub struct Retention {
     pub results: Duration,
     /// How much may wait for each stage.
     pub backlog: Backlog,
+    /// The lanes whose requests are taken.
+    pub lanes: Vec<Name>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -133,8 +139,12 @@ pub enum Error {
     NotProvisioned { root: Name, message: String },
     #[error("cannot publish to {subject}: {message}")]
     Publish { subject: String, message: String },
-    #[error("the broker takes nothing for {subject} now ({message}): its queue or its disk is full; try again later")]
-    TryLater { subject: String, message: String },
+    #[error("the broker takes nothing for {subject} now ({message}): {because}; try again later")]
+    TryLater { subject: String, message: String, because: pressure::Because },
+    #[error(
+        "the pipeline has no lane {lane}; it has {lanes}: take one of them, or add it to `lanes` in the pipeline file"
+    )]
+    UnknownLane { lane: Name, lanes: String },
     #[error("nobody answers {subject}: no ingest worker runs on this broker under this root; start one")]
     NotServed { subject: String },
     #[error(
@@ -148,6 +158,11 @@ pub enum Error {
     Record { job: String, message: String },
     #[error("the engine's thread ended (its own message is above); start the worker again")]
     Broken,
+    #[error(
+        "ingest has not seen job {job} yet, and more requests of tenant {tenant} wait before it than are looked through; try \
+         again when `baton top` shows fewer"
+    )]
+    Unseen { job: String, tenant: Name },
     #[error("the record of job {job} kept changing; another worker holds it")]
     Contended { job: String },
 }
@@ -166,6 +181,7 @@ pub struct Bus {
     intake: Ears,
     /// Told when something of the broker's seems to be missing.
     doubts: Arc<Notify>,
+    clock: clock::Shared,
 }
 
 impl Bus {
@@ -176,8 +192,8 @@ impl Bus {
         let main = Arc::new(door.connect().await?);
         let (client, jetstream) = (main.client.clone(), main.jetstream.clone());
         let (ears, intake) = (Ears::new(door.clone()), Ears::new(door));
-        let (counters, doubts) = (stats::Counters::default(), Arc::default());
-        Ok(Self { client, jetstream, layout, counters, main, ears, intake, doubts })
+        let (counters, doubts, clock) = (stats::Counters::default(), Arc::default(), clock::Shared::default());
+        Ok(Self { client, jetstream, layout, counters, main, ears, intake, doubts, clock })
     }
 
     /// Waits until the connection is dead, which nothing mends: a process that cannot work is to end.
@@ -228,17 +244,46 @@ impl Bus {
         publish_durably(&self.jetstream, subject, headers, payload.into()).await
     }
 
+    /// Why nobody takes requests in a lane: there is no such lane, or no such stream; otherwise its broker is choosing a leader.
+    async fn unserved(&self, lane: &Name, refused: Error) -> Error {
+        let stream = self.jetstream.get_stream(self.layout.stage_stream(Stage::Ingest)).await;
+        let subjects = match &stream {
+            Ok(stream) => &stream.cached_info().config.subjects,
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(told) if told.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                    return Error::NotProvisioned { root: self.layout.root().clone(), message: causes(error) };
+                }
+                _ => return refused,
+            },
+        };
+        match self.layout.parse_request_subjects(subjects.iter().map(String::as_str)) {
+            Some(lanes) if !lanes.contains(lane) => {
+                let lanes = lanes.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+                Error::UnknownLane { lane: lane.clone(), lanes }
+            }
+            _ => refused,
+        }
+    }
+
     /// Publishes durably what must be the first message of its subject; returns whether it was.
     async fn publish_first(&self, subject: String, mut headers: HeaderMap, payload: Vec<u8>) -> Result<bool, Error> {
         headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
-        let ack = match self.jetstream.publish_with_headers(subject.clone(), headers, payload.into()).await {
-            Ok(sent) => sent.await,
-            Err(error) => Err(error),
-        };
-        match ack {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
-            Err(error) => Err(pressure::refused(subject, &error)),
+        let payload = Bytes::from(payload);
+        let mut race = 0;
+        loop {
+            conflict::breathe(race).await;
+            race += 1;
+            let sent = self.jetstream.publish_with_headers(subject.clone(), headers.clone(), payload.clone()).await;
+            let ack = match sent {
+                Ok(sent) => sent.await,
+                Err(error) => Err(error),
+            };
+            let Err(error) = ack else { return Ok(true) };
+            match conflict::came_second(&error) {
+                Some(true) => return Ok(false),
+                None if race < FIRST_RACES => {}
+                _ => return Err(pressure::refused(subject, &error)),
+            }
         }
     }
 

@@ -10,11 +10,12 @@ use async_nats::jetstream::{
 use baton_contract::{
     causes,
     envelope::{self, Task},
+    record::Source,
     subject::Stage,
 };
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 
-use crate::{Bus, Error};
+use crate::{Bus, Error, reconcile::JobKey, stage::unread::job_of};
 
 /// Messages that are asked for at once: each costs a round trip.
 const AT_ONCE: u64 = 32;
@@ -27,21 +28,58 @@ pub struct Waiting<T> {
     pub tasks: T,
 }
 
+/// A message of a stage's queue.
+pub enum Read<T> {
+    Task(Box<T>),
+    /// Of another release, or garbage: nobody knows what it says.
+    Unread(Unread),
+}
+
+/// A message that this release can't read. The stage's workers put it aside in time; whoever reads the queue goes on without.
+pub struct Unread {
+    pub sequence: u64,
+    /// When the broker stored it, in milliseconds since 1970.
+    pub stored_ms: u64,
+    /// The job that it was published for, if that is known.
+    pub job: Option<JobKey>,
+    pub error: envelope::Error,
+}
+
+impl<T: Task> Read<T> {
+    fn of(message: StreamMessage) -> Self {
+        match envelope::decode(&message.payload) {
+            Ok(task) => Self::Task(Box::new(task)),
+            Err(error) => Self::Unread(Unread {
+                sequence: message.sequence,
+                stored_ms: stored_ms(&message),
+                job: job_of(&message.subject, Some(&message.headers)),
+                error,
+            }),
+        }
+    }
+}
+
 impl Bus {
     /// Reads every job in the queue of `stage` at this moment, those that a worker holds included: a message leaves the
     /// queue when its successor is durable. The broker's leader answers, so nothing that was stored before is left out.
-    ///
-    /// A message that can't be read as a `T` is an error, for nobody knows what it says.
     pub async fn waiting<T: Task>(
         &self,
         stage: Stage,
-    ) -> Result<Waiting<impl Stream<Item = Result<T, Error>> + Unpin + use<T>>, Error> {
-        let name = self.layout.stage_stream(stage);
+    ) -> Result<Waiting<impl Stream<Item = Result<Read<T>, Error>> + Unpin + use<T>>, Error> {
         let Waiting { count, tasks: messages } = self.messages(stage).await?;
-        let read = move |message: StreamMessage| {
-            envelope::decode(&message.payload).map_err(|error| unreadable(message.sequence, &name, causes(&error)))
-        };
-        Ok(Waiting { count, tasks: messages.map(move |message| message.and_then(&read)) })
+        Ok(Waiting { count, tasks: messages.map_ok(Read::of) })
+    }
+
+    /// Whether a message lies in the queue of `stage` still.
+    pub(crate) async fn lies_in(&self, stage: Stage, source: Source) -> Result<bool, Error> {
+        let name = self.layout.stage_stream(stage);
+        let stream = self.jetstream.get_stream_no_info(&name).await;
+        let stream = stream.map_err(|error| unreadable(source.sequence, &name, causes(&error)))?;
+        match stream.get_raw_message(source.sequence).await {
+            Ok(message) => Ok(stored_ms(&message) == source.stored_ms),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(false),
+            Err(error) => Err(unreadable(source.sequence, &name, causes(&error))),
+        }
     }
 
     /// The same without reading what the messages say.
@@ -101,6 +139,11 @@ fn read(stream: JetStream, subjects: String, span: Range<u64>) -> impl Stream<It
         }
     })
     .into_stream()
+}
+
+/// When the broker stored a message, in milliseconds since 1970.
+pub(crate) fn stored_ms(message: &StreamMessage) -> u64 {
+    (message.time.unix_timestamp_nanos() / 1_000_000) as u64
 }
 
 fn unreadable(sequence: u64, stream: &str, message: String) -> Error {

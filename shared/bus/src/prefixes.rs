@@ -15,7 +15,7 @@ use std::{
 };
 
 use async_nats::jetstream::{
-    kv::{self, CreateErrorKind, Operation, UpdateErrorKind},
+    kv::{self, Operation},
     stream::StorageType,
 };
 use baton_contract::causes;
@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
-use crate::{Bus, Error};
+use crate::{Bus, Error, conflict};
 
 /// How long a claim may take: without an answer the worker computes.
 const CLAIM_WITHIN: Duration = Duration::from_secs(2);
@@ -110,19 +110,18 @@ impl Prefixes {
         let marks: Vec<Mark> = std::iter::once(first).chain(following).map(mark).collect();
         let failed = |message: String| Error::Read { what: "claims on prefixes".into(), message };
         let created = timeout(CLAIM_WITHIN, self.bucket.create(&key, marks.concat().into())).await;
-        match created.map_err(|_| failed(format!("no answer within {CLAIM_WITHIN:?}")))? {
-            Ok(revision) => {
+        let created = created.map_err(|_| failed(format!("no answer within {CLAIM_WITHIN:?}")))?;
+        let claimed = conflict::unless_beaten(created).map_err(|error| {
+            self.make_again();
+            failed(causes(&error))
+        });
+        match claimed? {
+            Some(revision) => {
                 let (left, changes) = watch::channel(marks);
                 tokio::spawn(hold(self.bucket.clone(), key, revision, changes, self.life / 3));
                 Ok(Turn::Ours(Claim { left }))
             }
-            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {
-                Ok(Turn::Theirs(Box::new(Theirs { prefixes: self.clone(), key, wanted: marks })))
-            }
-            Err(error) => {
-                self.make_again();
-                Err(failed(causes(&error)))
-            }
+            None => Ok(Turn::Theirs(Box::new(Theirs { prefixes: self.clone(), key, wanted: marks }))),
         }
     }
 
@@ -170,9 +169,9 @@ async fn hold(
             _ = renewal.tick() => {}
         }
         let left = changes.borrow_and_update().concat();
-        match bucket.update(&key, left.into(), revision).await {
-            Ok(renewed) => revision = renewed,
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+        match conflict::unless_beaten(bucket.update(&key, left.into(), revision).await) {
+            Ok(Some(renewed)) => revision = renewed,
+            Ok(None) => {
                 return tracing::debug!(key, "a claim on a prefix expired; others may compute the same");
             }
             Err(error) => tracing::debug!(error = %causes(&error), key, "a claim on a prefix was not renewed"),

@@ -1,13 +1,13 @@
 //! Back-pressure: a queue that is full, or a broker that can't store, takes nothing for a while. Nothing is lost by that: who
 //! submits is told to try later, and who works keeps what it has done until there is room.
 
-use std::{error::Error as _, time::Duration};
+use std::{fmt, time::Duration};
 
-use async_nats::jetstream::{self, ErrorCode, context::PublishError, context::PublishErrorKind};
+use async_nats::jetstream::{ErrorCode, context::PublishError, context::PublishErrorKind};
 use baton_contract::causes;
 use tokio::time::sleep;
 
-use crate::Error;
+use crate::{Error, conflict};
 
 /// The most that the queue of each stage holds; beyond it the broker refuses what is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,25 +64,77 @@ pub async fn patiently<T, F: Future<Output = Result<T, Error>>>(
     }
 }
 
+/// Why a broker takes nothing for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Because {
+    /// It says that there is no room.
+    Full,
+    /// It says nothing, which a full disk makes it do, too.
+    NoAnswer,
+    /// No stream takes the subject: a cluster that chooses a leader for it has none, and neither does a broker that lost it.
+    NobodyTakesIt,
+    /// The same message, or another one for its place, is on its way already and not stored yet.
+    OnItsWay,
+}
+
+impl fmt::Display for Because {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "its queue or its disk is full",
+            Self::NoAnswer => "its disk is full, or it cannot be reached",
+            Self::NobodyTakesIt => "its cluster is choosing a leader, or the stream is gone",
+            Self::OnItsWay => "it is storing another message in its place",
+        })
+    }
+}
+
 /// What it means that the broker did not store a message.
 pub(crate) fn refused(subject: String, error: &PublishError) -> Error {
     let message = causes(error);
-    let code =
-        error.source().and_then(|source| source.downcast_ref::<jetstream::Error>()).map(|error| error.error_code());
-    let full = match error.kind() {
-        // A full disk shows so.
-        PublishErrorKind::TimedOut => true,
-        PublishErrorKind::Other => matches!(
-            code,
+    match because(error.kind(), conflict::code(error)) {
+        Some(because) => Error::TryLater { subject, message, because },
+        None => Error::Publish { subject, message },
+    }
+}
+
+/// Why a message was not stored, if that may pass.
+fn because(kind: PublishErrorKind, code: Option<ErrorCode>) -> Option<Because> {
+    match (kind, code) {
+        (PublishErrorKind::TimedOut, _) => Some(Because::NoAnswer),
+        (PublishErrorKind::StreamNotFound, _) => Some(Because::NobodyTakesIt),
+        (_, Some(ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT | ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)) => {
+            Some(Because::OnItsWay)
+        }
+        (
+            PublishErrorKind::Other,
             Some(
                 ErrorCode::STREAM_STORE_FAILED
-                    | ErrorCode::INSUFFICIENT_RESOURCES
-                    | ErrorCode::STORAGE_RESOURCES_EXCEEDED
-                    | ErrorCode::MEMORY_RESOURCES_EXCEEDED
-                    | ErrorCode::STREAM_TOO_MANY_REQUESTS
-            )
-        ),
-        _ => false,
-    };
-    if full { Error::TryLater { subject, message } } else { Error::Publish { subject, message } }
+                | ErrorCode::INSUFFICIENT_RESOURCES
+                | ErrorCode::STORAGE_RESOURCES_EXCEEDED
+                | ErrorCode::MEMORY_RESOURCES_EXCEEDED
+                | ErrorCode::STREAM_TOO_MANY_REQUESTS,
+            ),
+        ) => Some(Because::Full),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass_is_tried_again_and_what_stays_is_not() {
+        use PublishErrorKind::{MaxPayloadExceeded, Other, StreamNotFound, TimedOut};
+        for (kind, code, expected) in [
+            (TimedOut, None, Some(Because::NoAnswer)),
+            (StreamNotFound, None, Some(Because::NobodyTakesIt)),
+            (Other, Some(ErrorCode::STREAM_STORE_FAILED), Some(Because::Full)),
+            (Other, Some(ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT), Some(Because::OnItsWay)),
+            (Other, Some(ErrorCode::STREAM_SEALED), None),
+            (MaxPayloadExceeded, None, None),
+        ] {
+            assert_eq!(because(kind, code), expected, "{kind:?} {code:?}");
+        }
+    }
 }

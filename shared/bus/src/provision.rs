@@ -11,7 +11,7 @@ use async_nats::jetstream::{
     consumer::{self, pull},
     context::{CreateStreamError, CreateStreamErrorKind},
     kv,
-    stream::{Config, ConsumerErrorKind, DiscardPolicy, RetentionPolicy},
+    stream::{Config, ConsumerErrorKind, DiscardPolicy, RetentionPolicy, Source},
 };
 use baton_contract::{Name, causes, envelope, subject::Stage};
 
@@ -21,6 +21,9 @@ use crate::{
     errands,
     pull::Queue,
 };
+
+/// The shortest time for which a broker before 2.14 lets a stream remember message ids; no time at all means two minutes to it.
+const SHORTEST_WINDOW: Duration = Duration::from_millis(100);
 
 /// What [`Bus::apply`] did or would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +118,11 @@ impl Wanted {
             wanted.discard_new_per_subject.to_string(),
         );
         note("allow_direct", standing.allow_direct.to_string(), wanted.allow_direct.to_string());
+        // Where it matters; elsewhere the broker's own way is as good as another.
+        if wanted.sources.is_some() || !wanted.duplicate_window.is_zero() {
+            note("message ids", message_ids(standing), message_ids(wanted));
+            (next.sources, next.duplicate_window) = (wanted.sources.clone(), wanted.duplicate_window);
+        }
         next.subjects = wanted.subjects.clone();
         next.num_replicas = wanted.num_replicas.max(1);
         next.max_age = wanted.max_age;
@@ -137,6 +145,13 @@ fn sorted(subjects: &[String]) -> String {
     let mut subjects = subjects.to_vec();
     subjects.sort();
     subjects.join(" ")
+}
+
+/// For how long a stream remembers message ids.
+fn message_ids(config: &Config) -> String {
+    let forgets =
+        config.sources.as_ref().is_some_and(|sources| !sources.is_empty()) && config.duplicate_window.is_zero();
+    if forgets { "not remembered".into() } else { format!("remembered for {}", age(config.duplicate_window)) }
 }
 
 /// JetStream says "none" by 0 and by -1.
@@ -281,9 +296,12 @@ impl Bus {
         };
         let queue = |stage| Config {
             name: layout.stage_stream(stage),
-            subjects: vec![layout.stage_subjects(stage)],
+            subjects: match stage {
+                Stage::Ingest => layout.request_subjects(&retention.lanes),
+                Stage::Prefill | Stage::Decode => vec![layout.stage_subjects(stage)],
+            },
             retention: RetentionPolicy::WorkQueue,
-            ..if stage == Stage::Ingest { of_tenants() } else { backlog() }
+            ..if stage == Stage::Ingest { self.forgetting_ids(of_tenants()) } else { backlog() }
         };
         let kept = |name: String, subjects: Vec<String>| Config {
             name,
@@ -307,6 +325,22 @@ impl Bus {
             ..kept(layout.admitted_stream(), vec![layout.admitted_subjects()])
         });
         streams
+    }
+
+    /// The request stream's settings, by which the broker drops no message for its `Nats-Msg-Id`. It remembers ids for a whole
+    /// stream, so what one tenant sends would be taken for a repetition of another's. Requests are told apart by their jobs'
+    /// ids and records, and need no help of the broker's. Since 2.14 a stream with a source remembers none; this source brings
+    /// nothing, for no dead letter has such a name.
+    fn forgetting_ids(&self, config: Config) -> Config {
+        if !self.client.is_server_compatible(2, 14, 0) {
+            return Config { duplicate_window: SHORTEST_WINDOW, ..config };
+        }
+        let nothing = Source {
+            name: self.layout.dead_stream(),
+            filter_subject: Some(self.layout.dead_letter("none")),
+            ..Source::default()
+        };
+        Config { sources: Some(vec![nothing]), ..config }
     }
 
     /// The durable consumer that all workers of a queue share, created if it is missing and left as it is if it stands.

@@ -11,7 +11,10 @@
 
 use std::collections::HashSet;
 
-use async_nats::jetstream::{message::StreamMessage, stream::DirectGetErrorKind};
+use async_nats::jetstream::{
+    message::StreamMessage,
+    stream::{DirectGetErrorKind, RawMessageErrorKind},
+};
 use baton_contract::{
     JobId, Name, causes,
     envelope::{DecodeTask, PrefillTask, Task},
@@ -27,6 +30,7 @@ use crate::{
     Bus, Error, HeaderMap, client,
     dead::SUBJECT,
     jobs::Jobs,
+    live::{Read, stored_ms},
     scan::{self, Scan},
     trace, waiting,
 };
@@ -96,6 +100,9 @@ pub struct Report {
     pub begun: Vec<JobKey>,
     /// Those whose request is lost.
     pub reopened: Vec<JobKey>,
+    /// Messages in the queues that this release can't read. Whose they are is known of most; the job of another may begin again
+    /// though it has one, and then its claim settles which of the two is worked on.
+    pub unread: u64,
 }
 
 impl Bus {
@@ -135,7 +142,7 @@ impl Bus {
         // goes, a job that has a message all the time is seen in some queue, or has ended.
         let mut lost = self.open_jobs().await?;
         let mut report = Report { open: lost.len() as u64, ..Report::default() };
-        self.strike_out(&mut lost).await?;
+        report.unread = self.strike_out(&mut lost).await?;
         report.waiting = report.open - lost.len() as u64;
         let (bus, jobs) = (self, &jobs);
         let settle = |key: JobKey| async move { bus.settle_lost(jobs, &key, dry_run).await.map(|fate| (key, fate)) };
@@ -180,8 +187,8 @@ impl Bus {
         Ok(open)
     }
 
-    /// Takes away the jobs that have a message.
-    async fn strike_out(&self, open: &mut HashSet<JobKey>) -> Result<(), Error> {
+    /// Takes away the jobs that have a message; how many messages could not be read.
+    async fn strike_out(&self, open: &mut HashSet<JobKey>) -> Result<u64, Error> {
         let mut requests = self.messages(Stage::Ingest).await?;
         while let Some(message) = requests.tasks.try_next().await? {
             if let Some(key) = self.requested(&message) {
@@ -194,27 +201,37 @@ impl Bus {
                 open.remove(&key);
             }
         }
-        self.strike_out_tasks::<PrefillTask>(Stage::Prefill, open).await?;
-        self.strike_out_tasks::<DecodeTask>(Stage::Decode, open).await
+        let prefill = self.strike_out_tasks::<PrefillTask>(Stage::Prefill, open).await?;
+        Ok(prefill + self.strike_out_tasks::<DecodeTask>(Stage::Decode, open).await?)
     }
 
-    async fn strike_out_tasks<T: Task>(&self, stage: Stage, open: &mut HashSet<JobKey>) -> Result<(), Error> {
+    async fn strike_out_tasks<T: Task>(&self, stage: Stage, open: &mut HashSet<JobKey>) -> Result<u64, Error> {
         let mut waiting = self.waiting::<T>(stage).await?;
-        while let Some(task) = waiting.tasks.try_next().await? {
-            let job = task.job();
-            open.remove(&JobKey { tenant: job.tenant.clone(), job: job.id.clone() });
+        let mut unread = 0;
+        while let Some(read) = waiting.tasks.try_next().await? {
+            match read {
+                Read::Task(task) => {
+                    let job = task.job();
+                    open.remove(&JobKey { tenant: job.tenant.clone(), job: job.id.clone() });
+                }
+                Read::Unread(message) => {
+                    unread += 1;
+                    if let Some(key) = message.job {
+                        open.remove(&key);
+                    }
+                }
+            }
         }
-        Ok(())
+        Ok(unread)
     }
 
     /// Which job a request in the queue is.
     pub(crate) fn requested(&self, message: &StreamMessage) -> Option<JobKey> {
-        let published_ms = (message.time.unix_timestamp_nanos() / 1_000_000) as u64;
         let request = client::Request {
             subject: message.subject.as_str(),
             headers: Some(&message.headers),
             body: &message.payload,
-            published_ms,
+            published_ms: stored_ms(message),
             sequence: message.sequence,
         };
         let addressed = request.address(&self.layout)?;
@@ -233,7 +250,7 @@ impl Bus {
             Fate::Leave => {}
             Fate::Note(status) => jobs.note_end(tenant, job, status).await?,
             Fate::Begin | Fate::Reopen => {
-                let Some(reopened) = stored.record.reopen() else { return Ok(Fate::Leave) };
+                let Some(reopened) = stored.record.reopen(kept.is_some()) else { return Ok(Fate::Leave) };
                 // Cut short after this, the job is still one without a message, and found again.
                 if !jobs.store(tenant, job, &reopened, Some(stored.revision)).await? {
                     return Ok(Fate::Leave);
@@ -249,6 +266,18 @@ impl Bus {
             }
         }
         Ok(fate)
+    }
+
+    /// Whether the message that a job was admitted with is kept; the stream's leader says it.
+    pub(crate) async fn is_kept(&self, key: &JobKey) -> Result<bool, Error> {
+        let unreadable = |message| Error::Read { what: format!("the admitted message of job {key}"), message };
+        let stream = self.jetstream.get_stream_no_info(self.layout.admitted_stream()).await;
+        let stream = stream.map_err(|error| unreadable(causes(&error)))?;
+        match stream.get_last_raw_message_by_subject(&self.layout.admitted(&key.tenant, &key.job)).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(false),
+            Err(error) => Err(unreadable(causes(&error))),
+        }
     }
 
     /// The message that a job was admitted with, and the subject it goes to.

@@ -9,7 +9,7 @@ use async_nats::{
     client::RequestErrorKind,
     service::{self, error},
 };
-use baton_contract::{causes, stats::Planning, subject::Stage};
+use baton_contract::{causes, objects, stats::Planning, subject::Stage};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
@@ -116,7 +116,7 @@ impl Calls {
     pub async fn next(&mut self) -> Call {
         loop {
             let request = self.0.next().await;
-            match serde_json::from_slice::<Question>(&request.message.payload) {
+            match objects::from_slice::<Question>(&request.message.payload) {
                 Ok(Question { role }) => return Call { role, request },
                 Err(problem) => {
                     let status = format!(r#"expected {{"role": "prefill"}} or another stage: {problem}"#);

@@ -9,6 +9,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Bus, Error,
+    clock::Clock,
+    conflict,
     scan::{self, Scan},
 };
 
@@ -62,6 +64,11 @@ impl<T: Serialize + DeserializeOwned> Shelf<T> {
         Ok(Self { bus: bus.clone(), bucket, holds: PhantomData })
     }
 
+    /// The clock by which times of these things are told.
+    pub(crate) fn clock(&self) -> Clock {
+        self.bus.clock()
+    }
+
     /// The value under an id.
     pub async fn get(&self, tenant: &Name, id: &JobId) -> Result<Option<Kept<T>>, Error> {
         let key = self.bus.layout.job_key(tenant, id);
@@ -87,13 +94,13 @@ impl<T: Serialize + DeserializeOwned> Shelf<T> {
         mut change: impl FnMut(&T) -> Option<T>,
     ) -> Result<Option<T>, Error> {
         let key = self.bus.layout.job_key(tenant, id);
-        for _ in 0..RACES {
+        for race in 0..RACES {
+            conflict::breathe(race).await;
             let Some(kept) = self.get(tenant, id).await? else { return Ok(None) };
             let Some(next) = change(&kept.value) else { return Ok(Some(kept.value)) };
-            match self.bucket.update(&key, self.bytes(&key, &next)?.into(), kept.revision).await {
-                Ok(_) => return Ok(Some(next)),
-                Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => {}
-                Err(error) => return Err(self.unstored(&key, error)),
+            let put = self.bucket.update(&key, self.bytes(&key, &next)?.into(), kept.revision).await;
+            if conflict::unless_beaten(put).map_err(|error| self.unstored(&key, error))?.is_some() {
+                return Ok(Some(next));
             }
         }
         Err(Error::Contended { job: key })

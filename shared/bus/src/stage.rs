@@ -1,5 +1,8 @@
 //! The loop of the stages that work on admitted jobs: claim, work, publish the successor or the result, acknowledge.
 
+mod failing;
+pub(crate) mod unread;
+
 use std::{marker::PhantomData, pin::pin, sync::Arc, time::Duration};
 
 use baton_contract::{
@@ -27,12 +30,14 @@ use crate::{
     jobs::{Claimed, Jobs, Stored},
     pressure::Pauses,
     pull::{self, Delivery, Receiver, Settle},
-    trace, unix_ms,
+    trace,
 };
 
 /// The pause before the first retry; each further one is four times as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A job that waits for room is tried again after pauses that grow; from this one on its record tells of it.
+const NOTED_PAUSE: Duration = Duration::from_secs(1);
 
 /// One job in a worker's hands.
 pub struct Work<T> {
@@ -167,11 +172,12 @@ impl<T: Task + Sync, H: Handler<T>> Receiver for StageLoop<T, H> {
     async fn receive(&self, delivery: &Delivery) -> Settle {
         let task: T = match envelope::decode(delivery.payload()) {
             Ok(task) => task,
-            Err(error @ envelope::Error::Version(_)) => {
-                tracing::warn!(error = %causes(&error), "a message of another release was left to its workers");
+            // Not for ever: there may be none.
+            Err(error @ envelope::Error::Version(_)) if delivery.attempt < self.options.max_deliver => {
+                tracing::warn!(error = %causes(&error), attempt = delivery.attempt, "a message of another release was left to its workers");
                 return Settle::Nak(Some(LONGEST_PAUSE));
             }
-            Err(error) => return self.bury(delivery, &error).await,
+            Err(error) => return self.put_aside(delivery, &error).await,
         };
         let job = task.job();
         let span = match self.options.stage {
@@ -184,9 +190,9 @@ impl<T: Task + Sync, H: Handler<T>> Receiver for StageLoop<T, H> {
             match self.work(delivery, task).await {
                 Ok(settle) => settle,
                 Err(error) => {
-                    let pause = pause(delivery.attempt);
-                    tracing::warn!(error = %causes(&error), ?pause, "the job was not settled and goes back to the queue");
-                    self.give_back_for(delivery, Some(pause)).await
+                    let (pause, reason) = (pause(delivery.attempt), causes(&error));
+                    tracing::warn!(error = reason, ?pause, "the job was not settled and goes back to the queue");
+                    self.give_back_for(delivery, Some(pause), Some(&reason)).await
                 }
             }
         }
@@ -195,26 +201,11 @@ impl<T: Task + Sync, H: Handler<T>> Receiver for StageLoop<T, H> {
     }
 
     async fn give_back(&self, delivery: &Delivery) -> Settle {
-        self.give_back_for(delivery, None).await
+        self.give_back_for(delivery, None, None).await
     }
 }
 
 impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
-    /// Notes that a job goes back, for others to take after a pause if one is given.
-    async fn give_back_for(&self, delivery: &Delivery, pause: Option<Duration>) -> Settle {
-        let Ok(task) = envelope::decode::<T>(delivery.payload()) else { return Settle::Nak(pause) };
-        let (job, claim) = (task.job(), self.claim(delivery));
-        match self.jobs.give_back(&job.tenant, &job.id, Some(&claim)).await {
-            Ok(true) => Settle::Nak(pause),
-            // Whoever holds it now would lose it if the message went back.
-            Ok(false) => Settle::Leave,
-            Err(error) => {
-                tracing::warn!(error = %causes(&error), job = %job.id, "a job that goes back was not noted as such; its try counts");
-                Settle::Nak(pause)
-            }
-        }
-    }
-
     fn claim(&self, delivery: &Delivery) -> Claim {
         Claim {
             stage: self.options.stage,
@@ -261,25 +252,25 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
             None => None,
         };
         let deadline = left.and_then(|left| Instant::now().checked_add(left));
-        let stop = Stop { cancelled: hold.cancelled.clone(), deadline };
         let cancelled = record.cancelled;
         let (tell_end, ended) = oneshot::channel();
         let ended = Ended(ended);
+        let max_deliver = self.options.max_deliver;
+        let exhausted = (tries > max_deliver).then(|| self.exhausted(&job));
+        // Decode has left what it came to, and tells it. A delivery that dies of that, too, ends the job without it.
+        let salvages = self.options.stage == Stage::Decode && tries == max_deliver + 1;
+        let stop = Stop { cancelled: hold.cancelled.clone(), deadline, failed: exhausted.clone() };
         let mut next = if cancelled && (delivery.attempt == 1 || tries > self.options.max_deliver) {
             end(cancel::cancelled())
         } else if left.is_some_and(|left| left.is_zero()) {
             end(Failure::new(Code::DeadlineExceeded, format!("the deadline passed before {}", self.options.stage)))
-        } else if tries > self.options.max_deliver {
-            let attempts = self.options.max_deliver;
-            end(Failure::new(
-                Code::AttemptsExhausted,
-                format!("{} was tried {attempts} times, and no worker finished it", self.options.stage),
-            ))
+        } else if let Some(exhausted) = exhausted.filter(|_| !salvages) {
+            end(exhausted)
         } else {
             if cancelled {
                 hold.cancelled.cancel();
             }
-            let queue_ms = unix_ms().saturating_sub(delivery.published_ms) as f64;
+            let queue_ms = self.clock.about_since(delivery.published_ms).await.as_secs_f64() * 1e3;
             let work = Work { task, claim: claim.clone(), queue_ms, ledger: ledger.clone(), stop: stop.clone(), ended };
             let (mut handling, mut looking) =
                 (pin!(self.handler.handle(work)), pin!(self.look_for_mark(&job, &claim, &stop)));
@@ -311,19 +302,22 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                 Ok(next) => next,
                 Err(error) if error.retry == Retry::Never => end(error.failure),
                 Err(error) if error.retry == Retry::Backoff => {
-                    let pause = pause(delivery.attempt);
-                    tracing::warn!(error = %causes(&error), ?pause, "a fault that may pass; the job is tried again");
-                    return Ok(self.give_back_for(delivery, Some(pause)).await);
+                    let (pause, reason) = (pause(delivery.attempt), causes(&error));
+                    tracing::warn!(error = reason, ?pause, "a fault that may pass; the job is tried again");
+                    return Ok(self.give_back_for(delivery, Some(pause), Some(&reason)).await);
                 }
                 Err(error) if error.retry == Retry::HandOver => {
                     tracing::info!(error = %causes(&error), "the job goes to another worker");
-                    return Ok(self.give_back_for(delivery, None).await);
+                    return Ok(self.give_back_for(delivery, None, None).await);
                 }
                 Err(error) if error.retry == Retry::Lost => {
                     tracing::info!(error = %causes(&error), "the job was lost to another worker");
                     return Ok(Settle::Leave);
                 }
-                Err(error) if tries >= self.options.max_deliver => end(error.failure),
+                Err(error) if tries >= max_deliver => {
+                    let stop = Stop { failed: Some(error.failure.clone()), ..stop.clone() };
+                    self.salvage(delivery, &claim, &ledger, stop).await.unwrap_or_else(|| end(error.failure))
+                }
                 Err(error) => {
                     tracing::warn!(error = %causes(&error), tries, "an attempt failed; the job is tried elsewhere");
                     return Ok(Settle::Nak(None));
@@ -338,6 +332,7 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
             },
         };
         let mut pauses = Pauses::default();
+        let mut noted = false;
         loop {
             // The broker gives the message to nobody else before ack_wait: until well before that nobody can have taken the
             // claim.
@@ -353,6 +348,9 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                 Err(error @ Error::TryLater { .. }) => {
                     let pause = pauses.next().unwrap_or_default();
                     tracing::info!(error = %causes(&error), ?pause, "the job waits to be passed on");
+                    if pause >= NOTED_PAUSE && !std::mem::replace(&mut noted, true) {
+                        self.note_wait(&job, &claim, &error).await;
+                    }
                     tokio::select! {
                         () = sleep(pause) => {}
                         failure = stop.called(), if matches!(next, Next::Forward { .. }) => next = end(failure),
@@ -410,21 +408,6 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                 let counts = self.jobs.finish_held(outcome, headers, Some(held.clone())).await?;
                 tracing::info!(status = ?outcome.status, tokens = outcome.tokens.len(), counts, "the job ended");
                 Ok(())
-            }
-        }
-    }
-
-    /// Puts aside a message that no worker of this release can read; it belongs to no job that could be told.
-    async fn bury(&self, delivery: &Delivery, error: &envelope::Error) -> Settle {
-        tracing::error!(error = %causes(error), subject = delivery.subject(), "an unreadable message was put aside as a dead letter");
-        let id = LetterId::Message { stage: self.options.stage, sequence: delivery.sequence };
-        let cause = Failure::new(Code::Internal, causes(error));
-        let burial = Burial { delivery, cause: &cause, attempts: delivery.attempt, worker: Some(&self.worker) };
-        match self.bus.bury(&id, burial).await {
-            Ok(()) => Settle::Term,
-            Err(error) => {
-                tracing::warn!(error = %causes(&error), "a dead letter was not stored");
-                Settle::Nak(Some(LONGEST_PAUSE))
             }
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::kv;
 use baton_contract::causes;
 
-use crate::{Error, jobs::Jobs, unix_ms};
+use crate::{Error, jobs::Jobs};
 
 /// Whose turn it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,11 +23,12 @@ impl Jobs {
         let unreadable = |message| Error::Read { what: format!("the turn of {chore}"), message };
         let entry = self.bucket.entry(chore).await.map_err(|error| unreadable(causes(&error)))?;
         let entry = entry.filter(|entry| entry.operation == kv::Operation::Put);
-        let now = unix_ms();
+        // When the last turn was taken is the broker's word, too, so that no worker's clock counts.
+        let now = self.bus.clock().now_ms().await?;
         if let Some(entry) = &entry {
-            let last = std::str::from_utf8(&entry.value).ok().and_then(|text| text.parse().ok()).unwrap_or(0u64);
+            let last = (entry.created.unix_timestamp_nanos() / 1_000_000) as u64;
             let waited = Duration::from_millis(now.saturating_sub(last));
-            // A turn in the future was taken by a clock that was wrong.
+            // The broker may have another clock than it had.
             if waited < every && last <= now + every.as_millis() as u64 {
                 return Ok(Turn::In(every - waited));
             }

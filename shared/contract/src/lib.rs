@@ -12,6 +12,7 @@ pub mod envelope;
 pub mod job;
 pub mod kv;
 pub mod name;
+pub mod objects;
 pub mod outcome;
 pub mod record;
 pub mod request;

@@ -167,6 +167,29 @@ pub struct Outcome {
     pub request_digest: String,
 }
 
+impl Outcome {
+    /// The result of a request that never became a job, or of a job whose message nobody can read: all that is known of it.
+    pub fn bare(id: JobId, tenant: Name, lane: Name, request_digest: String, failure: Failure) -> Self {
+        Self {
+            id,
+            tenant,
+            lane,
+            model: None,
+            status: failure.status(),
+            finish_reason: None,
+            error: Some(failure),
+            text: String::new(),
+            tokens: Vec::new(),
+            logprobs: None,
+            choices: Vec::new(),
+            usage: Usage::default(),
+            metadata: BTreeMap::new(),
+            timings: Timings::default(),
+            request_digest,
+        }
+    }
+}
+
 /// What becomes of a request whose id belongs to an earlier, different one, as published on
 /// `<root>.rej.<tenant>.<job>.<request_digest>`. The job of that id is none of its sender's, and its result neither.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{outcome::Status, subject::Stage};
 
+/// Characters of a reason to wait; a chain of causes may quote whole answers of a store.
+const LONGEST_REASON: usize = 400;
+
 /// What is known about a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -17,6 +20,10 @@ pub struct Record {
     pub request_digest: String,
     /// Milliseconds since 1970.
     pub accepted_at_ms: u64,
+    /// The request that became the job; see [`Record::admit`]. None in records of older releases, and where any request of this
+    /// digest may become it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Source>,
     /// How often a worker of the present stage took the job and neither handed it on nor gave it back.
     pub tries: u32,
     /// Whether its sender wants no more of it: whoever has its message, or gets it, ends the job as cancelled.
@@ -25,6 +32,33 @@ pub struct Record {
     /// Who works on the job, or did last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<Claim>,
+    /// Why the job was given back for others to try, if it has not come further since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
+}
+
+/// A message of the request stream. Sequences begin anew in a stream that was made anew, so its time belongs to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    pub sequence: u64,
+    /// When the broker stored it, in milliseconds since 1970.
+    pub stored_ms: u64,
+}
+
+impl Source {
+    /// No request at all: the job begins again with the message that it was admitted with.
+    pub const KEPT: Self = Self { sequence: 0, stored_ms: 0 };
+}
+
+/// What a job waits for: a fault that may pass.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    pub reason: String,
+    /// Since when, by the broker's clock, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// Whether a worker is trying it again.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub again: bool,
 }
 
 fn is_false(flag: &bool) -> bool {
@@ -54,12 +88,26 @@ pub struct Claim {
     pub worker: String,
 }
 
+/// What has become of the request that a record was made for, as seen by somebody who has a copy of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Original {
+    /// It lies in the request stream still: whoever has it, or gets it, passes it on.
+    Waits,
+    /// The job's message to its first stage is stored.
+    PassedOn,
+    /// It is gone, and was never passed on.
+    Lost,
+}
+
 /// What ingest must do with a request whose id is known already.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// An earlier attempt at this very request was cut short: go on, once this record is stored.
+    /// The request is the job's, and an earlier attempt at it was cut short; or it takes the place of one that was lost. Go on,
+    /// once this record is stored.
     Take(Record),
-    /// The job is under way or has ended.
+    /// A copy of a request that was not passed on when the record was stored: ask again, with what became of that one.
+    Copy { of: Source },
+    /// The job is under way or has ended, or another copy of the request brings it on the way.
     Settled,
     /// The id belongs to another request.
     Conflict,
@@ -95,17 +143,40 @@ impl From<Status> for State {
 
 impl Record {
     pub fn accepted(request_digest: String, accepted_at_ms: u64) -> Self {
-        Self { state: State::Accepted, request_digest, accepted_at_ms, tries: 1, cancelled: false, claim: None }
+        Self {
+            state: State::Accepted,
+            request_digest,
+            accepted_at_ms,
+            request: None,
+            tries: 1,
+            cancelled: false,
+            claim: None,
+            waiting: None,
+        }
     }
 
-    /// Decides about a request that arrives under this record's id.
-    pub fn admit(&self, request_digest: &str) -> Admission {
+    /// The record of a job that this request becomes.
+    pub fn requested(request_digest: String, source: Source) -> Self {
+        Self { request: Some(source), ..Self::accepted(request_digest, source.stored_ms) }
+    }
+
+    /// Decides about a request that arrives under this record's id. Only the message that the record was made for, delivered
+    /// again, is a try. Any other is a copy, which nothing is done for as long as that one is, or has been, passed on. A copy
+    /// takes its place only if the first was lost; which of the two, is asked for (`original`) where it matters.
+    pub fn admit(&self, request_digest: &str, source: Source, original: Option<Original>) -> Admission {
+        let mine = |tries| Self { request: Some(source), tries, ..self.clone() };
         if self.request_digest != request_digest {
-            Admission::Conflict
-        } else if self.state != State::Accepted {
-            Admission::Settled
-        } else {
-            Admission::Take(Self { tries: self.tries.saturating_add(1), ..self.clone() })
+            return Admission::Conflict;
+        }
+        if self.state != State::Accepted {
+            return Admission::Settled;
+        }
+        match (self.request, original) {
+            (Some(present), _) if present == source => Admission::Take(mine(self.tries.saturating_add(1))),
+            (None, _) => Admission::Take(mine(self.tries.max(1))),
+            (Some(_), Some(Original::Waits | Original::PassedOn)) => Admission::Settled,
+            (Some(_), Some(Original::Lost)) => Admission::Take(mine(1)),
+            (Some(of), None) => Admission::Copy { of },
         }
     }
 
@@ -124,27 +195,47 @@ impl Record {
             if held.stage > claim.stage || (held.stage == claim.stage && held.sequence != claim.sequence) {
                 return Verdict::Settled;
             }
-            let same_delivery = held.attempt == claim.attempt && held.worker == claim.worker;
-            if held.stage == claim.stage && held.attempt >= claim.attempt && !same_delivery {
+            // The same delivery, whose first wish came through unheard: no second try.
+            if *held == claim {
+                return Verdict::Take(self.clone());
+            }
+            if held.stage == claim.stage && held.attempt >= claim.attempt {
                 return Verdict::Superseded;
             }
         }
-        let tries = if self.state == state { self.tries.saturating_add(1) } else { 1 };
-        Verdict::Take(Self { state, tries, claim: Some(claim), ..self.clone() })
+        let same_stage = self.state == state;
+        let tries = if same_stage { self.tries.saturating_add(1) } else { 1 };
+        // It may wait for the same again.
+        let waiting = self.waiting.clone().filter(|_| same_stage).map(|waiting| Waiting { again: true, ..waiting });
+        Verdict::Take(Self { state, tries, claim: Some(claim), waiting, ..self.clone() })
     }
 
-    /// The record once its holder (nobody for ingest) gives the job back for no fault of the job's: the try does not
-    /// count. Nothing if the job is somebody else's by now.
-    pub fn give_back(&self, holder: Option<&Claim>) -> Option<Self> {
-        let held = !self.state.is_final() && self.claim.as_ref() == holder;
+    /// The record once its holder gives the job back for no fault of the job's: the try does not count. Nothing if the job is
+    /// somebody else's by now.
+    pub fn give_back(&self, holder: &Claim) -> Option<Self> {
+        self.is_held_by(holder).then(|| Self { tries: self.tries.saturating_sub(1), ..self.clone() })
+    }
+
+    /// The same of ingest, which gives a request back.
+    pub fn give_back_request(&self, source: Source) -> Option<Self> {
+        let held = self.state == State::Accepted && self.request == Some(source);
         held.then(|| Self { tries: self.tries.saturating_sub(1), ..self.clone() })
     }
 
-    /// The record of a job that has lost its message and begins again with another; nothing if the job has ended. Whoever
-    /// still works on it has lost it.
-    pub fn reopen(&self) -> Option<Self> {
+    /// The record of a job that waits for something with its holder, or is given back, at `now_ms`. What it has waited for
+    /// before is forgotten, but not since when.
+    pub fn waits(&self, holder: &Claim, reason: &str, now_ms: u64) -> Option<Self> {
+        let since_ms = self.waiting.as_ref().map_or(now_ms, |waiting| waiting.since_ms);
+        let waiting = Waiting { reason: reason.chars().take(LONGEST_REASON).collect(), since_ms, again: false };
+        self.is_held_by(holder).then(|| Self { waiting: Some(waiting), ..self.clone() })
+    }
+
+    /// The record of a job that has lost its message and begins again, with the one that it was admitted with if that was
+    /// `kept`, else with a copy of its request; nothing if the job has ended. Whoever still works on it has lost it.
+    pub fn reopen(&self, kept: bool) -> Option<Self> {
         let again = || Self::accepted(self.request_digest.clone(), self.accepted_at_ms);
-        (!self.state.is_final()).then(|| Self { cancelled: self.cancelled, ..again() })
+        let request = kept.then_some(Source::KEPT);
+        (!self.state.is_final()).then(|| Self { cancelled: self.cancelled, request, ..again() })
     }
 
     /// The record of the job once its sender wants no more of it; nothing if the job has ended.
@@ -165,149 +256,9 @@ impl Record {
 
     /// The record of the job once its result is published; nothing if it has ended already.
     pub fn finish(&self, status: Status) -> Option<Self> {
-        (!self.state.is_final()).then(|| Self { state: status.into(), ..self.clone() })
+        (!self.state.is_final()).then(|| Self { state: status.into(), waiting: None, ..self.clone() })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn any_claim() -> impl Strategy<Value = Claim> {
-        (prop_oneof![Just(Stage::Prefill), Just(Stage::Decode)], 1u64..3, 1u64..4, "[ab]")
-            .prop_map(|(stage, sequence, attempt, worker)| Claim { stage, sequence, attempt, worker })
-    }
-
-    #[derive(Clone, Debug)]
-    enum Event {
-        Claim(Claim),
-        GiveBack(Claim),
-        Cancel,
-        Reopen,
-        Finish(Status),
-    }
-
-    fn any_event() -> impl Strategy<Value = Event> {
-        let status =
-            prop_oneof![Just(Status::Completed), Just(Status::Failed), Just(Status::Cancelled), Just(Status::Expired)];
-        prop_oneof![
-            8 => any_claim().prop_map(Event::Claim),
-            2 => any_claim().prop_map(Event::GiveBack),
-            1 => Just(Event::Cancel),
-            1 => Just(Event::Reopen),
-            1 => status.prop_map(Event::Finish),
-        ]
-    }
-
-    proptest! {
-        /// Whatever arrives in whatever order: a job ends once, never moves back a stage, is claimed by one message per
-        /// stage, and a claim is only replaced by a later attempt, until the job is reopened; and who claims a cancelled job
-        /// learns of it.
-        #[test]
-        fn any_history_is_sound(events in prop::collection::vec(any_event(), 0..40)) {
-            let mut record = Record::accepted("d".into(), 1);
-            let (mut ends, mut cancelled) = (0, false);
-            for event in events {
-                let reopens = matches!(event, Event::Reopen);
-                let next = match event {
-                    Event::Finish(status) => record.finish(status),
-                    Event::Reopen => record.reopen(),
-                    Event::Cancel => {
-                        let next = record.cancel();
-                        prop_assert_eq!(next.is_some(), !record.state.is_final());
-                        cancelled |= next.is_some();
-                        next
-                    }
-                    Event::GiveBack(claim) => {
-                        let next = record.give_back(Some(&claim));
-                        prop_assert_eq!(next.is_some(), record.is_held_by(&claim));
-                        next
-                    }
-                    Event::Claim(claim) => match record.claim(claim.clone()) {
-                        Verdict::Take(next) => {
-                            prop_assert!(next.is_held_by(&claim));
-                            Some(next)
-                        }
-                        Verdict::Settled | Verdict::Superseded => None,
-                    },
-                };
-                let Some(next) = next else { continue };
-                prop_assert!(next.tries <= record.tries + 1, "one event is one try at most");
-                prop_assert!(!record.state.is_final(), "a job that ended changed");
-                prop_assert_eq!(next.cancelled, cancelled, "a cancellation was lost, or made up");
-                ends += usize::from(next.state.is_final());
-                if reopens {
-                    prop_assert_eq!((next.state, &next.claim), (State::Accepted, &None));
-                } else if let (Some(old), Some(new)) = (&record.claim, &next.claim) {
-                    prop_assert!(new.stage >= old.stage);
-                    if new.stage == old.stage {
-                        prop_assert_eq!(new.sequence, old.sequence);
-                        prop_assert!(new.attempt > old.attempt || new == old);
-                    }
-                }
-                record = next;
-            }
-            prop_assert!(ends <= 1);
-        }
-    }
-
-    #[test]
-    fn tries_count_within_a_stage_and_not_when_given_back() {
-        let claim = |stage, attempt| Claim { stage, sequence: 1, attempt, worker: "a".into() };
-        let take = |record: &Record, claim: Claim| match record.claim(claim) {
-            Verdict::Take(next) => next,
-            verdict => panic!("{verdict:?}"),
-        };
-        let first = take(&Record::accepted("d".into(), 1), claim(Stage::Prefill, 1));
-        let back = first.give_back(first.claim.as_ref()).unwrap();
-        assert_eq!((first.tries, back.tries), (1, 0));
-        let crashed = take(&take(&back, claim(Stage::Prefill, 2)), claim(Stage::Prefill, 3));
-        assert_eq!(crashed.tries, 2);
-        assert_eq!(take(&crashed, claim(Stage::Decode, 1)).tries, 1);
-        assert_eq!(crashed.give_back(None), None);
-    }
-
-    #[test]
-    fn a_reopened_job_goes_to_whoever_claims_it_first() {
-        let claim = |sequence| Claim { stage: Stage::Prefill, sequence, attempt: 1, worker: "a".into() };
-        let Verdict::Take(lost) = Record::accepted("d".into(), 1).claim(claim(5)) else { panic!() };
-        assert_eq!(lost.claim(claim(9)), Verdict::Settled, "another message must not take a job that has one");
-        let reopened = lost.reopen().unwrap();
-        assert!(!reopened.is_held_by(&claim(5)));
-        assert!(matches!(reopened.admit("d"), Admission::Take(_)));
-        let Verdict::Take(again) = reopened.claim(claim(9)) else { panic!() };
-        assert_eq!(again.claim(claim(5)), Verdict::Settled, "the old message came back after all");
-        assert_eq!(again.finish(Status::Completed).unwrap().reopen(), None);
-    }
-
-    #[test]
-    fn a_request_that_was_cancelled_in_the_queue_is_admitted_as_such() {
-        let before = Record::cancelled_before("d".into(), 1);
-        assert_eq!(before.admit("e"), Admission::Conflict);
-        let Admission::Take(taken) = before.admit("d") else { panic!() };
-        assert_eq!((taken.cancelled, taken.tries), (true, 1));
-    }
-
-    #[test]
-    fn only_the_same_request_is_admitted_again() {
-        let accepted = Record::accepted("d".into(), 1);
-        let Admission::Take(again) = accepted.admit("d") else { panic!() };
-        assert_eq!(again.tries, 2);
-        assert_eq!(accepted.admit("e"), Admission::Conflict);
-        assert_eq!(accepted.finish(Status::Failed).unwrap().admit("d"), Admission::Settled);
-    }
-
-    #[test]
-    fn a_redelivery_takes_over_and_the_late_worker_loses() {
-        let claim = |attempt, worker: &str| Claim { stage: Stage::Decode, sequence: 5, attempt, worker: worker.into() };
-        let Verdict::Take(first) = Record::accepted("d".into(), 1).claim(claim(1, "a")) else { panic!() };
-        let Verdict::Take(second) = first.claim(claim(2, "b")) else { panic!() };
-        assert!(!second.is_held_by(&claim(1, "a")));
-        assert_eq!(second.claim(claim(1, "a")), Verdict::Superseded);
-        let done = second.finish(Status::Completed).unwrap();
-        assert_eq!(done.claim(claim(3, "c")), Verdict::Settled);
-        assert_eq!(done.finish(Status::Failed), None);
-    }
-}
+mod tests;

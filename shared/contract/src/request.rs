@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     JobId, Name,
+    objects::{self, Objects},
     outcome::{Code, Failure},
     sampling::Sampling,
 };
@@ -170,7 +171,7 @@ pub fn parse(body: &[u8], lane: &Name, accepted_ms: u64) -> Result<Checked, Fail
     let text = std::str::from_utf8(body)
         .map_err(|error| Failure::new(Code::InvalidUtf8, format!("the request is not UTF-8: {error}")))?;
     let mut reader = serde_json::Deserializer::from_str(text);
-    let request: Request = serde_path_to_error::deserialize(&mut reader).map_err(unreadable)?;
+    let request: Request = serde_path_to_error::deserialize(Objects(&mut reader)).map_err(unreadable)?;
     reader.end().map_err(|error| Failure::new(Code::InvalidJson, format!("after the request: {error}")))?;
     request.check(lane, accepted_ms)
 }
@@ -181,7 +182,7 @@ pub fn id_hint(body: &[u8]) -> Option<JobId> {
     struct Hint {
         id: String,
     }
-    JobId::new(&serde_json::from_slice::<Hint>(body).ok()?.id).ok()
+    JobId::new(&objects::from_slice::<Hint>(body).ok()?.id).ok()
 }
 
 fn unreadable(error: serde_path_to_error::Error<serde_json::Error>) -> Failure {

@@ -62,6 +62,11 @@ impl Layout {
         format!("{}.req.{tenant}.{lane}", self.root)
     }
 
+    /// A filter for all requests of a tenant.
+    pub fn requests(&self, tenant: &Name) -> String {
+        format!("{}.req.{tenant}.*", self.root)
+    }
+
     /// Tenant and lane of a request's subject.
     pub fn parse_request(&self, subject: &str) -> Option<(Name, Name)> {
         let rest = subject.strip_prefix(self.root.as_str())?.strip_prefix(".req.")?;
@@ -231,7 +236,19 @@ impl Layout {
         }
     }
 
-    /// The subjects that a stage's stream collects.
+    /// What the request stream collects: the requests of every tenant in the lanes that there are. It takes nothing for a lane
+    /// that nobody serves, where it would lie for ever in a queue that all share.
+    pub fn request_subjects(&self, lanes: &[Name]) -> Vec<String> {
+        lanes.iter().map(|lane| format!("{}.req.*.{lane}", self.root)).collect()
+    }
+
+    /// The lanes whose requests a stream collects, by its subjects; nothing if it takes any lane's.
+    pub fn parse_request_subjects<'a>(&self, subjects: impl IntoIterator<Item = &'a str>) -> Option<Vec<Name>> {
+        let prefix = format!("{}.req.*.", self.root);
+        subjects.into_iter().map(|subject| Name::new(subject.strip_prefix(&prefix)?).ok()).collect()
+    }
+
+    /// A filter for all that a stage's stream collects.
     pub fn stage_subjects(&self, stage: Stage) -> String {
         match stage {
             Stage::Ingest => format!("{}.req.*.*", self.root),
@@ -339,6 +356,16 @@ mod tests {
         assert_eq!(layout.parse_queue(Stage::Prefill, &decode), None);
         assert_eq!(layout.parse_queue(Stage::Decode, "baton.decode.sim.batch"), None);
         assert_eq!(layout.parse_queue(Stage::Decode, "baton.decode.sim.batch.acme.x"), None);
+    }
+
+    #[test]
+    fn the_lanes_of_the_request_stream_are_read_back() {
+        let layout = Layout::new(Name::new("baton").unwrap());
+        let lanes = ["interactive", "batch"].map(|lane| Name::new(lane).unwrap());
+        let subjects = layout.request_subjects(&lanes);
+        assert_eq!(layout.parse_request_subjects(subjects.iter().map(String::as_str)), Some(lanes.to_vec()));
+        assert_eq!(layout.parse_request_subjects(["baton.req.*.batch", "baton.req.*.*"]), None);
+        assert_eq!(layout.parse_request_subjects(["other.req.*.batch"]), None);
     }
 
     #[test]

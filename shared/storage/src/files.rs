@@ -11,7 +11,7 @@
 mod sweep;
 mod upload;
 
-use std::{fmt, num::NonZeroUsize, ops::Range, str::FromStr};
+use std::{fmt, num::NonZeroUsize, ops::Range, str::FromStr, time::SystemTime};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
@@ -120,6 +120,16 @@ impl Files {
         Self { store, part_bytes: PART_BYTES }
     }
 
+    /// Bytes of the parts that are written: what an upload holds in memory of each.
+    pub fn part_bytes(&self) -> u64 {
+        self.part_bytes
+    }
+
+    /// The time by the store's clock, which says how old a part is.
+    pub async fn now(&self) -> Result<SystemTime, Error> {
+        Ok(self.store.now().await?)
+    }
+
     /// Begins to write a blob of at most `max_bytes`; each blob is written once. Up to `at_once` parts are on their way to the
     /// store while the next is filled, and these are all that is in memory: 1 is enough for what comes slower than the store
     /// takes it.
@@ -150,6 +160,18 @@ impl Files {
             async move { whole.await.unwrap_or(Err(Error::Damaged { blob, part })) }
         });
         parts.buffered(at_once.get()).try_flatten()
+    }
+
+    /// Whether all parts of a blob are there. To be asked when it has been named in the index: whatever swept it before, by a
+    /// wrong clock or an older release's, is noticed then.
+    pub async fn check(&self, blob: Blob, extent: Extent) -> Result<(), Error> {
+        let look = |part| async move {
+            match self.store.exists(&blob.part(part)).await? {
+                true => Ok(()),
+                false => Err(Error::Damaged { blob, part }),
+            }
+        };
+        stream::iter(0..extent.parts()).map(look).buffer_unordered(AT_ONCE).try_collect().await
     }
 
     /// Removes a blob. One that is not there is no error.

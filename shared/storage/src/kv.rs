@@ -2,7 +2,7 @@
 
 mod fetch;
 
-use std::{ops::Range, sync::Arc, time::SystemTime};
+use std::{ops::Range, sync::Arc};
 
 use baton_contract::causes;
 use baton_contract::kv::{Block, Shape};
@@ -268,7 +268,7 @@ impl KvStore {
         if kind == PieceKind::Tail {
             return true;
         }
-        let touched = self.store.touch(id, SystemTime::now()).await;
+        let touched = self.store.note_use(id).await;
         touched.unwrap_or_else(|error| {
             tracing::warn!(chunk = %id, error = %causes(&error), "a chunk's use was not noted");
             true

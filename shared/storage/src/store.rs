@@ -7,12 +7,17 @@ mod space;
 #[cfg(target_os = "linux")]
 mod spare;
 
-use std::{fmt, io, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    fmt, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, path::Path};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 pub(crate) use range::Start;
 pub use space::free;
@@ -20,6 +25,9 @@ pub use space::free;
 use crate::backend;
 use crate::collect::{TOUCH_EVERY, Touches};
 use crate::key::{ChunkId, PieceKind};
+
+/// How long what the store's clock showed serves.
+const TIME_SERVES: Duration = Duration::from_secs(600);
 
 /// The directory of KV chunks.
 pub(crate) const CHUNKS: &str = "kv";
@@ -207,6 +215,8 @@ pub struct Store {
     #[cfg(target_os = "linux")]
     spares: Option<Arc<spare::Spares>>,
     touches: Arc<Touches>,
+    /// What the store's clock showed at some moment.
+    time: Arc<Mutex<Option<(SystemTime, Instant)>>>,
 }
 
 impl fmt::Debug for Store {
@@ -252,6 +262,7 @@ impl Store {
             root: root.map(Into::into),
             synced,
             touches: Arc::default(),
+            time: Arc::default(),
         })
     }
 
@@ -327,6 +338,40 @@ impl Store {
         }
     }
 
+    /// The time by the clock that stamps what is put, or a little less: ages of objects are told by no other, for the clocks
+    /// of those who use a store may be wrong, and they may differ. A small object is put and removed again for it now and then;
+    /// in between time goes on steadily.
+    pub async fn now(&self) -> Result<SystemTime, Error> {
+        let lock = || self.time.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock().map(|(time, at)| (time, at.elapsed()));
+        if let Some((time, since)) = known.filter(|(_, since)| *since < TIME_SERVES) {
+            return Ok(time + since);
+        }
+        let path = ObjectPath::probe(blake3::hash(uuid::Uuid::now_v7().as_bytes()));
+        self.put_new(&path, Bytes::from_static(b"time")).await?;
+        let modified = self.modified(&path).await;
+        let at = Instant::now();
+        // If it stays, a collection takes it.
+        let deleted = self.delete(&path).await;
+        let lost = || self.failed_locally("look for", &path, io::Error::from(io::ErrorKind::NotFound));
+        let time = modified?.ok_or_else(lost)?;
+        deleted?;
+        *lock() = Some((time, at));
+        Ok(time + at.elapsed())
+    }
+
+    /// Notes that a chunk is in use now, by the store's clock; see [`Store::touch`].
+    pub(crate) async fn note_use(&self, id: &ChunkId) -> Result<bool, Error> {
+        if !self.touches.due(id) {
+            return Ok(true);
+        }
+        let touched = match self.now().await {
+            Ok(now) => self.touch_due(id, now).await,
+            Err(error) => Err(error),
+        };
+        self.settle_touch(id, touched)
+    }
+
     /// Notes that a chunk is in use at `now`, so that collection does not take it for forgotten. Each process tells the
     /// store at most once in [`TOUCH_EVERY`] per chunk, and other calls return at once. Where it needs an object of its
     /// own, a chunk that was put less than that ago gets none.
@@ -336,11 +381,20 @@ impl Store {
         if !self.touches.due(id) {
             return Ok(true);
         }
+        let touched = self.touch_due(id, now).await;
+        self.settle_touch(id, touched)
+    }
+
+    async fn touch_due(&self, id: &ChunkId, now: SystemTime) -> Result<bool, Error> {
         let path = ObjectPath::chunk(id);
-        let touched = match self.file(&path) {
+        match self.file(&path) {
             Some(file) => set_modified(file, now).await.map_err(|error| self.failed_locally("touch", &path, error)),
             None => self.mark(id, &path, now).await,
-        };
+        }
+    }
+
+    /// One that failed, or found no chunk, is to be done again.
+    fn settle_touch(&self, id: &ChunkId, touched: Result<bool, Error>) -> Result<bool, Error> {
         if !matches!(touched, Ok(true)) {
             self.touches.forget(id);
         }

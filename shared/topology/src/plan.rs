@@ -239,8 +239,16 @@ pub struct Gateway {
     pub keys_file: Option<String>,
     /// Whether others than this machine may come without keys.
     pub open: bool,
+    /// Names of hosts under which requests may come without keys, besides this machine's own and `listen`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// Sites whose pages a browser may show the answers to, as in `https://app.example.org`; `*` is every site.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cors_origins: Vec<String>,
     /// Connections at a time.
     pub max_connections: usize,
+    /// Bytes of requests and answers that are in memory at a time.
+    pub body_memory: Bytes,
     /// Batches that a gateway drives at a time; 0 leaves them to others.
     pub batches: usize,
     /// A batch or webhook whose gateway has not been heard of for this long goes to another.

@@ -298,13 +298,22 @@ fn compute(section: &mut Section<'_>, models: &BTreeMap<Name, Model>) -> Option<
     Some(Compute { stage, models: served, device: device?, threads, memory_fraction, kv_memory })
 }
 
+/// What a few requests need at a time.
+const LEAST_BODY_MEMORY: u64 = 16 << 20;
+
 fn gateway(mut section: Section<'_>) -> Option<Gateway> {
     let replicas = section.integer("replicas", 0..=1);
     let expected = "an address and a port such as \"127.0.0.1:8080\"";
     let listen = section.text("listen", expected, |text| text.parse::<SocketAddr>().is_ok());
     let keys_file = section.optional_text("keys_file", "the path of a file", |text| !text.is_empty());
     let open = section.flag("open");
+    let hosts = section.may_have("hosts").then(|| section.hosts("hosts"));
+    let cors_origins = section.may_have("cors_origins").then(|| section.origins("cors_origins"));
     let max_connections = section.integer("max_connections", 1..=65_536);
+    let body_memory = section.bytes("body_memory");
+    if body_memory.0 < LEAST_BODY_MEMORY && body_memory.0 > 0 {
+        section.note("body_memory", "expected at least 16MiB: a request may have 4MiB, and a file is read in parts");
+    }
     let batches = section.integer("batches", 0..=1_024);
     let ack_wait = section.duration("ack_wait", SECOND..=HOUR);
     let max_output = section.bytes("max_output");
@@ -316,7 +325,10 @@ fn gateway(mut section: Section<'_>) -> Option<Gateway> {
         listen,
         keys_file,
         open: open?,
+        hosts: hosts.unwrap_or_default(),
+        cors_origins: cors_origins.unwrap_or_default(),
         max_connections,
+        body_memory,
         batches,
         ack_wait,
         max_output,

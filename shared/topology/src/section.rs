@@ -162,6 +162,30 @@ impl<'r> Section<'r> {
             .unwrap_or_default()
     }
 
+    /// A list of names or addresses of hosts without ports, or a single one.
+    pub(crate) fn hosts(&mut self, key: &str) -> Vec<String> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+        let is_host = |text: &String| !text.is_empty() && (text.chars().all(plain) || text.parse::<IpAddr>().is_ok());
+        let expected = "a list of hosts without ports such as \"baton.example.org\"";
+        self.required(key, expected, |value, text| strings(value, text).filter(|texts| texts.iter().all(is_host)))
+            .unwrap_or_default()
+    }
+
+    /// A list of origins as browsers name them, or a single one; `*` is all of them.
+    pub(crate) fn origins(&mut self, key: &str) -> Vec<String> {
+        let is_origin = |text: &String| {
+            let authority = text.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https"));
+            let bare = |authority: &str| {
+                let foreign = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | '?' | '#' | '@' | '*');
+                !authority.is_empty() && !authority.contains(foreign)
+            };
+            text == "*" || authority.is_some_and(|(_, authority)| bare(authority))
+        };
+        let expected = "a list of origins such as \"https://app.example.org\", or \"*\"";
+        self.required(key, expected, |value, text| strings(value, text).filter(|texts| texts.iter().all(is_origin)))
+            .unwrap_or_default()
+    }
+
     /// A text that `accept` takes.
     pub(crate) fn text(&mut self, key: &str, expected: &str, accept: impl Fn(&str) -> bool) -> String {
         self.required(key, expected, |value, _| value.as_str().filter(|text| accept(text)).map(str::to_owned))

@@ -96,6 +96,7 @@ fn a_plan_states_everything() {
     listen = "127.0.0.1:8080"
     open = false
     max_connections = 4096
+    body_memory = "256MiB"
     batches = 4
     ack_wait = "30s"
     max_output = "16GiB"
@@ -338,7 +339,8 @@ proptest! {
 
 #[test]
 fn a_gateways_mistakes_are_told() {
-    let file = "[gateway]\nreplicas = 2\nlisten = \"localhost\"\nopen = \"yes\"\nmax_output = \"5 files\"\nwebhook_allow = [\"10.0.0.0/33\"]";
+    let file = "[gateway]\nreplicas = 2\nlisten = \"localhost\"\nopen = \"yes\"\nmax_output = \"5 files\"\nwebhook_allow = [\"10.0.0.0/33\"]\n\
+                hosts = [\"a:80\"]\ncors_origins = [\"https://a.example/path\"]\nbody_memory = \"1MiB\"";
     let problems = problems(file, &[], &[]);
     for expected in [
         "gateway.replicas: expected an integer from 0 to 1, found 2",
@@ -346,11 +348,22 @@ fn a_gateways_mistakes_are_told() {
         "gateway.open: expected true or false, found \"yes\"",
         "gateway.max_output: expected a size from 1MiB to 1024TiB such as \"2GiB\", found \"5 files\"",
         "gateway.webhook_allow: expected a list of ranges of addresses",
+        "gateway.hosts: expected a list of hosts without ports",
+        "gateway.cors_origins: expected a list of origins such as",
+        "gateway.body_memory: expected at least 16MiB",
     ] {
         assert!(problems.contains(expected), "{expected}\n{problems}");
     }
-    let overrides = ["gateway.open=true", "gateway.listen=[::1]:0", "gateway.webhook_allow=10.0.0.0/8,::1"];
+    let overrides = [
+        "gateway.open=true",
+        "gateway.listen=[::1]:0",
+        "gateway.webhook_allow=10.0.0.0/8,::1",
+        "gateway.hosts=gpu-1,10.0.0.1",
+        "gateway.cors_origins=https://a.example,http://[::1]:3000",
+    ];
     let plan = Plan::load(None, [], &overrides.map(str::to_owned)).unwrap();
     assert!(plan.gateway.open && plan.gateway.listen.port() == 0);
     assert_eq!(plan.gateway.webhook_allow, ["10.0.0.0/8", "::1"]);
+    assert_eq!(plan.gateway.hosts, ["gpu-1", "10.0.0.1"]);
+    assert_eq!(plan.gateway.cors_origins, ["https://a.example", "http://[::1]:3000"]);
 }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Read};
 
-use baton_contract::{JobId, Name, causes, envelope, outcome::request_digest, request::Request};
+use baton_contract::{JobId, Name, envelope, objects::Objects, outcome::request_digest, request::Request};
 use baton_gateway::openai::{self, ApiError, Endpoint};
 use serde_json::Value;
 
@@ -179,17 +179,18 @@ impl<R: BufRead> Lines<R> {
             Ok(value) => value,
             Err(error) => return self.bad(None, ApiError::invalid(format!("the line is no JSON: {error}"))),
         };
-        let Value::Object(mut object) = value else {
+        let Value::Object(object) = value else {
             return self.bad(None, ApiError::invalid("expected a JSON object"));
         };
         if !["custom_id", "method", "url", "body"].iter().any(|key| object.contains_key(*key)) {
             return self.own(Value::Object(object));
         }
-        let custom = match object.remove("custom_id") {
-            Some(Value::String(text)) if !text.is_empty() => text,
+        // Also a line that is bad keeps its name.
+        let custom = match object.get("custom_id") {
+            Some(Value::String(text)) if !text.is_empty() => text.clone(),
             _ => return self.bad(None, ApiError::field("custom_id", "custom_id: expected a text that names the line")),
         };
-        match self.openai(object) {
+        match self.openai() {
             Ok((endpoint, asked)) => {
                 let id = self.id(&custom, &serde_json::to_vec(&asked.request).unwrap_or_default());
                 let tag = Tag { id, custom_id: Some(custom), endpoint: Some(endpoint) };
@@ -199,38 +200,20 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// A line as OpenAI's batches have it, but for its `custom_id`.
-    fn openai(&self, mut object: serde_json::Map<String, Value>) -> Result<(Endpoint, Asked), ApiError> {
-        let mut text = |key: &str| match object.remove(key) {
-            Some(Value::String(text)) => text,
-            Some(other) => other.to_string(),
-            None => String::new(),
-        };
-        let (method, url) = (text("method"), text("url"));
-        if !method.eq_ignore_ascii_case("POST") {
-            return Err(ApiError::field("method", format!("method: expected POST, found {method:?}")));
-        }
-        let endpoint = Endpoint::from_path(&url).ok_or_else(|| {
-            let known = Endpoint::ALL.map(Endpoint::path).join(" or ");
-            ApiError::field("url", format!("url: expected {known}, found {url:?}"))
-        })?;
-        let body = object.remove("body").ok_or_else(|| ApiError::field("body", "body: expected the request"))?;
-        if let Some(other) = object.keys().next() {
-            let message = format!("{other}: expected custom_id, method, url and body only");
-            return Err(ApiError::field(other.clone(), message));
-        }
-        let body = serde_json::to_vec(&body).map_err(|error| ApiError::invalid(causes(&error)))?;
-        let call = openai::read(endpoint, &body)?;
+    /// A line as OpenAI's batches have it.
+    fn openai(&self) -> Result<(Endpoint, Asked), ApiError> {
+        let line = openai::read_line(&self.buffer)?;
+        let call = openai::read(line.endpoint, line.body.get().as_bytes())?;
         if call.stream {
             return Err(ApiError::field("stream", "stream: answers of a batch come whole; leave it out"));
         }
-        Ok((endpoint, self.asked(call.request, true)?))
+        Ok((line.endpoint, self.asked(call.request, true)?))
     }
 
     /// A line as `baton submit --jsonl` takes it.
     fn own(&self, value: Value) -> Line {
         let named = value.get("id").and_then(Value::as_str).map(str::to_owned);
-        let read = serde_path_to_error::deserialize::<_, Request>(value);
+        let read = serde_path_to_error::deserialize::<_, Request>(Objects(value));
         let request = match read {
             Ok(request) => request,
             Err(error) => return self.bad(None, ApiError::invalid(format!("the line is no request: {error}"))),

@@ -36,6 +36,7 @@ use crate::{
     context,
     exit::{Exit, Usage},
     output::{note, stdout},
+    waits::Waits,
 };
 
 /// Lines that are read ahead.
@@ -75,6 +76,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let figures =
         Figures { answered_before: answered.before, failed_before: answered.failed_before, ..Figures::default() };
     let mut window = Window {
+        waits: Waits::new(jobs.clone(), tenant.clone()),
         calls: Calls { bus, jobs, tenant, retry: arguments.retry_failed },
         size: arguments.concurrency as usize,
         answered,
@@ -272,6 +274,7 @@ struct Window {
     progress: Progress,
     /// Whether it was said that the queue is full.
     told: bool,
+    waits: Waits,
 }
 
 impl Window {
@@ -329,6 +332,7 @@ impl Window {
                 },
                 outcome = results.next() => {
                     let outcome = outcome?;
+                    self.waits.heard();
                     if let Some(open) = self.open.remove(&outcome.id) {
                         self.ended(open, &outcome, false)?;
                     } else {
@@ -339,6 +343,7 @@ impl Window {
                     self.told = true;
                     self.progress.say(&format!("waiting: {reason}"));
                 }
+                () = self.waits.silence(), if !self.open.is_empty() => self.tell_wait().await,
                 _ = shows.tick() => self.progress.show(&self.figures),
                 _ = looks.tick() => self.look_again().await?,
             }
@@ -419,6 +424,16 @@ impl Window {
             self.figures.completed += 1;
         }
         self.writer.put(number, line).context("cannot write the answers")
+    }
+
+    /// Tells what the job waits for that has been open for longest.
+    async fn tell_wait(&mut self) {
+        let oldest = self.open.iter().min_by_key(|(_, open)| open.since).map(|(id, _)| id.clone());
+        if let Some(job) = oldest
+            && let Some(news) = self.waits.look(&job).await
+        {
+            self.progress.say(&news);
+        }
     }
 
     /// Looks up the results of jobs that have been open for long.

@@ -20,7 +20,7 @@ use baton_contract::{
     job::{Answer, Job},
     kv::Block,
     outcome::{Code, Failure, Status, Timings},
-    record::{Record, State},
+    record::{self, State},
     sampling::Sampling,
     subject::Stage,
 };
@@ -34,7 +34,7 @@ use baton_storage::{Codec, Store, kv::KvStore};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Ground, PATIENCE, job_id, name, result};
+use crate::support::{Ground, PATIENCE, job_id, lanes, name, result};
 
 fn task(id: &str) -> PrefillTask {
     PrefillTask {
@@ -65,9 +65,14 @@ async fn publish(bus: &Bus, id: &str) {
 
 pub async fn provisioned(ground: &Ground) -> Bus {
     let bus = ground.bus().await;
-    bus.provision(&Retention { replicas: 1, results: Duration::from_secs(3600), backlog: Default::default() })
-        .await
-        .unwrap();
+    bus.provision(&Retention {
+        replicas: 1,
+        results: Duration::from_secs(3600),
+        backlog: Default::default(),
+        lanes: lanes(),
+    })
+    .await
+    .unwrap();
     bus
 }
 
@@ -272,7 +277,7 @@ async fn what_a_message_tells_of_its_job_is_believed_only_as_long_as_it_holds() 
         let task = task(id);
         let job = &task.job;
         let Admitted::Take(admitted) =
-            jobs.admit(&job.tenant, &job.id, Record::accepted(String::new(), 1)).await.unwrap()
+            jobs.admit(&job.tenant, &job.id, "", record::Source { sequence: 1, stored_ms: 1 }).await.unwrap()
         else {
             panic!("the job is new")
         };

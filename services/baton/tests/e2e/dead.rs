@@ -19,7 +19,7 @@ use baton_contract::{
     envelope::{self, DecodeTask, PrefillTask, Task},
     job::{Answer, Job},
     outcome::{Code, Failure, Status, Timings, request_digest},
-    record::Record,
+    record::Source,
     sampling::Sampling,
     subject::Stage,
 };
@@ -117,6 +117,25 @@ impl Receiver for Burying {
             self.0.bury(&id, Burial { delivery, cause, attempts, worker: None }).await.unwrap();
         }
         Settle::Ack
+    }
+}
+
+/// Admits a request again and again, as workers do that die of it.
+struct Dying {
+    bus: Bus,
+    times: u64,
+    done: CancellationToken,
+}
+
+impl Receiver for Dying {
+    async fn receive(&self, delivery: &Delivery) -> Settle {
+        let source = Source { sequence: delivery.sequence, stored_ms: delivery.published_ms };
+        let (jobs, digest) = (self.bus.jobs().await.unwrap(), request_digest(delivery.payload()));
+        jobs.admit(&name("acme"), &job_id("unlucky"), &digest, source).await.unwrap();
+        if delivery.attempt >= self.times {
+            self.done.cancel();
+        }
+        Settle::Nak(None)
     }
 }
 
@@ -267,13 +286,13 @@ async fn a_request_that_ingest_gave_up_is_tried_again_as_it_was_sent() {
     let tenant = name("acme");
     let mut follower = bus.follow(&tenant).await.unwrap();
     let body = json!({ "id": "unlucky", "prompt": "Hello", "max_tokens": 3, "metadata": { "k": "v" } }).to_string();
-    // As if five workers had died of it.
-    let fresh = Record::accepted(request_digest(body.as_bytes()), 1);
-    for _ in 0..5 {
-        bus.jobs().await.unwrap().admit(&tenant, &job_id("unlucky"), fresh.clone()).await.unwrap();
-    }
-    let _workers = ground.workers().await;
     bus.submit(&tenant, &name("batch"), body.into_bytes()).await.unwrap();
+    // As if five workers had died of it.
+    let done = CancellationToken::new();
+    let dying = Dying { bus: bus.clone(), times: 5, done: done.clone() };
+    let ingest = pull::Options { stage: Stage::Ingest, models: Vec::new(), slots: 1, ..options(5) };
+    pull::run(&bus, &ingest, Arc::new(dying), done).await.unwrap();
+    let _workers = ground.workers().await;
     let outcome = result(&mut follower, &job_id("unlucky")).await;
     assert_eq!(outcome.error.unwrap().code, Code::AttemptsExhausted);
     let shown = ground.baton(&["dlq", "show", "ingest.acme.unlucky", "--json"]).await;
@@ -348,8 +367,8 @@ async fn jobs_that_lost_their_message_begin_again_and_end_once() {
         shutdown.cancel();
     });
     ended.unwrap();
-    let lost = Record::accepted(request_digest(&body("lost")), 1);
-    jobs.admit(&tenant, &job_id("lost"), lost).await.unwrap();
+    let lost = Source { sequence: 1, stored_ms: 1 };
+    jobs.admit(&tenant, &job_id("lost"), &request_digest(&body("lost")), lost).await.unwrap();
 
     purge(&ground, "baton_prefill").await;
     let (complete, looked) = reconcile(&ground, &["--dry-run"]).await;
@@ -383,5 +402,5 @@ async fn jobs_that_lost_their_message_begin_again_and_end_once() {
 }
 
 fn nothing(waiting: u64) -> Value {
-    json!({ "dry_run": false, "open": waiting, "waiting": waiting, "begun": [], "noted": [], "lost": [] })
+    json!({ "dry_run": false, "open": waiting, "waiting": waiting, "begun": [], "noted": [], "lost": [], "unread": 0 })
 }

@@ -54,7 +54,14 @@ impl Connection {
 
     /// Sends a request with a body of known length.
     pub async fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {}\r\n", body.len());
+        let mut head = format!("{method} {path} HTTP/1.1\r\ncontent-length: {}\r\n", body.len());
+        let told = |name: &str| headers.iter().any(|(told, _)| told.eq_ignore_ascii_case(name));
+        if !told("host") {
+            head.push_str("host: localhost\r\n");
+        }
+        if !body.is_empty() && !told("content-type") {
+            head.push_str("content-type: application/json\r\n");
+        }
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }

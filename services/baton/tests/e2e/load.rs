@@ -22,7 +22,7 @@ use baton_loadtest::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::support::Ground;
+use crate::support::{Ground, lanes};
 
 const JOBS: usize = 12;
 
@@ -95,9 +95,14 @@ impl Hoarder {
 async fn all_requests_go_out_before_any_answer_and_each_is_counted_once() {
     let ground = Ground::new(&[]).await;
     let bus = ground.bus().await;
-    bus.provision(&Retention { replicas: 1, results: Duration::from_secs(600), backlog: Default::default() })
-        .await
-        .unwrap();
+    bus.provision(&Retention {
+        replicas: 1,
+        results: Duration::from_secs(600),
+        backlog: Default::default(),
+        lanes: lanes(),
+    })
+    .await
+    .unwrap();
 
     let options = Options {
         warmup: 1,

@@ -28,7 +28,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::support::{self, BATON, Ground, PATIENCE, job_id, name};
+use crate::support::{self, BATON, Ground, PATIENCE, job_id, lanes, name};
 
 pub const TENANT: &str = "acme";
 
@@ -316,7 +316,8 @@ fn claim(attempt: u64) -> Claim {
 async fn a_checkpoint_is_written_by_the_last_who_took_it_over() {
     let ground = Ground::new(&[]).await;
     let bus = ground.bus().await;
-    let retention = Retention { replicas: 1, results: Duration::from_secs(3600), backlog: Default::default() };
+    let retention =
+        Retention { replicas: 1, results: Duration::from_secs(3600), backlog: Default::default(), lanes: lanes() };
     bus.provision(&retention).await.unwrap();
     let checkpoints = bus.checkpoints().await.unwrap();
     let job = job();

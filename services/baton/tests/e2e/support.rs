@@ -46,6 +46,11 @@ pub fn provisioned() -> &'static (PathBuf, PathBuf) {
     })
 }
 
+/// The lanes of a pipeline that is not of any file.
+pub fn lanes() -> Vec<Name> {
+    vec![name("interactive"), name("batch")]
+}
+
 pub fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }

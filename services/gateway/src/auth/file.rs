@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use baton_contract::{Name, causes};
+use baton_contract::{Name, causes, objects::Objects};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use tokio::time::Instant;
@@ -143,7 +143,8 @@ fn changed_at(path: &Path) -> Option<SystemTime> {
 fn read(path: &Path, present: &[([u8; 32], Arc<Key>)]) -> Result<Contents, Error> {
     let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let malformed = |message: String| Error::Malformed { path: path.to_owned(), message };
-    let file: File = toml::from_str(&text).map_err(|error| malformed(causes(&error)))?;
+    let read = toml::Deserializer::parse(&text).and_then(|reader| File::deserialize(Objects(reader)));
+    let file = read.map_err(|error| malformed(causes(&error)))?;
     let mut keys: Vec<([u8; 32], Arc<Key>)> = Vec::new();
     for entry in file.keys {
         let known = from_hex(&entry.sha256).ok_or_else(|| {
@@ -250,6 +251,7 @@ mod tests {
             ("[[keys]]\nname = \"a\"\nsha256 = \"00\"\ntenant = \"acme\"\n", "64 hex digits"),
             ("[[keys]]\nname = \"a\"\nsha256 = \"00\"\ntenant = \"acme\"\nkey = \"x\"\n", "unknown field"),
             ("[[keys]]\nname = \"a\"\nsha256 = \"00\"\ntenant = \"A B\"\n", "a-z"),
+            ("keys = [[\"a\", \"00\", \"acme\"]]\n", "expected an object"),
         ] {
             fs::write(&path, text).unwrap();
             let error = KeysFile::open(&path).unwrap_err().to_string();

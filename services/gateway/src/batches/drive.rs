@@ -28,13 +28,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::{
     answers::{Answer, Place, Unfinished},
-    input::{self, Asked, Lines},
+    input::{self, Lines},
     job_of, lane, line_of,
     output::Output,
 };
 use crate::{
     State,
-    openai::{self, ApiError, Endpoint},
+    openai::{self, ApiError, BatchLine, Endpoint},
 };
 
 /// Lines that are asked for and not written.
@@ -228,7 +228,7 @@ impl<'a> Run<'a> {
     }
 
     /// Begins to ask for a line.
-    fn ask(&'a self, work: &mut Work<'a>, line: u64, Asked { custom_id, body }: Asked) {
+    fn ask(&'a self, work: &mut Work<'a>, line: u64, BatchLine { custom_id, body, .. }: BatchLine) {
         work.waiting.insert(line, Waiting { custom_id, read: false });
         let stop = work.stop.map(|(why, _)| why);
         let step = async move {

@@ -7,16 +7,13 @@ use baton_contract::causes;
 use baton_storage::files;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{Stream, StreamExt};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
-use crate::openai::Endpoint;
+use crate::openai::{self, BatchLine, Endpoint};
 
 /// Requests that a batch may have.
 pub(super) const MAX_REQUESTS: u64 = 50_000;
 /// Bytes of a line: a request is one message of the broker's.
 const MAX_LINE: usize = 8 << 20;
-const MAX_CUSTOM_ID: usize = 512;
 /// Problems that are told of a file.
 const MAX_PROBLEMS: usize = 50;
 
@@ -87,24 +84,9 @@ impl<S: Stream<Item = Result<Bytes, files::Error>> + Unpin> Lines<S> {
     }
 }
 
-/// A line's request, with its body as it was written.
-pub(super) struct Asked {
-    pub(super) custom_id: String,
-    pub(super) body: Box<RawValue>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Fields {
-    custom_id: Option<String>,
-    method: Option<String>,
-    url: Option<String>,
-    body: Option<Box<RawValue>>,
-}
-
 impl Line {
     /// Its request; or what is wrong with it, in which case the batch fails as a whole.
-    pub(super) fn read(&self, endpoint: Endpoint) -> Result<Asked, Problem> {
+    pub(super) fn read(&self, endpoint: Endpoint) -> Result<BatchLine, Problem> {
         let problem = |code: &str, param: Option<&str>, message: String| Problem {
             code: code.into(),
             line: Some(self.number),
@@ -113,30 +95,13 @@ impl Line {
         };
         // Only the first line of a file may begin with a byte order mark.
         let bytes = self.bytes.strip_prefix(b"\xef\xbb\xbf".as_slice()).filter(|_| self.number == 1);
-        let fields: Fields = serde_json::from_slice(bytes.unwrap_or(&self.bytes))
-            .map_err(|error| problem("invalid_json_line", None, format!("this line is no request: {error}")))?;
-        let missing =
-            |name: &str| problem("missing_required_parameter", Some(name), format!("expected {name}, found none"));
-        let custom_id = fields.custom_id.ok_or_else(|| missing("custom_id"))?;
-        if !(1..=MAX_CUSTOM_ID).contains(&custom_id.len()) {
-            let message = format!("custom_id: expected 1 to {MAX_CUSTOM_ID} bytes, found {}", custom_id.len());
-            return Err(problem("invalid_custom_id", Some("custom_id"), message));
+        let line = openai::read_line(bytes.unwrap_or(&self.bytes))
+            .map_err(|error| problem(error.code, error.param, error.message))?;
+        if line.endpoint != endpoint {
+            let message = format!("url: expected the batch's endpoint, {:?}", endpoint.path());
+            return Err(problem("invalid_url", Some("url"), message));
         }
-        match fields.method.as_deref() {
-            Some("POST") => {}
-            Some(_) => return Err(problem("invalid_method", Some("method"), "method: expected \"POST\"".into())),
-            None => return Err(missing("method")),
-        }
-        match fields.url.as_deref() {
-            Some(url) if url == endpoint.path() => {}
-            Some(_) => {
-                let message = format!("url: expected the batch's endpoint, {:?}", endpoint.path());
-                return Err(problem("invalid_url", Some("url"), message));
-            }
-            None => return Err(missing("url")),
-        }
-        let body = fields.body.ok_or_else(|| missing("body"))?;
-        Ok(Asked { custom_id, body })
+        Ok(line)
     }
 }
 

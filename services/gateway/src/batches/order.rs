@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use baton_bus::batches::Order;
-use baton_contract::request::{MAX_METADATA, MAX_METADATA_KEY_BYTES, MAX_METADATA_VALUE_BYTES};
+use baton_contract::{
+    objects::Objects,
+    request::{MAX_METADATA, MAX_METADATA_KEY_BYTES, MAX_METADATA_VALUE_BYTES},
+};
 use serde::Deserialize;
 
 use crate::{
@@ -36,7 +39,7 @@ struct ExpiresAfter {
 /// The batch that a body wishes for under an id, and its completion window in seconds.
 pub(super) fn read(body: &[u8], id: &str) -> Result<(Order, u64), ApiError> {
     let mut reader = serde_json::Deserializer::from_slice(body);
-    let body: Body = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+    let body: Body = serde_path_to_error::deserialize(Objects(&mut reader)).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
         match path.as_str() {
@@ -113,5 +116,10 @@ mod tests {
             let error = read(good.replace(from, to).as_bytes(), "batch_1").unwrap_err();
             assert_eq!((error.status, error.param.as_deref()), (400, param), "{from} -> {to}: {error}");
         }
+        let list = r#"["file-1", "/v1/completions", "24h"]"#;
+        assert!(read(list.as_bytes(), "batch_1").unwrap_err().message.contains("expected an object"));
+        let within = good.replace(r#"{"anchor":"created_at","seconds":3600}"#, r#"["created_at", 3600]"#);
+        let error = read(within.as_bytes(), "batch_1").unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("output_expires_after"), "{error}");
     }
 }

@@ -61,10 +61,10 @@ impl Stored {
         tenant: &Name,
         batch: &Batch,
     ) -> Result<(Option<String>, Option<String>), baton_bus::Error> {
-        let mut ids = [None, None];
+        let (mut ids, created_at) = ([None, None], now(state).await?);
         for ((place, kind), id) in self.0.into_iter().zip(["output", "error"]).zip(&mut ids) {
             let Some((blob, extent)) = place else { continue };
-            let file = describe(batch, kind, blob, extent);
+            let file = describe(batch, kind, blob, extent, created_at);
             if let Ok(key) = JobId::new(&file.id) {
                 state.desk.files.put(tenant, &key, &file).await?;
                 *id = Some(file.id);
@@ -75,10 +75,9 @@ impl Stored {
     }
 }
 
-fn describe(batch: &Batch, kind: &str, blob: Blob, extent: Extent) -> File {
+fn describe(batch: &Batch, kind: &str, blob: Blob, extent: Extent, created_at: u64) -> File {
     let digest = Sha256::digest(format!("{}/{kind}", batch.order.id).as_bytes());
     let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    let created_at = now();
     File {
         id: format!("file-{hex}"),
         filename: format!("{}_{kind}.jsonl", batch.order.id),

@@ -108,15 +108,18 @@ impl Driver {
         let (state, id) = (&self.state, batch.order.id.as_str());
         match self.answer(tenant, batch, run, first).await {
             Ok((end, progress, output)) => {
-                let finalizing = change(state, tenant, id, |batch| batch.finalizing(run, &progress, now()));
+                let finalizing_at = now(state).await?;
+                let finalizing = change(state, tenant, id, |batch| batch.finalizing(run, &progress, finalizing_at));
                 let finalizing = finalizing.await?.filter(|batch| batch.is_of(run)).ok_or(Error::Superseded)?;
                 let end = if finalizing.status == Status::Cancelling { End::Cancelled } else { end };
                 let files = output.finish().await?.shelve(state, tenant, batch).await?;
-                let ended = change(state, tenant, id, |batch| batch.ended(run, end, &progress, files.clone(), now()));
+                let at = now(state).await?;
+                let ended = change(state, tenant, id, |batch| batch.ended(run, end, &progress, files.clone(), at));
                 mine(ended.await?, run)
             }
             Err(Stopped::Refused(problems)) => {
-                let refused = change(state, tenant, id, |batch| batch.refused(run, problems.clone(), now()));
+                let at = now(state).await?;
+                let refused = change(state, tenant, id, |batch| batch.refused(run, problems.clone(), at));
                 mine(refused.await?, run)
             }
             Err(Stopped::Error(error)) => Err(error),
@@ -142,7 +145,8 @@ impl Driver {
         let mut batch = batch.clone();
         if batch.counts.total == 0 {
             let total = input::validate(lines(), endpoint).await?.map_err(Stopped::Refused)?;
-            let validated = change(state, tenant, &batch.order.id, |batch| batch.validated(run, total, now()));
+            let at = now(state).await?;
+            let validated = change(state, tenant, &batch.order.id, |batch| batch.validated(run, total, at));
             let validated = validated.await?.filter(|batch| batch.is_of(run));
             batch = validated.ok_or(Stopped::Error(Error::Superseded))?;
         }

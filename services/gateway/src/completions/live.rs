@@ -3,7 +3,7 @@
 //! Nothing is made ahead of the reader. What it is behind with waits in the bounded buffer of `bus::answers`; tokens that find
 //! no room there are dropped, and come with the result. A slow reader so costs that buffer and no more.
 
-use std::{convert::Infallible, fmt::Write, time::Duration};
+use std::{convert::Infallible, fmt::Write, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -13,21 +13,20 @@ use axum::{
     },
     response::Response,
 };
-use baton_bus::{
-    answers::{Answer, Event},
-    unix_ms,
-};
-use baton_contract::Name;
+use baton_bus::answers::{Answer, Event};
+use baton_contract::{Name, outcome::Outcome};
 use bytes::Bytes;
 use futures::stream;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
-use super::Abandon;
+use super::{Abandon, afford};
 use crate::{
+    State,
     auth::Permit,
-    metrics::{Metrics, OpenStream},
-    openai::{ApiError, Call, Chunks},
+    budget,
+    metrics::OpenStream,
+    openai::{ApiError, Chunks},
 };
 
 /// How often a stream that has nothing to say says so, for whatever stands between to keep the connection.
@@ -36,15 +35,17 @@ const NOTHING_YET: &[u8] = b": waiting\n\n";
 
 /// What is held as long as a stream is open.
 pub(super) struct Open {
-    metrics: Metrics,
+    state: State,
+    tenant: Name,
     began: Instant,
     _permit: Permit,
     _stream: OpenStream,
 }
 
 impl Open {
-    pub(super) fn new(metrics: &Metrics, began: Instant, permit: Permit) -> Self {
-        Self { metrics: metrics.clone(), began, _permit: permit, _stream: metrics.open_stream() }
+    pub(super) fn new(state: &State, tenant: &Name, began: Instant, permit: Permit) -> Self {
+        let stream = state.metrics.open_stream();
+        Self { state: state.clone(), tenant: tenant.clone(), began, _permit: permit, _stream: stream }
     }
 }
 
@@ -59,17 +60,7 @@ struct Live {
     open: Open,
 }
 
-pub(super) fn respond(
-    call: Call,
-    model: &Name,
-    answer: Answer,
-    first: Option<Event>,
-    abandon: Abandon,
-    open: Open,
-) -> Response {
-    let n = call.request.n.unwrap_or(1);
-    let job = answer.job().to_string();
-    let chunks = Chunks::new(call.endpoint, &job, model.as_str(), unix_ms() / 1_000, n, call.include_usage);
+pub(super) fn respond(chunks: Chunks, answer: Answer, first: Option<Event>, abandon: Abandon, open: Open) -> Response {
     let live = Live { answer, first, chunks, abandon, told: false, ended: false, open };
     let frames = stream::unfold(live, |mut live| async move {
         let frame = live.next().await?;
@@ -99,10 +90,7 @@ impl Live {
                 Event::Delta(delta) => self.chunks.token(&delta),
                 Event::Result(outcome) => {
                     self.end();
-                    match self.chunks.end(&outcome) {
-                        Ok(chunks) => return Some(frames(&chunks, true)),
-                        Err(error) => return Some(failure(&error)),
-                    }
+                    return Some(self.last(outcome).await.unwrap_or_else(|error| failure(&error)));
                 }
                 Event::Refused(refusal) => {
                     self.end();
@@ -111,12 +99,18 @@ impl Live {
             };
             if !chunks.is_empty() {
                 if !std::mem::replace(&mut self.told, true) {
-                    self.open.metrics.first_token(self.open.began.elapsed());
+                    self.open.state.metrics.first_token(self.open.began.elapsed());
                 }
                 return Some(frames(&chunks, false));
             }
         }
         None
+    }
+
+    /// What is left when the result is there. It may be the whole answer, for a reader that took none of it before.
+    async fn last(&mut self, outcome: Box<Outcome>) -> Result<Bytes, ApiError> {
+        let (outcome, room) = afford(&self.open.state, &self.open.tenant, outcome).await?;
+        Ok(budget::housed(frames(&self.chunks.end(&outcome)?, true), &Arc::new(room)))
     }
 
     fn end(&mut self) {

@@ -1,10 +1,7 @@
 //! What is to be done about files now and then, by one gateway of all: those that have expired go, and bytes that belong
 //! to no file.
 
-use std::{
-    collections::HashSet,
-    time::{Duration, SystemTime},
-};
+use std::{collections::HashSet, time::Duration};
 
 use baton_bus::turn::Turn;
 use baton_contract::causes;
@@ -56,7 +53,7 @@ pub(crate) async fn sweep_regularly(state: State, shutdown: CancellationToken) {
 
 async fn sweep(state: &State) -> Result<(), Error> {
     let Some(files) = &state.files else { return Ok(()) };
-    let (shelf, now) = (&state.desk.files, now());
+    let (shelf, now) = (&state.desk.files, now(state).await?);
     for (tenant, id, file) in shelf.all().await? {
         if file.expires_at.is_some_and(|expires| expires <= now) {
             shelf.remove(&tenant, &id).await?;
@@ -72,7 +69,7 @@ async fn sweep(state: &State) -> Result<(), Error> {
         named.extend(shelf.all().await?.iter().filter_map(|(_, _, file)| Some(place(file)?.0)));
         Ok::<_, Error>(named)
     };
-    let swept = files.sweep(GRACE, SystemTime::now(), named).await?;
+    let swept = files.sweep(GRACE, files.now().await?, named).await?;
     tracing::debug!(blobs = swept.blobs, removed = swept.removed, "files were swept");
     Ok(())
 }

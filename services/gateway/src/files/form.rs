@@ -14,14 +14,18 @@ use axum::{
 };
 use baton_contract::causes;
 use baton_storage::files::{self, Extent, Upload};
-use futures::StreamExt;
+use futures::{StreamExt, stream};
+use tokio::{task::yield_now, time::timeout};
 
-use crate::openai::ApiError;
+use crate::{
+    openai::ApiError,
+    receive::{SILENT, check_kind, discard},
+};
 
 /// Bytes that a batch's input may have.
 pub(super) const MAX_BYTES: u64 = 200 << 20;
 /// Bytes of the form that may be read before they make a whole header or another piece of the file.
-const MAX_UNREAD: u64 = 4 << 20;
+const MAX_UNREAD: u64 = 256 << 10;
 const MAX_TEXT: usize = 256;
 const MAX_FILENAME: usize = 255;
 /// How long a file may be kept: an hour to 30 days.
@@ -45,6 +49,10 @@ struct Form {
 
 /// Reads the form, and writes its file. If it does not hold, what was stored of it is removed.
 pub(super) async fn receive(request: Request, mut upload: Upload) -> Result<Received, ApiError> {
+    if let Err(error) = check_kind(&request, "multipart/form-data") {
+        discard(request).await;
+        return Err(error);
+    }
     let unread = Arc::new(AtomicU64::new(0));
     let request = metered(request, unread.clone());
     let multipart = Multipart::from_request(request, &()).await;
@@ -88,17 +96,26 @@ pub(super) async fn receive(request: Request, mut upload: Upload) -> Result<Rece
     Ok(Received { filename, extent, expires_after })
 }
 
-/// The same request, whose body fails when more comes than anybody has asked for: the parser itself holds headers of any
-/// length.
+/// The same request, whose body fails when more comes than anybody has asked for, or nothing for long: the parser itself holds
+/// headers of any length, and waits for ever. It also takes all that is there before it looks at it, so between two pieces there
+/// is always a moment in which nothing is there.
 fn metered(request: Request, unread: Arc<AtomicU64>) -> Request {
     let (parts, body) = request.into_parts();
-    let pieces = body.into_data_stream().map(move |piece| {
-        let piece = piece.map_err(|error| causes(&error))?;
-        let bytes = piece.len() as u64;
-        if unread.fetch_add(bytes, Ordering::Relaxed) > MAX_UNREAD {
-            return Err(format!("a header of a part has more than {MAX_UNREAD} bytes"));
+    let pieces = stream::unfold(body.into_data_stream(), move |mut pieces| {
+        let unread = unread.clone();
+        async move {
+            yield_now().await;
+            let piece = match timeout(SILENT, pieces.next()).await {
+                Ok(piece) => piece?.map_err(|error| causes(&error)),
+                Err(_) => Err(format!("nothing of it came for {SILENT:?}")),
+            };
+            let piece =
+                piece.and_then(|piece| match unread.fetch_add(piece.len() as u64, Ordering::Relaxed) > MAX_UNREAD {
+                    true => Err(format!("a header of a part has more than {MAX_UNREAD} bytes")),
+                    false => Ok(piece),
+                });
+            Some((piece, pieces))
         }
-        Ok(piece)
     });
     Request::from_parts(parts, Body::from_stream(pieces))
 }

@@ -1,5 +1,6 @@
 //! The fields of a JSON object, each asked for by name; what nobody asked for is refused.
 
+use baton_contract::objects::Objects;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -39,7 +40,7 @@ impl Fields {
     pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
         let Some(value) = self.raw(name) else { return Ok(None) };
         let place = format!("{}{name}", self.place);
-        serde_path_to_error::deserialize(value).map(Some).map_err(|error| {
+        serde_path_to_error::deserialize(Objects(value)).map(Some).map_err(|error| {
             let within = error.path().to_string();
             let path = match within.as_str() {
                 "." => place.clone(),

@@ -2,7 +2,6 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use baton_bus::unix_ms;
 use baton_contract::causes;
 use reqwest::{Client, StatusCode, Url, redirect::Policy};
 use tokio::{net::lookup_host, time::timeout};
@@ -20,6 +19,8 @@ pub(super) struct Call<'a> {
     pub(super) url: &'a str,
     pub(super) secret: &'a str,
     pub(super) body: String,
+    /// The time that receivers compare with theirs, in milliseconds since 1970.
+    pub(super) now_ms: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +71,7 @@ async fn attempt(call: Call<'_>, allow: &[Range]) -> Result<(), Error> {
     // A client of its own for each call: it knows no other address of the host, and keeps no connection.
     let client = Client::builder().no_proxy().redirect(Policy::none()).resolve_to_addrs(host, &addresses);
     let client = client.build().map_err(failed)?;
-    let timestamp = unix_ms() / 1000;
+    let timestamp = call.now_ms / 1_000;
     let request = client
         .post(url)
         .header("content-type", "application/json")
@@ -96,7 +97,7 @@ mod tests {
 
     async fn refused(url: &str) -> Error {
         let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-        send(Call { id: "evt_1", url, secret, body: "{}".into() }, &[]).await.unwrap_err()
+        send(Call { id: "evt_1", url, secret, body: "{}".into(), now_ms: 0 }, &[]).await.unwrap_err()
     }
 
     #[tokio::test]
