@@ -1,30 +1,43 @@
 //! A pipeline of real processes under random faults, and an audit of what became of its jobs.
 //!
 //! A run starts a broker and workers of its own, answers each distinct request once undisturbed, then submits jobs over some
-//! minutes while processes are killed, stopped and restarted, connections fail, and the store loses and damages what it
-//! holds. Requests are repeated under their ids, and some jobs cancelled. When the faults are over, every job must have ended
-//! exactly once, with the tokens of the undisturbed run.
+//! minutes while processes are killed, stopped and restarted, connections fail, clocks are wrong, and broker and store lose and
+//! damage what they hold. Requests are repeated under their ids, and some jobs cancelled. When the faults are over, every job
+//! must have ended exactly once, with the tokens of the undisturbed run.
+//!
+//! What a loss of the broker's costs is a part of the fault (`disaster`): after a lost queue an operator runs `baton reconcile`,
+//! after lost requests, records or the whole broker their senders send them again. A broker that has lost a result may be given
+//! it once more; after all other faults nobody does anything.
 //!
 //! Every draw is made before the run, from its seed. What a fault meets depends on the machine all the same.
 //!
 //! What must never happen here: a fault that outlasts its end, a process that outlives the run, a deviation that is not told.
 
 mod audit;
+mod broker;
 mod client;
+mod clock;
+mod crew;
+mod disaster;
 mod inflict;
+mod kind;
 mod options;
+mod prepare;
 mod processes;
 mod proxy;
 mod report;
 mod run;
 mod schedule;
+mod settle;
 mod store;
+mod wire;
 mod witness;
 mod workload;
 
 use std::{io, path::PathBuf, time::Duration};
 
 pub use audit::{Audit, Kind as ViolationKind, Violation};
+pub use kind::{Kind, LeftOut};
 pub use options::{Engine, Options};
 pub use report::{Faults, Report};
 
@@ -51,8 +64,12 @@ pub enum Error {
     Kept { seed: u64, place: PathBuf, source: Box<Self> },
     #[error("a task of the run ended early")]
     Task(#[from] tokio::task::JoinError),
-    #[error(transparent)]
-    Server(#[from] baton_bus::server::Error),
+    #[error("nats-server: {problem}; its log is {log}")]
+    Node { log: PathBuf, problem: String },
+    #[error("cannot act on the broker as its operator")]
+    Operator(#[source] io::Error),
+    #[error("cannot make an HTTP client")]
+    Http(#[source] reqwest::Error),
     #[error(transparent)]
     Bus(#[from] baton_bus::Error),
     #[error(transparent)]

@@ -88,10 +88,16 @@ Examples:
   loadtest chaos --seed 7
   loadtest chaos --jobs 20000 --minutes 30 --json > chaos.json
   loadtest chaos --engine real --jobs 200 --minutes 10
+  loadtest chaos --only copies,consumers,purge --fault-every 5
+  loadtest chaos --cluster --only freeze-leader,freeze-follower,copies --fault-every 10
 
-It starts a broker and workers of its own, answers each distinct request once undisturbed, then submits jobs while workers and \
-broker are killed, stopped and restarted, connections fail, and the store loses and damages chunks. A seed decides requests, \
-send times and faults. Nothing of it touches pipelines that run on the machine.
+It starts a broker, workers and gateways of its own, answers each distinct request once undisturbed, then submits jobs while \
+they are killed, stopped and restarted, connections fail, clocks are wrong, and broker and store lose and damage what they hold. \
+A seed decides requests, send times and faults. Nothing of it touches pipelines that run on the machine.
+
+After a lost queue of admitted jobs the run does what an operator would: `baton reconcile`. After lost requests, records or a \
+broker that lost everything it sends again what has no result. Each must still end once with the same tokens. After any other \
+fault nobody does anything.
 
 Exit status: 0 if the audit holds, 1 otherwise.")]
 struct ChaosArguments {

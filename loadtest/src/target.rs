@@ -11,6 +11,7 @@ use baton_bus::Bus;
 use baton_contract::request::Request;
 use tokio::time::Instant;
 
+pub(crate) use openai::http;
 pub use openai::{Api, Key, Server};
 pub use spec::Spec;
 

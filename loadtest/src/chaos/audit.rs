@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{
     witness::{Ended, Observed},
-    workload::Workload,
+    workload::{Planned, Workload},
 };
 
 /// What is left when a run has settled and its workers have ended.
@@ -31,6 +31,8 @@ pub struct Evidence {
     pub processes: Vec<String>,
     /// Lines of logs.
     pub panics: Vec<String>,
+    /// What of all this could not be read, for a stream or bucket was not made again.
+    pub missing: Vec<String>,
 }
 
 /// Something that must not be.
@@ -67,6 +69,8 @@ pub enum Kind {
     Process,
     /// A worker panicked.
     Panic,
+    /// A stream or bucket that the broker lost was not made again.
+    Missing,
 }
 
 /// What a run came to.
@@ -110,7 +114,7 @@ impl Audit {
             audit.submitted += 1;
             let results = observed.results.get(&job.id).map_or(&[][..], Vec::as_slice);
             let state = evidence.states.get(index).copied().flatten();
-            audit.ending(&job.id, results, job.cancel.is_some(), state);
+            audit.ending(job, results, state, observed.forgotten.contains(&job.id));
             if let Some(times) = observed.refused.get(&job.id) {
                 audit.note(
                     Kind::Refused,
@@ -119,9 +123,7 @@ impl Audit {
                 );
             }
             let violations = audit.violations.len();
-            if let Some(ended) = results.first() {
-                audit.answers(&job.id, ended, &expected[job.request]);
-            }
+            results.iter().for_each(|ended| audit.answers(&job.id, ended, &expected[job.request]));
             let streamed = observed.tokens.get(&job.id).into_iter().flatten();
             for (&(choice, place), &token) in streamed {
                 let wanted = expected[job.request].get(choice as usize).and_then(|answer| answer.get(place as usize));
@@ -143,15 +145,20 @@ impl Audit {
         self.violations.push(Violation { kind, of: of.to_string(), what });
     }
 
-    /// How a job ended, and how often.
-    fn ending(&mut self, job: &JobId, results: &[Ended], may_be_cancelled: bool, state: Option<State>) {
-        let Some(ended) = results.first() else {
+    /// How a job ended, and how often. Its record may be lost, if it was `forgotten` after its end.
+    fn ending(&mut self, planned: &Planned, results: &[Ended], state: Option<State>, forgotten: bool) {
+        let job = &planned.id;
+        let Some(ended) = results.last() else {
             self.lost += 1;
             return self.note(Kind::Lost, job, format!("it has no result; its record says {}", named(state)));
         };
-        if results.len() > 1 {
+        // A broker that has lost a result may be asked for it again.
+        let mut times = BTreeMap::new();
+        results.iter().for_each(|ended| *times.entry(ended.epoch).or_insert(0) += 1);
+        let most = times.into_values().max().unwrap_or_default();
+        if most > 1 {
             self.duplicated += 1;
-            self.note(Kind::Duplicated, job, format!("it has {} results", results.len()));
+            self.note(Kind::Duplicated, job, format!("it has {most} results"));
         }
         match ended.status {
             Status::Completed => self.completed += 1,
@@ -165,16 +172,16 @@ impl Audit {
             }
             Status::Cancelled => {
                 self.cancelled += 1;
-                if !may_be_cancelled {
+                if planned.cancel.is_none() {
                     self.note(Kind::Unasked, job, "it was cancelled, which nobody asked for".into());
                 }
             }
             Status::Expired => {
                 self.expired += 1;
-                self.note(Kind::Unasked, job, "it expired, and had no deadline".into());
+                self.note(Kind::Unasked, job, "it expired, hours before any deadline".into());
             }
         }
-        if state != Some(ended.status.into()) {
+        if state != Some(ended.status.into()) && !(forgotten && state.is_none()) {
             self.note(Kind::Record, job, format!("it ended as {:?}; its record says {}", ended.status, named(state)));
         }
         self.taken_over += usize::from(ended.decode_attempt > 1);
@@ -213,6 +220,7 @@ impl Audit {
             (Kind::Orphan, "store", &evidence.orphans),
             (Kind::Process, "processes", &evidence.processes),
             (Kind::Panic, "workers", &evidence.panics),
+            (Kind::Missing, "broker", &evidence.missing),
         ] {
             lines.iter().for_each(|line| self.note(kind, &of, line.clone()));
         }
@@ -233,11 +241,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::chaos::workload::Shape;
 
     const ANSWER: [u32; 3] = [7, 8, 9];
 
     fn workload() -> Workload {
-        let mut workload = Workload::draw(1, 3, 1, Duration::from_secs(1), 8).unwrap();
+        let lasts = Duration::from_secs(1);
+        let shape = Shape { jobs: 3, distinct: 1, lasts, max_tokens: 8, copies: false, large: false };
+        let mut workload = Workload::draw(1, shape).unwrap();
         workload.jobs.iter_mut().for_each(|job| job.cancel = None);
         workload
     }
@@ -250,6 +261,7 @@ mod tests {
             recomputed_tokens: 0,
             resumed_tokens: 0,
             decode_attempt: 1,
+            epoch: 0,
         }
     }
 
@@ -296,6 +308,7 @@ mod tests {
         assert_eq!(kinds(|_, _, evidence| evidence.states[1] = Some(State::Decode)), [Kind::Record]);
         assert_eq!(kinds(|_, _, evidence| *evidence.waiting.get_mut("decode").unwrap() = 1), [Kind::Queue]);
         assert_eq!(kinds(|_, _, evidence| evidence.orphans.push("x".into())), [Kind::Orphan]);
+        assert_eq!(kinds(|_, _, evidence| evidence.missing.push("x".into())), [Kind::Missing]);
 
         let cancelled = |tokens: &'static [u32], asked| {
             let id = id.clone();
@@ -309,6 +322,18 @@ mod tests {
         assert_eq!(kinds(cancelled(&[8], true)), [Kind::Changed]);
         assert_eq!(kinds(cancelled(&[], false)), [Kind::Unasked]);
 
+        let lost = |epoch| {
+            let id = id.clone();
+            move |_: &mut Workload, observed: &mut Observed, evidence: &mut Evidence| {
+                let again = Ended { epoch, ..ended(Status::Completed, &ANSWER) };
+                observed.results.get_mut(&id).unwrap().push(again);
+                observed.forgotten.insert(id);
+                evidence.states[1] = None;
+            }
+        };
+        assert_eq!(kinds(lost(1)), [], "a broker that has lost a result may be asked again");
+        assert_eq!(kinds(lost(0)), [Kind::Duplicated]);
+
         let unsent = |_: &mut Workload, observed: &mut Observed, evidence: &mut Evidence| {
             observed.results.remove(&id);
             evidence.submitted[1] = false;
@@ -321,7 +346,14 @@ mod tests {
         let id = workload().jobs[0].id.clone();
         let mut observed = Observed::default();
         let mut tell = |index, token| {
-            let delta = baton_contract::outcome::Delta { choice: 0, index, token, text: String::new(), logprobs: None };
+            let delta = baton_contract::outcome::Delta {
+                choice: 0,
+                index,
+                token,
+                text: String::new(),
+                logprobs: None,
+                settled: None,
+            };
             observed.delta(id.clone(), &delta);
         };
         tell(0, 5);

@@ -10,7 +10,10 @@ use tokio::{
 
 use super::{
     Error,
-    processes::{Broker, Worker},
+    broker::Broker,
+    crew::Crew,
+    kind::Role,
+    processes::{Program, Worker},
     proxy::Proxy,
     schedule::{Fault, Reach, Target},
     store::Directory,
@@ -27,7 +30,11 @@ pub struct Place {
 
 /// Everything that faults hit. A fault waits until what it hits is free of others.
 pub struct Pipeline {
-    /// By stage, then by number.
+    /// Runs an operator's commands.
+    pub program: Program,
+    /// The library that makes clocks wrong, if there is one.
+    pub faketime: Option<String>,
+    /// By role, then by number.
     pub places: Vec<Vec<Place>>,
     pub broker: Mutex<Broker>,
     /// The submitter's way to the broker.
@@ -41,8 +48,8 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    fn place(&self, Target { stage, number }: Target) -> &Place {
-        &self.places[stage as usize][number]
+    fn place(&self, Target { role, number }: Target) -> &Place {
+        &self.places[role.index()][number]
     }
 
     fn links(&self, reach: Reach) -> Vec<&Proxy> {
@@ -57,14 +64,14 @@ impl Pipeline {
 
     /// Starts the broker, and tells everybody where it is.
     pub async fn start_broker(&self, broker: &mut Broker) -> Result<(), Error> {
-        let address = broker.start().await?;
+        broker.start().await?;
         let workers = self.places.iter().flatten().map(|place| &place.link);
-        workers.chain([&self.submitter, &self.watcher]).for_each(|link| link.lead_to(address.clone()));
+        workers.chain([&self.submitter, &self.watcher]).for_each(|link| link.lead_to(broker.addresses()));
         Ok(())
     }
 
     /// One fault from its beginning to its end; whether it found what it was meant for.
-    pub async fn inflict(&self, fault: Fault) -> Result<bool, Error> {
+    pub async fn inflict(&self, fault: Fault, crew: &Crew) -> Result<bool, Error> {
         match fault {
             Fault::Kill { target, down } => {
                 let mut worker = self.place(target).worker.lock().await;
@@ -72,7 +79,7 @@ impl Pipeline {
                 sleep(down).await;
                 worker.start().await?;
             }
-            Fault::KillAll { stage, down } => self.kill_all(stage, down).await?,
+            Fault::KillAll { stage, down } => self.kill_all(stage, down, crew).await?,
             Fault::Pause { target, lasts } => {
                 let worker = self.place(target).worker.lock().await;
                 worker.stop();
@@ -85,15 +92,23 @@ impl Pipeline {
                 sleep(down).await;
                 worker.start().await?;
             }
-            Fault::BrokerStop { down } => {
+            Fault::Clock { target, by } => {
+                let mut worker = self.place(target).worker.lock().await;
+                worker.drain().await?;
+                worker.set_clock(self.faketime.clone().map(|library| (library, by)));
+                worker.start().await?;
+                // Whoever starts it the next time has set its clock.
+                worker.set_clock(None);
+            }
+            Fault::BrokerStop { node, down } => {
                 let mut broker = self.broker.lock().await;
-                broker.stop().await?;
+                broker.stop_node(node).await;
                 sleep(down).await;
                 self.start_broker(&mut broker).await?;
             }
-            Fault::BrokerKill { down } => {
+            Fault::BrokerKill { node, down } => {
                 let mut broker = self.broker.lock().await;
-                broker.kill().await?;
+                broker.kill_node(node).await;
                 sleep(down).await;
                 self.start_broker(&mut broker).await?;
             }
@@ -102,6 +117,13 @@ impl Pipeline {
                 broker.pause();
                 sleep(lasts).await;
                 broker.resume();
+            }
+            Fault::Freeze { follower, lasts } => {
+                let broker = self.broker.lock().await;
+                let frozen = broker.freeze(follower).await;
+                sleep(lasts).await;
+                broker.resume();
+                return Ok(frozen.is_some());
             }
             Fault::Delay { reach, by, lasts } => {
                 self.links(reach).iter().for_each(|link| link.delay(by));
@@ -120,19 +142,28 @@ impl Pipeline {
             Fault::Damage { chunks, seed } => return self.store(|store| Ok(store.damage(chunks, seed)? > 0)).await,
             Fault::Loss { chunks, seed } => return self.store(|store| Ok(store.lose(chunks, seed)? > 0)).await,
             Fault::StoreError { lasts } => return self.fail_store(lasts).await,
+            Fault::Consumers { stage } => return self.delete_consumers(stage).await,
+            Fault::Caches { cache } => return self.delete_cache(cache).await,
+            Fault::Purge { queue, stream } => return self.purge(queue, stream).await,
+            Fault::Requests => return self.purge_requests(crew).await,
+            Fault::Records => return self.delete_records(crew).await,
+            Fault::Wipe => self.wipe(crew).await?,
+            Fault::Headers { hostile } => self.publish_hostile(hostile).await?,
         }
         Ok(true)
     }
 
-    async fn kill_all(&self, stage: Stage, down: Duration) -> Result<(), Error> {
+    async fn kill_all(&self, stage: Stage, down: Duration, crew: &Crew) -> Result<(), Error> {
         let mut workers = Vec::new();
-        for place in &self.places[stage as usize] {
+        for place in &self.places[Role::Stage(stage).index()] {
             workers.push(place.worker.lock().await);
         }
         for worker in &mut workers {
             worker.kill().await;
         }
-        sleep(down).await;
+        sleep(down / 2).await;
+        crew.insist().await;
+        sleep(down / 2).await;
         for worker in &mut workers {
             worker.start().await?;
         }

@@ -5,6 +5,8 @@ use std::{fmt, path::PathBuf, time::Duration};
 use clap::ValueEnum;
 use serde::Serialize;
 
+use super::kind::{Kind, Surroundings};
+
 /// One run.
 #[derive(clap::Args, Clone, Debug, Serialize)]
 pub struct Options {
@@ -26,6 +28,15 @@ pub struct Options {
     /// Workers of each stage
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(2..=100))]
     pub workers: u32,
+    /// Kinds of faults that happen; without it all that can here
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_enum)]
+    pub only: Vec<Kind>,
+    /// Kinds of faults that do not happen
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_enum)]
+    pub without: Vec<Kind>,
+    /// Let the broker be a cluster of three nodes that keep three copies of everything
+    #[arg(long)]
+    pub cluster: bool,
     /// Seconds between two faults, on average
     #[arg(long, value_name = "S", default_value_t = 1.5)]
     pub fault_every: f64,
@@ -95,6 +106,11 @@ impl Options {
         self.distinct.unwrap_or(usual).min(self.jobs)
     }
 
+    pub(super) fn surroundings(&self, faketime: bool) -> Surroundings {
+        let (directory, sim) = (self.store.is_none(), self.engine == Engine::Sim);
+        Surroundings { directory, cluster: self.cluster, faketime, sim }
+    }
+
     /// Settings of every process, but for where broker and store are.
     pub(super) fn settings(&self) -> Vec<String> {
         let mut settings = vec!["telemetry.log=info".to_owned()];
@@ -102,6 +118,9 @@ impl Options {
             settings.push(format!("stages.{stage}.ack_wait={}ms", super::ACK_WAIT.as_millis()));
             // Each fault is a try; none may be the last.
             settings.push(format!("stages.{stage}.max_deliver=50"));
+        }
+        if self.cluster {
+            settings.push("broker.replicas=3".into());
         }
         match self.engine {
             Engine::Sim => settings.extend(

@@ -8,8 +8,7 @@ use std::{
     time::Duration,
 };
 
-use baton_bus::server::{self, Server};
-use baton_contract::{causes, subject::Stage};
+use baton_contract::causes;
 use nix::{
     sys::signal::{self, Signal},
     unistd::Pid,
@@ -20,7 +19,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::Error;
+use super::{Error, clock, kind::Role};
 
 /// A worker that is started while the broker is away ends at once, and is started again.
 const START_AGAIN: Duration = Duration::from_millis(250);
@@ -55,7 +54,7 @@ impl Program {
         vec![self.baton.clone().into(), "guard".into(), std::process::id().to_string().into()]
     }
 
-    fn command(&self, words: impl IntoIterator<Item = OsString>) -> Command {
+    pub fn command(&self, words: impl IntoIterator<Item = OsString>) -> Command {
         let mut words = words.into_iter();
         let mut command = Command::new(words.next().unwrap_or_default());
         command.args(words).env(MARK, &self.mark).envs(self.environment.iter().cloned());
@@ -69,12 +68,17 @@ impl Program {
 
     /// Runs a `baton` command about the pipeline at `broker` to its end.
     pub async fn baton(&self, arguments: &[&str], broker: &str) -> Result<Output, Error> {
+        successful(arguments, self.to_its_end(arguments, Some(broker)).await?)
+    }
+
+    /// The same, also if it fails.
+    pub async fn attempt(&self, arguments: &[&str], broker: &str) -> Result<Output, Error> {
         self.to_its_end(arguments, Some(broker)).await
     }
 
     /// The same without a pipeline.
     pub async fn bare(&self, arguments: &[&str]) -> Result<Output, Error> {
-        self.to_its_end(arguments, None).await
+        successful(arguments, self.to_its_end(arguments, None).await?)
     }
 
     async fn to_its_end(&self, arguments: &[&str], broker: Option<&str>) -> Result<Output, Error> {
@@ -86,13 +90,7 @@ impl Program {
         let failed = |problem: String| Error::Command { command: arguments.join(" "), problem };
         let output = timeout(COMMAND_WITHIN, command.output()).await;
         let output = output.map_err(|_| failed(format!("it did not end within {COMMAND_WITHIN:?}")))?;
-        let output = output.map_err(|error| failed(causes(&error)))?;
-        if output.status.success() {
-            Ok(output)
-        } else {
-            let said = [output.stdout, output.stderr].concat();
-            Err(failed(format!("{}: {}", output.status, String::from_utf8_lossy(&said).trim())))
-        }
+        output.map_err(|error| failed(causes(&error)))
     }
 
     fn set(&self, command: &mut Command, broker: &str) {
@@ -126,29 +124,60 @@ impl Program {
     }
 }
 
-fn send(child: &Child, signal: Signal) {
+fn successful(arguments: &[&str], output: Output) -> Result<Output, Error> {
+    if output.status.success() {
+        return Ok(output);
+    }
+    let said = [output.stdout, output.stderr].concat();
+    let problem = format!("{}: {}", output.status, String::from_utf8_lossy(&said).trim());
+    Err(Error::Command { command: arguments.join(" "), problem })
+}
+
+pub fn send(child: &Child, signal: Signal) {
     // One that has ended gets none, and whoever looks after it finds out.
     if let Some(id) = child.id() {
         let _ = signal::kill(Pid::from_raw(id as i32), signal);
     }
 }
 
-/// A worker's place: whoever has it now, it has the same name.
+/// Ends a process at once.
+pub async fn end(child: &mut Child) {
+    // Fails only for one that has ended.
+    let _ = child.kill().await;
+}
+
+/// A worker's or gateway's place: whoever has it now, it has the same name.
 #[derive(Debug)]
 pub struct Worker {
     program: Program,
-    stage: Stage,
+    /// The command of `baton` that it runs.
+    words: Vec<String>,
     pub name: String,
     /// Where it finds the broker.
     broker: String,
+    /// How far its clock is off, by which library.
+    clock: Option<(String, &'static str)>,
     child: Option<Child>,
     /// How often it ended by itself once it had been ready.
     pub crashes: u64,
 }
 
 impl Worker {
-    pub fn new(program: Program, stage: Stage, number: usize, broker: String) -> Self {
-        Self { program, stage, name: format!("{stage}-{}", number + 1), broker, child: None, crashes: 0 }
+    /// The one of a number, from 0. A gateway listens on `port`.
+    pub fn new(program: Program, role: Role, number: usize, broker: String, port: u16) -> Self {
+        let (name, words) = match role {
+            Role::Stage(stage) => (format!("{stage}-{}", number + 1), vec!["worker".to_owned(), stage.to_string()]),
+            Role::Gateway => {
+                let listen = format!("127.0.0.1:{port}");
+                (format!("gateway-{}", number + 1), vec!["gateway".to_owned(), "--listen".to_owned(), listen])
+            }
+        };
+        Self { program, words, name, broker, clock: None, child: None, crashes: 0 }
+    }
+
+    /// From its next start on its clock is off by so much, or right.
+    pub fn set_clock(&mut self, clock: Option<(String, &'static str)>) {
+        self.clock = clock;
     }
 
     /// Starts it, as often as it takes, and waits until it takes jobs.
@@ -177,14 +206,17 @@ impl Worker {
 
     async fn start_once(&self) -> std::io::Result<Child> {
         let log = OpenOptions::new().create(true).append(true).open(self.log())?;
-        let words = ["worker", self.stage.as_str(), "--name", &self.name].map(OsString::from);
+        let words = self.words.iter().map(String::as_str).chain(["--name", &self.name]).map(OsString::from);
         let baton = OsString::from(self.program.baton.clone());
         let mut command = self.program.command(self.program.launcher().into_iter().chain([baton]).chain(words));
         self.program.set(&mut command, &self.broker);
+        if let Some((library, by)) = &self.clock {
+            command.envs(clock::environment(library, by));
+        }
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn()?;
         let mut lines = BufReader::new(child.stdout.take().ok_or_else(|| std::io::Error::other("no output"))?).lines();
         match lines.next_line().await? {
-            Some(line) if line == "ready" => Ok(child),
+            Some(line) if line == "ready" || line.starts_with("ready ") => Ok(child),
             other => {
                 child.kill().await?;
                 Err(std::io::Error::other(format!("expected the line \"ready\", found {other:?}")))
@@ -195,8 +227,7 @@ impl Worker {
     /// Ends it at once.
     pub async fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Fails only for one that has ended.
-            let _ = child.kill().await;
+            end(&mut child).await;
         }
     }
 
@@ -230,56 +261,5 @@ impl Worker {
             self.start().await?;
         }
         Ok(())
-    }
-}
-
-/// The broker's place: its directory stays, and who asks the proxies finds whoever has it now.
-#[derive(Debug)]
-pub struct Broker {
-    options: server::Options,
-    server: Option<Server>,
-}
-
-impl Broker {
-    pub fn new(program: &Program, binary: PathBuf, directory: PathBuf) -> Self {
-        let options = server::Options { binary, directory, launcher: program.launcher(), sync_always: false };
-        Self { options, server: None }
-    }
-
-    /// Starts it; returns its `host:port`.
-    pub async fn start(&mut self) -> Result<String, Error> {
-        let server = Server::start(self.options.clone()).await?;
-        let address = server.url().trim_start_matches("nats://").to_owned();
-        self.server = Some(server);
-        Ok(address)
-    }
-
-    pub async fn stop(&mut self) -> Result<(), Error> {
-        if let Some(server) = self.server.take() {
-            server.stop().await?;
-        }
-        Ok(())
-    }
-
-    pub async fn kill(&mut self) -> Result<(), Error> {
-        if let Some(server) = self.server.take() {
-            server.kill().await?;
-        }
-        Ok(())
-    }
-
-    fn send(&self, signal: Signal) {
-        if let Some(id) = self.server.as_ref().and_then(Server::process) {
-            // As for workers.
-            let _ = signal::kill(Pid::from_raw(id as i32), signal);
-        }
-    }
-
-    pub fn pause(&self) {
-        self.send(Signal::SIGSTOP);
-    }
-
-    pub fn resume(&self) {
-        self.send(Signal::SIGCONT);
     }
 }

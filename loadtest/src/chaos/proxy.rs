@@ -15,8 +15,8 @@ const BUFFER_BYTES: usize = 64 << 10;
 /// What the proxy does with connections. Counters only grow: a connection lives under the values it was opened with.
 #[derive(Clone, Debug)]
 struct Weather {
-    /// Where connections lead to, `host:port`; none while nobody is there.
-    upstream: Option<String>,
+    /// Where connections lead to in turn, each `host:port`; none while nobody is there.
+    upstreams: Vec<String>,
     /// What each read adds to the way of its bytes, in both directions.
     delay: Duration,
     refuses: bool,
@@ -39,9 +39,10 @@ impl Proxy {
     pub async fn start() -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let fair = Weather { upstream: None, delay: Duration::ZERO, refuses: false, cuts: 0, silences: 0 };
+        let fair = Weather { upstreams: Vec::new(), delay: Duration::ZERO, refuses: false, cuts: 0, silences: 0 };
         let weather = Arc::new(watch::Sender::new(fair));
-        let accepting = tokio::spawn(accept(listener, weather.subscribe())).abort_handle();
+        // Not all begin with the same one.
+        let accepting = tokio::spawn(accept(listener, weather.subscribe(), address.port().into())).abort_handle();
         Ok(Self { address, weather, accepting })
     }
 
@@ -49,9 +50,9 @@ impl Proxy {
         self.address
     }
 
-    /// Where connections lead to from now on, `host:port`; those that are open stay.
-    pub fn lead_to(&self, upstream: String) {
-        self.weather.send_modify(|weather| weather.upstream = Some(upstream));
+    /// Where connections lead to in turn from now on, each `host:port`; those that are open stay.
+    pub fn lead_to(&self, upstreams: Vec<String>) {
+        self.weather.send_modify(|weather| weather.upstreams = upstreams);
     }
 
     /// Bytes take this much longer; zero for none.
@@ -87,10 +88,10 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, weather: watch::Receiver<Weather>) {
-    loop {
+async fn accept(listener: TcpListener, weather: watch::Receiver<Weather>, first: usize) {
+    for turn in first.. {
         match listener.accept().await {
-            Ok((client, _)) => drop(tokio::spawn(carry(client, weather.clone()))),
+            Ok((client, _)) => drop(tokio::spawn(carry(client, weather.clone(), turn))),
             // Too many open files, for example: it passes.
             Err(_) => sleep(Duration::from_millis(50)).await,
         }
@@ -98,9 +99,12 @@ async fn accept(listener: TcpListener, weather: watch::Receiver<Weather>) {
 }
 
 /// One connection from its first byte to its last.
-async fn carry(client: TcpStream, mut weather: watch::Receiver<Weather>) {
+async fn carry(client: TcpStream, mut weather: watch::Receiver<Weather>, turn: usize) {
     let born = weather.borrow().clone();
-    let Some(upstream) = born.upstream.filter(|_| !born.refuses) else { return };
+    if born.refuses || born.upstreams.is_empty() {
+        return;
+    }
+    let upstream = &born.upstreams[turn % born.upstreams.len()];
     let Ok(server) = TcpStream::connect(upstream).await else { return };
     // As without a proxy: whether small messages wait is up to the two ends.
     let (_, _) = (client.set_nodelay(true), server.set_nodelay(true));
@@ -153,7 +157,7 @@ mod tests {
     async fn echo() -> Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let proxy = Proxy::start().await.unwrap();
-        proxy.lead_to(listener.local_addr().unwrap().to_string());
+        proxy.lead_to(vec![listener.local_addr().unwrap().to_string()]);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 tokio::spawn(async move {
@@ -202,5 +206,27 @@ mod tests {
         timeout(SOON, ask(&mut open().await)).await.unwrap().unwrap_err();
         proxy.calm();
         timeout(SOON, ask(&mut open().await)).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn connections_take_turns_among_several_servers() {
+        let (one, other) = (echo().await, echo().await);
+        let proxy = Proxy::start().await.unwrap();
+        proxy.lead_to([&one, &other].map(|server| server.address().to_string()).to_vec());
+        // Of any two in a row one leads to a server that has become silent, and the other answers.
+        for _ in 0..2 {
+            let mut streams = Vec::new();
+            for _ in 0..2 {
+                let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
+                timeout(SOON, ask(&mut stream)).await.unwrap().unwrap();
+                streams.push(stream);
+            }
+            one.silence();
+            let mut answered = 0;
+            for stream in &mut streams {
+                answered += u32::from(timeout(Duration::from_millis(200), ask(stream)).await.is_ok());
+            }
+            assert_eq!(answered, 1);
+        }
     }
 }

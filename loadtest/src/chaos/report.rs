@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
+use clap::ValueEnum;
 use serde::Serialize;
 
-use super::{Options, audit::Audit};
+use super::{Options, audit::Audit, kind::LeftOut};
 use crate::table::aligned;
 
 /// Violations that are shown in full; JSON has all.
@@ -20,8 +21,14 @@ pub struct Report {
     /// Seconds from then until every job had its result.
     pub settled_s: f64,
     pub faults: Vec<Faults>,
+    /// Kinds of faults that were wanted and cannot happen here.
+    pub left_out: Vec<LeftOut>,
     /// Requests that were sent again under their id.
     pub sent_again: usize,
+    /// Requests that were sent again because the broker had lost what it knew.
+    pub repeated: u64,
+    /// Requests that were sent again because all workers of a stage were gone and the answer did not come.
+    pub insisted: u64,
     /// Times that a request had to be sent once more for want of the broker's answer.
     pub resent: u64,
     /// Cancellations that were asked for and answered.
@@ -59,8 +66,12 @@ impl Report {
         let row = |cells: [&dyn ToString; 3]| cells.iter().map(|cell| cell.to_string()).collect::<Vec<_>>();
         let faults = self.faults.iter().map(|faults| row([&faults.fault, &faults.planned, &faults.done]));
         text += &aligned(&[vec![row([&"fault", &"planned", &"done"])], faults.collect()].concat());
+        for LeftOut { fault, why } in &self.left_out {
+            let name = fault.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+            let _ = writeln!(text, "not done: {name}, for {why}");
+        }
         text.push('\n');
-        let counts: [(&str, u64); 19] = [
+        let counts: [(&str, u64); 21] = [
             ("submitted", audit.submitted as u64),
             ("completed", audit.completed as u64),
             ("cancelled", audit.cancelled as u64),
@@ -72,6 +83,8 @@ impl Report {
             ("changed", audit.changed as u64),
             ("answers compared", audit.compared as u64),
             ("requests sent again under their id", self.sent_again as u64),
+            ("requests sent again after the broker's losses", self.repeated),
+            ("requests sent again while a stage had no workers", self.insisted),
             ("requests sent once more for want of an answer", self.resent),
             ("cancellations answered", self.cancellations),
             ("jobs that another delivery ended", audit.taken_over as u64),

@@ -1,21 +1,24 @@
 //! Which faults happen when, drawn before the run from its seed alone.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use baton_contract::subject::Stage;
 use rand::{Rng, RngExt, seq::SliceRandom};
 use rand_distr::{Distribution, Exp1};
 
+use super::kind::{Card, Kind, Kinds, Role};
 use baton_workload::stream;
 
 const FAULTS: u64 = 100;
 /// The pause between two faults is at most this many times the mean, so that a short run has its share.
 const LONGEST_PAUSE: f64 = 3.0;
+/// What a wrong clock is off by, as faketime says it.
+const OFFSETS: [&str; 2] = ["+3h", "-25h"];
 
-/// A worker: its stage, and its number within it from 0.
+/// A process: what it is there for, and its number among those, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
-    pub stage: Stage,
+    pub role: Role,
     pub number: usize,
 }
 
@@ -23,27 +26,53 @@ pub struct Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     One(Target),
-    /// All workers and the submitter.
+    /// All processes and the submitter.
     All,
 }
 
-/// What is done to the pipeline. A worker or broker that was ended is started again after `down`.
+/// Where jobs lie that were admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue {
+    /// That of prefill, and where jobs wait for their turn to get there.
+    Prefill,
+    Decode,
+}
+
+/// What jobs can do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    Checkpoints,
+    Prefixes,
+}
+
+/// A header block that is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hostile {
+    LoneReturn,
+    NotUtf8,
+}
+
+/// What is done to the pipeline. A process or broker that was ended is started again after `down`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
-    /// SIGKILL to a worker.
+    /// SIGKILL to a process.
     Kill { target: Target, down: Duration },
     /// SIGKILL to all workers of a stage.
     KillAll { stage: Stage, down: Duration },
-    /// SIGSTOP, and SIGCONT later: the worker finds out that it was away, or does not.
+    /// SIGSTOP, and SIGCONT later: the process finds out that it was away, or does not.
     Pause { target: Target, lasts: Duration },
-    /// SIGTERM to a worker.
+    /// SIGTERM to a process.
     Drain { target: Target, down: Duration },
-    /// SIGTERM to the broker.
-    BrokerStop { down: Duration },
-    /// SIGKILL to the broker.
-    BrokerKill { down: Duration },
-    /// SIGSTOP and SIGCONT to the broker.
+    /// SIGTERM to a process, which then runs with a clock that is off, until it is started the next time.
+    Clock { target: Target, by: &'static str },
+    /// SIGTERM to the broker, or to one node.
+    BrokerStop { node: usize, down: Duration },
+    /// SIGKILL to the broker, or to one node.
+    BrokerKill { node: usize, down: Duration },
+    /// SIGSTOP and SIGCONT to the broker, all of its nodes.
     BrokerPause { lasts: Duration },
+    /// SIGSTOP and SIGCONT to the leader of the cluster, or to the follower of a number.
+    Freeze { follower: Option<usize>, lasts: Duration },
     /// Every message takes longer.
     Delay { reach: Reach, by: Duration, lasts: Duration },
     /// Connections end, and new ones are refused.
@@ -56,85 +85,39 @@ pub enum Fault {
     Loss { chunks: usize, seed: u64 },
     /// The store fails whatever it is asked.
     StoreError { lasts: Duration },
-}
-
-/// A fault without its particulars.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    Kill(Stage),
-    KillAll,
-    Pause(Stage),
-    Drain(Stage),
-    BrokerStop,
-    BrokerKill,
-    BrokerPause,
-    Delay,
-    Cut,
-    HalfOpen,
-    Damage,
-    Loss,
-    StoreError,
-}
-
-impl Kind {
-    /// Each once. Chunks can be damaged and removed where the store is a directory of this machine.
-    fn deck(directory: bool) -> Vec<Self> {
-        let of_workers =
-            Stage::ALL.into_iter().flat_map(|stage| [Self::Kill(stage), Self::Pause(stage), Self::Drain(stage)]);
-        let others = [
-            Self::KillAll,
-            Self::BrokerStop,
-            Self::BrokerKill,
-            Self::BrokerPause,
-            Self::Delay,
-            Self::Cut,
-            Self::HalfOpen,
-            Self::Damage,
-            Self::Loss,
-            Self::StoreError,
-        ];
-        let possible = |kind: &Self| directory || !matches!(kind, Self::Damage | Self::Loss);
-        of_workers.chain(others).filter(possible).collect()
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Kill(stage) => write!(f, "{stage} worker killed (SIGKILL)"),
-            Self::KillAll => f.write_str("all workers of a stage killed"),
-            Self::Pause(stage) => write!(f, "{stage} worker stopped and continued"),
-            Self::Drain(stage) => write!(f, "{stage} worker drained (SIGTERM)"),
-            Self::BrokerStop => f.write_str("broker restarted"),
-            Self::BrokerKill => f.write_str("broker killed (SIGKILL)"),
-            Self::BrokerPause => f.write_str("broker stopped and continued"),
-            Self::Delay => f.write_str("connections slowed down"),
-            Self::Cut => f.write_str("connections cut and refused"),
-            Self::HalfOpen => f.write_str("connections half-open"),
-            Self::Damage => f.write_str("stored chunks damaged"),
-            Self::Loss => f.write_str("stored chunks removed"),
-            Self::StoreError => f.write_str("store failing"),
-        }
-    }
+    /// A stage has no durable consumers any more.
+    Consumers { stage: Stage },
+    /// A bucket is gone that jobs can do without.
+    Caches { cache: Cache },
+    /// A queue of admitted jobs is empty, or its `stream` gone, and an operator reconciles.
+    Purge { queue: Queue, stream: bool },
+    /// Requests that were not admitted are gone.
+    Requests,
+    /// What is known of jobs is gone.
+    Records,
+    /// The broker starts with nothing.
+    Wipe,
+    /// Somebody publishes a request with such headers.
+    Headers { hostile: Hostile },
 }
 
 /// A fault and its time since the run's start.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Planned {
     pub at: Duration,
-    pub kind: Kind,
+    pub card: Card,
     pub fault: Fault,
 }
 
 /// Draws the faults of a run that lasts `lasts`, on average one in `mean`, with `workers` workers a stage. Every kind has
-/// its turn before any has its second, in an order of the seed's. `directory` says whether the store is one.
+/// its turn before any has its second, in an order of the seed's.
 pub fn draw(
     seed: u64,
     lasts: Duration,
     mean: Duration,
     workers: usize,
     ack_wait: Duration,
-    directory: bool,
+    kinds: &Kinds,
 ) -> Vec<Planned> {
     let mut random = stream(seed, FAULTS);
     let (mut planned, mut deck, mut at) = (Vec::new(), Vec::new(), Duration::ZERO);
@@ -145,40 +128,63 @@ pub fn draw(
             return planned;
         }
         if deck.is_empty() {
-            deck = Kind::deck(directory);
+            deck = kinds.deck();
             deck.shuffle(&mut random);
         }
-        let Some(kind) = deck.pop() else { return planned };
-        planned.push(Planned { at, kind, fault: particulars(kind, &mut random, workers, ack_wait) });
+        let Some(card) = deck.pop() else { return planned };
+        if let Some(fault) = particulars(card, &mut random, workers, ack_wait) {
+            planned.push(Planned { at, card, fault });
+        }
     }
 }
 
-fn particulars(kind: Kind, random: &mut impl Rng, workers: usize, ack_wait: Duration) -> Fault {
-    let any_stage = Stage::ALL[random.random_range(0..Stage::ALL.len())];
+/// One of several.
+fn any<T: Copy>(random: &mut impl Rng, of: &[T]) -> T {
+    of[random.random_range(0..of.len())]
+}
+
+/// Nothing for a kind that has no time.
+fn particulars(card: Card, random: &mut impl Rng, workers: usize, ack_wait: Duration) -> Option<Fault> {
+    let stage = any(random, &Stage::ALL);
     let number = random.random_range(0..workers);
+    let target = Target { role: card.role.unwrap_or_else(|| any(random, &Role::ALL)), number };
     // One in three hits all.
-    let reach =
-        if random.random_range(0..3) == 0 { Reach::All } else { Reach::One(Target { stage: any_stage, number }) };
+    let reach = if random.random_range(0..3) == 0 { Reach::All } else { Reach::One(target) };
     // Half of the absences end before the broker gives the work to others, half after.
     let absence = ack_wait.mul_f64(random.random_range(0.1..2.0));
     let short = Duration::from_millis(random.random_range(0..1500));
-    let (chunks, seed) = (random.random_range(4..=24), random.random());
-    let target = |stage| Target { stage, number };
-    match kind {
-        Kind::Kill(stage) => Fault::Kill { target: target(stage), down: short },
-        Kind::KillAll => Fault::KillAll { stage: any_stage, down: absence },
-        Kind::Pause(stage) => Fault::Pause { target: target(stage), lasts: absence },
-        Kind::Drain(stage) => Fault::Drain { target: target(stage), down: short },
-        Kind::BrokerStop => Fault::BrokerStop { down: short },
-        Kind::BrokerKill => Fault::BrokerKill { down: absence },
+    // So long that a cluster elects, or nearly so.
+    let frozen = Duration::from_millis(random.random_range(1_000..8_000));
+    let (chunks, seed, node) = (random.random_range(4..=24), random.random(), random.random_range(0..3));
+    Some(match card.kind {
+        Kind::Kill => Fault::Kill { target, down: short },
+        Kind::KillAll => Fault::KillAll { stage, down: absence },
+        Kind::Pause => Fault::Pause { target, lasts: absence },
+        Kind::Drain => Fault::Drain { target, down: short },
+        Kind::Clock => Fault::Clock { target, by: any(random, &OFFSETS) },
+        Kind::BrokerStop => Fault::BrokerStop { node, down: short },
+        Kind::BrokerKill => Fault::BrokerKill { node, down: absence },
         Kind::BrokerPause => Fault::BrokerPause { lasts: absence },
+        Kind::FreezeLeader => Fault::Freeze { follower: None, lasts: frozen },
+        Kind::FreezeFollower => Fault::Freeze { follower: Some(node), lasts: frozen },
         Kind::Delay => Fault::Delay { reach, by: Duration::from_millis(random.random_range(5..100)), lasts: absence },
         Kind::Cut => Fault::Cut { reach, lasts: absence },
         Kind::HalfOpen => Fault::HalfOpen { reach },
         Kind::Damage => Fault::Damage { chunks, seed },
         Kind::Loss => Fault::Loss { chunks, seed },
         Kind::StoreError => Fault::StoreError { lasts: absence },
-    }
+        Kind::Consumers => Fault::Consumers { stage },
+        Kind::Caches => Fault::Caches { cache: any(random, &[Cache::Checkpoints, Cache::Prefixes]) },
+        Kind::Purge | Kind::Streams => {
+            let queue = any(random, &[Queue::Prefill, Queue::Decode]);
+            Fault::Purge { queue, stream: card.kind == Kind::Streams }
+        }
+        Kind::Requests => Fault::Requests,
+        Kind::Records => Fault::Records,
+        Kind::Wipe => Fault::Wipe,
+        Kind::Headers => Fault::Headers { hostile: any(random, &[Hostile::LoneReturn, Hostile::NotUtf8]) },
+        Kind::Copies | Kind::LargeResults => return None,
+    })
 }
 
 #[cfg(test)]
@@ -186,20 +192,23 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::chaos::kind::Surroundings;
 
     #[test]
     fn a_seed_decides_and_no_kind_is_left_out() {
         let seconds = Duration::from_secs;
-        let of = |seed| draw(seed, seconds(600), seconds(2), 3, seconds(2), true);
+        let all = Surroundings { directory: true, cluster: true, faketime: true, sim: true };
+        let kinds = Kinds::choose(&[], &[], all);
+        let of = |seed| draw(seed, seconds(600), seconds(2), 3, seconds(2), &kinds);
         assert_eq!(of(7), of(7));
         assert_ne!(of(7), of(8));
         let planned = of(7);
         assert!(planned.windows(2).all(|pair| pair[0].at <= pair[1].at));
         assert!(planned.last().unwrap().at < seconds(600) && (200..450).contains(&planned.len()), "{}", planned.len());
         let mut counts = BTreeMap::new();
-        planned.iter().for_each(|planned| *counts.entry(planned.kind).or_insert(0) += 1);
+        planned.iter().for_each(|planned| *counts.entry(planned.card).or_insert(0) += 1);
         let (least, most) = (counts.values().min().unwrap(), counts.values().max().unwrap());
-        assert!(counts.len() == Kind::deck(true).len() && most - least <= 1, "{counts:?}");
+        assert!(counts.len() == kinds.deck().len() && most - least <= 1, "{counts:?}");
         let absences: Vec<_> = planned
             .iter()
             .filter_map(|planned| match planned.fault {
@@ -208,5 +217,7 @@ mod tests {
             })
             .collect();
         assert!(absences.iter().any(|lasts| *lasts > seconds(2)) && absences.iter().any(|lasts| *lasts < seconds(2)));
+        let none = Kinds::choose(&[Kind::Copies], &[], all);
+        assert_eq!(draw(7, seconds(600), seconds(2), 3, seconds(2), &none), []);
     }
 }

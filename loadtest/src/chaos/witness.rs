@@ -17,9 +17,11 @@ use baton_contract::{
 use tokio::{
     sync::watch,
     task::AbortHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
+/// How long the pipeline may take to make its streams again.
+const AGAIN_WITHIN: Duration = Duration::from_secs(120);
 /// How long the follower is left alone after an error. It reads on by itself once the broker is back.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,6 +38,8 @@ pub struct Ended {
     pub resumed_tokens: u32,
     /// Deliveries until decode ended the job; more than one means that another worker went on with it.
     pub decode_attempt: u64,
+    /// How often the broker had lost all its data before: a result that it has forgotten may come again.
+    pub epoch: u32,
 }
 
 impl From<&Outcome> for Ended {
@@ -48,6 +52,7 @@ impl From<&Outcome> for Ended {
             recomputed_tokens: outcome.timings.recomputed_tokens,
             resumed_tokens: outcome.timings.resumed_tokens,
             decode_attempt: outcome.timings.decode_attempt.into(),
+            epoch: 0,
         }
     }
 }
@@ -67,6 +72,11 @@ pub struct Observed {
     pub deltas: u64,
     /// Those of them that had been told before.
     pub repeated: u64,
+    /// Jobs that had ended when their records were lost.
+    pub forgotten: HashSet<JobId>,
+    epoch: u32,
+    /// Results that were read from their stream, and may pass by later.
+    read: HashSet<JobId>,
 }
 
 impl Observed {
@@ -84,52 +94,117 @@ impl Observed {
         }
     }
 
+    /// A result that passes by.
     pub fn result(&mut self, outcome: &Outcome) {
-        self.results.entry(outcome.id.clone()).or_default().push(outcome.into());
+        if !self.read.remove(&outcome.id) {
+            self.note(outcome);
+        }
+    }
+
+    /// A result that was read from its stream, for it had not passed by.
+    pub fn read(&mut self, outcome: &Outcome) {
+        self.note(outcome);
+        self.read.insert(outcome.id.clone());
+    }
+
+    fn note(&mut self, outcome: &Outcome) {
+        let ended = Ended { epoch: self.epoch, ..outcome.into() };
+        self.results.entry(outcome.id.clone()).or_default().push(ended);
+    }
+
+    /// The records of all jobs are lost: those that have ended need none any more.
+    pub fn forget(&mut self) {
+        self.forgotten.extend(self.results.keys().cloned());
     }
 }
 
 /// Follows until it is dropped.
 pub struct Witness {
+    bus: Bus,
+    tenant: Name,
+    jobs: Arc<HashSet<JobId>>,
     observed: Arc<Mutex<Observed>>,
-    ended: watch::Receiver<usize>,
-    following: AbortHandle,
+    told: watch::Sender<usize>,
+    following: Mutex<AbortHandle>,
 }
 
 impl Witness {
     /// Follows `jobs` of a tenant from now on.
     pub async fn start(bus: &Bus, tenant: &Name, jobs: HashSet<JobId>) -> Result<Self, baton_bus::Error> {
         let follower = bus.follow(tenant).await?;
-        let observed = Arc::new(Mutex::new(Observed::default()));
-        let (told, ended) = watch::channel(0);
-        let following = tokio::spawn(follow(follower, jobs, observed.clone(), told)).abort_handle();
-        Ok(Self { observed, ended, following })
+        let (observed, told, jobs) = (Arc::new(Mutex::new(Observed::default())), watch::Sender::new(0), Arc::new(jobs));
+        let following = tokio::spawn(follow(follower, jobs.clone(), observed.clone(), told.clone())).abort_handle();
+        let (bus, tenant, following) = (bus.clone(), tenant.clone(), Mutex::new(following));
+        Ok(Self { bus, tenant, jobs, observed, told, following })
     }
 
     /// How many jobs have a result.
     pub fn ended(&self) -> usize {
-        *self.ended.borrow()
+        *self.told.borrow()
     }
 
     /// Waits until as many jobs have results, or for so long; whether they have.
-    pub async fn until_ended(&mut self, jobs: usize, limit: Duration) -> bool {
-        matches!(timeout(limit, self.ended.wait_for(|ended| *ended >= jobs)).await, Ok(Ok(_)))
+    pub async fn until_ended(&self, jobs: usize, limit: Duration) -> bool {
+        let mut ended = self.told.subscribe();
+        matches!(timeout(limit, ended.wait_for(|ended| *ended >= jobs)).await, Ok(Ok(_)))
     }
 
     pub fn observed(&self) -> MutexGuard<'_, Observed> {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Reads the results of jobs that have ended and whose results have not passed by.
+    pub async fn look_up(&self) -> Result<(), baton_bus::Error> {
+        let unseen: Vec<_> = {
+            let observed = self.observed();
+            self.jobs.iter().filter(|job| !observed.results.contains_key(job)).cloned().collect()
+        };
+        let jobs = self.bus.jobs().await?;
+        for job in &unseen {
+            let Some(outcome) = jobs.result(&self.tenant, job).await? else { continue };
+            let mut observed = self.observed();
+            if !observed.results.contains_key(job) {
+                observed.read(&outcome);
+                self.told.send_replace(observed.results.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// The broker has lost its data: nothing that it had comes any more, and results may come again.
+    pub fn look_away(&self) {
+        self.following.lock().unwrap_or_else(PoisonError::into_inner).abort();
+        let mut observed = self.observed();
+        observed.forget();
+        observed.epoch += 1;
+    }
+
+    /// Follows again, once the pipeline has made its streams.
+    pub async fn look_again(&self) -> Result<(), baton_bus::Error> {
+        let deadline = Instant::now() + AGAIN_WITHIN;
+        let follower = loop {
+            match self.bus.follow(&self.tenant).await {
+                Ok(follower) => break follower,
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => sleep(PAUSE).await,
+            }
+        };
+        let (jobs, observed, told) = (self.jobs.clone(), self.observed.clone(), self.told.clone());
+        let following = tokio::spawn(follow(follower, jobs, observed, told)).abort_handle();
+        *self.following.lock().unwrap_or_else(PoisonError::into_inner) = following;
+        Ok(())
+    }
 }
 
 impl Drop for Witness {
     fn drop(&mut self) {
-        self.following.abort();
+        self.following.lock().unwrap_or_else(PoisonError::into_inner).abort();
     }
 }
 
 async fn follow(
     mut follower: Follower,
-    jobs: HashSet<JobId>,
+    jobs: Arc<HashSet<JobId>>,
     observed: Arc<Mutex<Observed>>,
     told: watch::Sender<usize>,
 ) {

@@ -12,7 +12,7 @@ use std::{
 use baton_contract::causes;
 use baton_contract::request::{Prompt, Request};
 use reqwest::{
-    Client,
+    Client, ClientBuilder,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE},
 };
 use serde_json::{Map, Value, json};
@@ -141,14 +141,19 @@ pub(crate) struct Session {
     handles: HashMap<usize, AbortHandle>,
 }
 
+/// The beginning of an HTTP client, with the one TLS provider there is.
+pub(crate) fn http() -> ClientBuilder {
+    static PROVIDER: Once = Once::new();
+    // Fails only if the process has one already, which will do.
+    PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
+    Client::builder()
+}
+
 impl Session {
     pub(super) fn open(server: &Server) -> Result<Self, super::Error> {
-        static PROVIDER: Once = Once::new();
-        // Fails only if the process has one already, which will do.
-        PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
         let failed = |source| super::Error::Client { url: server.url.clone(), source };
         // The run's own timeout ends requests; connections are kept, as a busy client's are.
-        let client = Client::builder().tcp_nodelay(true).pool_max_idle_per_host(usize::MAX).build().map_err(failed)?;
+        let client = http().tcp_nodelay(true).pool_max_idle_per_host(usize::MAX).build().map_err(failed)?;
         let (told, events) = mpsc::unbounded_channel();
         let server = Arc::new(server.clone());
         Ok(Self { server, client, told, events, calls: JoinSet::new(), handles: HashMap::new() })

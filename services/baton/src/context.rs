@@ -18,7 +18,7 @@ use baton_topology::{Broker, BrokerUrl, Device, LogFormat, Model, Plan, StoreUrl
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    contexts, hub,
+    contexts, hub, private,
     setup::{self, Setup},
 };
 
@@ -142,7 +142,7 @@ impl PipelineHome {
 
     /// Takes the directory for this process until the returned file is dropped.
     pub fn lock(&self) -> anyhow::Result<File> {
-        fs::create_dir_all(&self.directory).with_context(|| format!("cannot create {}", self.directory.display()))?;
+        private::create(&self.directory)?;
         let path = self.directory.join("lock");
         let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         if file.try_lock().is_err() {

@@ -2,13 +2,13 @@
 
 mod pipeline;
 
-use std::{io::Write as _, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use baton_bus::server::{self, Server};
 use baton_contract::causes;
 use baton_engine::model::{self, Step};
-use baton_topology::{BrokerUrl, Model, Plan};
+use baton_topology::{BrokerUrl, Model, Plan, StoreUrl};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
@@ -17,6 +17,7 @@ use crate::{
     guard,
     join::Found,
     output::stdout,
+    private::open_to_others,
     setup::{self, Setup},
 };
 
@@ -87,6 +88,7 @@ async fn running(found: &Found) -> Vec<Check> {
     let mut checks = vec![Check::new("broker", Ok(format!("nats-server {version} at {url}, JetStream on")))];
     let plan = pipeline::checks(found, &bus, &mut checks).await;
     if let Some(plan) = plan {
+        checks.push(Check::new("private files", private(&plan)));
         checks.extend(models(&plan).await);
     }
     checks
@@ -104,6 +106,7 @@ async fn idle(pipeline: &PipelineArguments) -> anyhow::Result<Vec<Check>> {
         pipeline::store(&plan, None).await
     };
     checks.push(Check::new("store", store.await));
+    checks.push(Check::new("private files", private(&plan)));
     checks.extend(models(&plan).await);
     Ok(checks)
 }
@@ -135,6 +138,30 @@ async fn models(plan: &Plan) -> Vec<Check> {
         checks.push(Check::new(format!("model {name}"), load(model.clone(), device).await));
     }
     checks
+}
+
+/// Nobody but their owner can read the files that hold what users said, or secrets. Where secrets are mounted for everybody to
+/// read, as in containers, that is told and not counted as a fault.
+fn private(plan: &Plan) -> anyhow::Result<String> {
+    let home = PipelineHome::new(&plan.root)?;
+    let mut kept = vec![home.directory];
+    match &plan.store.url {
+        StoreUrl::Embedded => {}
+        StoreUrl::Url(url) => kept.extend(url.strip_prefix("file://").map(PathBuf::from)),
+    }
+    kept.extend(plan.store.cache_path.as_ref().map(PathBuf::from));
+    let open = |paths: &[PathBuf]| {
+        let open = paths.iter().filter_map(|path| Some(format!("{} ({:03o})", path.display(), open_to_others(path)?)));
+        open.collect::<Vec<_>>().join(", ")
+    };
+    let found = open(&kept);
+    anyhow::ensure!(found.is_empty(), "others may read {found}: chmod 700 keeps them out");
+    let secrets = [&plan.gateway.keys_file, &plan.broker.credentials].into_iter().flatten().map(PathBuf::from);
+    let found = open(&secrets.collect::<Vec<_>>());
+    Ok(match found.is_empty() {
+        true => "only their owner can read them".into(),
+        false => format!("others may read {found}: chmod 600 keeps them out"),
+    })
 }
 
 /// The model loads and computes.

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, ensure};
 use baton_contract::{Name, causes};
 use baton_gateway::{Facts, Gateway, Options, auth, batches, webhooks};
+use baton_storage::seal::SealKey;
 use baton_topology::Plan;
 use clap::Subcommand;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +30,8 @@ Examples:
   baton gateway key alice --tenant acme --file keys.toml
 
 `baton up` starts one by itself (gateway.replicas). Any number of gateways serve the same pipeline; none holds state. Others \
-than this machine are let in with API keys (gateway.keys_file) or with gateway.open=true. TLS is for a proxy in front of it.
+than this machine are let in with API keys (gateway.keys_file) or with gateway.open=true. Without keys, pages of other sites and \
+other names than this machine's are refused, unless gateway.cors_origins and gateway.hosts list them. TLS is for a proxy in front of it.
 
 Once it takes requests, it prints a line `ready URL` to its standard output. SIGTERM and Ctrl-C drain it."
 )]
@@ -155,6 +157,7 @@ fn options(plan: &Plan) -> anyhow::Result<Options> {
             lanes: plan.lanes.clone(),
         },
         store: Some(context::open_store(&durable)?),
+        seal: plan.store.key_file.as_ref().map(|path| SealKey::read(path.as_ref())).transpose()?,
         batches: batches::Options {
             slots: settings.batches,
             ack_wait: settings.ack_wait,

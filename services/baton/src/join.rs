@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use baton_bus::{Bus, electing, settings::Kept};
-use baton_storage::store::Store;
+use baton_contract::causes;
+use baton_storage::store::{self, Store};
 use baton_topology::{BrokerUrl, Model, Plan, Reach, Settings, Standing, StoreUrl, Told};
 
 use crate::context::{self, NO_STORE, PipelineArguments, PipelineHome};
@@ -107,11 +108,16 @@ impl Found {
         }
         ensure!(plan.store.url != StoreUrl::Embedded, NO_STORE);
         if settings.store_url().is_some() {
-            check_mark(&plan, &settings).await?;
+            if let Err(error) = check_mark(&plan, &settings).await {
+                pass_over(error)?;
+            }
             return Ok(Some(plan));
         }
         // Ingest was first, which needs none.
-        mark(&plan, &settings).await?;
+        if let Err(error) = mark(&plan, &settings).await {
+            pass_over(error)?;
+            return Ok(Some(plan));
+        }
         let next = settings.with_store(&anywhere(&plan)?);
         Ok(bus.resettle(kept, &serde_json::to_value(next)?).await?.then_some(plan))
     }
@@ -130,9 +136,9 @@ impl Found {
             (StoreUrl::Embedded, false) => {}
             (StoreUrl::Url(_), _) => match mark(&plan, &settings).await {
                 Ok(()) => settings.marked = true,
-                Err(error) if uses_store => return Err(error),
+                Err(error) if uses_store => pass_over(error)?,
                 // Ingest needs no store, and may have no credentials for it.
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "the store got no mark of the pipeline"),
+                Err(error) => tracing::warn!(error = %causes(error.as_ref()), "the store got no mark of the pipeline"),
             },
         }
         let first = bus.settle(&serde_json::to_value(&settings)?, plan.broker.replicas).await?;
@@ -176,6 +182,17 @@ pub fn anywhere(plan: &Plan) -> anyhow::Result<Plan> {
         }
     }
     Ok(plan)
+}
+
+/// Lets a fault of a remote store pass: it may be over soon, and until then jobs wait and say why.
+fn pass_over(error: anyhow::Error) -> anyhow::Result<()> {
+    match error.downcast_ref() {
+        Some(store::Error::Operation { url, .. }) if !url.starts_with("file://") => {
+            tracing::warn!(error = %causes(error.as_ref()), "the store could not be looked at; until it can, jobs wait");
+            Ok(())
+        }
+        _ => Err(error),
+    }
 }
 
 /// Puts the pipeline's mark into its store.

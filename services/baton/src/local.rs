@@ -10,9 +10,10 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use baton_contract::{
     Name,
+    envelope::hex,
     job::{Answer, Job},
     outcome::{Outcome, Timings, request_digest},
 };
@@ -176,10 +177,12 @@ fn answer(model: &mut dyn Model, generator: &Generator, job: &Job, print: bool) 
         model.close(own);
         answers.push(answer);
     }
-    Ok(match failure {
+    let model_fingerprint = Some(hex(&model.spec().fingerprint));
+    let outcome = match failure {
         None => job.completed(answers, Timings::default()),
         Some(error) => job.failed(error.failure(), answers, Timings::default()),
-    })
+    };
+    Ok(Outcome { model_fingerprint, ..outcome })
 }
 
 /// Generates one answer after a prompt that ended with `logits`.
@@ -204,9 +207,11 @@ fn go_on(
         }
         answer.tokens.push(emitted.token);
         answer.text.push_str(&emitted.text);
+        let settled = emitted.settled();
         answer.logprobs.extend(emitted.logprobs);
         answer.finish_reason = emitted.finish;
         if emitted.finish.is_some() {
+            settled.keep(&mut answer.logprobs);
             return Ok(Ok(()));
         }
         logits = Cow::Owned(model.forward(&[Step { sequence, tokens: &[emitted.token], logits: 1 }])?.remove(0));
@@ -274,14 +279,23 @@ pub async fn verify(arguments: VerifyArguments) -> anyhow::Result<()> {
     let source = arguments.engine.source().await?;
     let json = arguments.json;
     let verified = spawn_blocking(move || check(&arguments, &source, &cases)).await??;
+    let report = &verified.report;
+    let sound = match report.non_finite {
+        0 => Ok(()),
+        steps => Err(anyhow!(
+            "the logits of {steps} of {} steps are infinite or no numbers; fetch or convert the model again, or take \
+             another device",
+            steps + report.steps
+        )),
+    };
     if json {
         writeln!(stdout(), "{}", serde_json::to_string(&verified)?)?;
-        return Ok(());
+        return sound;
     }
-    let report = &verified.report;
     let mut out = stdout();
     writeln!(out, "cases                    {}", report.cases)?;
     writeln!(out, "steps                    {}", report.steps)?;
+    writeln!(out, "not finite               {}", report.non_finite)?;
     writeln!(out, "template mismatches      {}", report.template_mismatches)?;
     writeln!(out, "tokenizer mismatches     {}", report.tokenizer_mismatches)?;
     writeln!(out, "top-1 agreement          {:.4}", report.top1_agreement)?;
@@ -297,7 +311,7 @@ pub async fn verify(arguments: VerifyArguments) -> anyhow::Result<()> {
         writeln!(out, "max KL                   {max_kl:.6}")?;
         writeln!(out, "same likeliest token     {same_top:.4}")?;
     }
-    Ok(())
+    sound
 }
 
 /// Replays the cases; in fast mode, compares with exact mode as well.
@@ -314,7 +328,7 @@ fn check(arguments: &VerifyArguments, source: &Source, cases: &[Case]) -> anyhow
     let mut model = load(arguments.compute)?;
     let report = verify::run(&vocabulary, model.as_mut(), cases.iter().cloned().map(Ok))?;
     let mut verified = Verified { report, divergence: None, texts: Vec::new() };
-    if arguments.compute == Compute::Fast {
+    if arguments.compute == Compute::Fast && verified.report.non_finite == 0 {
         let mut exact = load(Compute::Exact)?;
         let tokens: Vec<_> = cases.iter().map(Case::tokens).collect();
         verified.divergence = Some(verify::divergence(exact.as_mut(), model.as_mut(), &tokens)?);

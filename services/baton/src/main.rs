@@ -26,10 +26,12 @@ mod memory;
 mod output;
 mod plan;
 mod planner;
+mod private;
 mod prompts;
 mod provision;
 mod reconcile;
 mod role;
+mod room;
 mod setup;
 mod submit;
 mod supervisor;
@@ -134,6 +136,23 @@ enum Command {
     Guard(guard::Arguments),
 }
 
+impl Command {
+    /// Whether files of requests, answers or KV caches come of it, its logs included. Others write what their user asks for, as
+    /// readable as the user's other files.
+    fn keeps_what_users_said(&self) -> bool {
+        matches!(
+            self,
+            Self::Demo(_)
+                | Self::Doctor(_)
+                | Self::Gateway(_)
+                | Self::Kv(_)
+                | Self::Planner(_)
+                | Self::Up(_)
+                | Self::Worker(_)
+        )
+    }
+}
+
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -163,6 +182,9 @@ fn main() -> ExitCode {
     // It replaces this process and must not start threads before.
     if let Command::Guard(arguments) = arguments.command {
         return report(guard::run(&arguments));
+    }
+    if arguments.command.keeps_what_users_said() {
+        private::all_from_now_on();
     }
     let mut runtime = match arguments.command {
         // Its engine and whatever else computes have threads of their own; passing what is left from one thread to another

@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 
 pub use self::pins::Model;
 use self::pins::{Part, Pin, nats_server};
+use crate::private;
 
 use crate::output::note;
 
@@ -126,6 +127,7 @@ impl Setup {
     fn bring(&self, pin: &Pin, find: impl Fn() -> Option<PathBuf>) -> Result<PathBuf> {
         let place = self.home.join(pin.place);
         let directory = place.parent().context("a place is a file in a directory")?;
+        private::create(&self.home)?;
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
         // One at a time: whoever waited finds what the other brought. The lock ends with the file's handle.
         let lock = self.home.join("setup.lock");

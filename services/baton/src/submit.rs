@@ -27,6 +27,7 @@ use crate::{
     exit::{Exit, Usage},
     output::{note, stdout},
     prompts::PromptArguments,
+    room,
     waits::Waits,
 };
 
@@ -101,7 +102,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         // Every request names its id, so submitting it twice is submitting it once.
         let told = |error: &baton_bus::Error| {
             if !std::mem::replace(&mut waited, true) {
-                note!("waiting: {}", causes(error));
+                note!("waiting: {}", room::shortage(room::of_store(&plan)).unwrap_or_else(|| causes(error)));
             }
         };
         pressure::patiently(submit, told).instrument(span).await?;
@@ -159,8 +160,9 @@ async fn tell_fates(
     Ok(all)
 }
 
-fn join(names: &[Name]) -> String {
-    names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
+/// Names in a sentence.
+pub fn join<'a>(names: impl IntoIterator<Item = &'a Name>) -> String {
+    names.into_iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
 }
 
 fn print_id(id: &JobId, json: bool) -> io::Result<()> {

@@ -32,7 +32,7 @@ use crate::{
     guard,
     join::Found,
     output::note,
-    provision,
+    provision, room,
     setup::Setup,
     worker,
 };
@@ -224,6 +224,10 @@ impl Pipeline {
             starting.insert(keeper.name.clone());
             keepers.spawn(keeper.run());
         }
+        let (places, watched) = ([Some(home.directory.clone()), room::of_store(&plan)], stopping.clone());
+        keepers.spawn(async move {
+            watched.run_until_cancelled(room::watch(places.into_iter().flatten().collect())).await;
+        });
         Ok(Self { plan, home, server, keepers, stopping, ready, starting, gateway, _lock: lock })
     }
 

@@ -27,11 +27,13 @@ pub(crate) struct Journal {
     rest: Duration,
     /// Tokens since then.
     fresh: usize,
+    /// Whether no checkpoint can be written any more.
+    full: bool,
 }
 
 impl Journal {
     pub(crate) fn new(ledger: Ledger, every: Duration) -> Self {
-        Self { ledger, every, write: None, began: Instant::now(), rest: every / LEAST, fresh: 0 }
+        Self { ledger, every, write: None, began: Instant::now(), rest: every / LEAST, fresh: 0, full: false }
     }
 
     /// Notes a token that the last checkpoint does not have.
@@ -41,7 +43,7 @@ impl Journal {
 
     /// Whether it is time for a checkpoint, of a job with so many answers that have not ended.
     pub(crate) fn is_due(&self, open: usize) -> bool {
-        if self.fresh == 0 || self.write.is_some() {
+        if self.fresh == 0 || self.full || self.write.is_some() {
             return false;
         }
         let since = self.began.elapsed();
@@ -67,6 +69,12 @@ impl Journal {
         self.write = None;
         match written {
             Ok(Written::Stored) => {}
+            Ok(Written::TooLarge) => {
+                tracing::info!(
+                    "the answers are too large for a checkpoint now; another worker would go on from the last one"
+                );
+                self.full = true;
+            }
             Ok(Written::Superseded) => return Err(lost()),
             Err(error) => {
                 tracing::debug!(error = %causes(&error), "a checkpoint was not written; the next one is tried");
@@ -81,7 +89,7 @@ impl Journal {
         if self.write.is_some() {
             self.written().await?;
         }
-        if self.fresh > 0 {
+        if self.fresh > 0 && !self.full {
             self.begin(checkpoint);
             self.written().await?;
         }

@@ -11,6 +11,7 @@ mod batch;
 mod beginning;
 mod engine;
 mod journal;
+mod origin;
 mod progress;
 pub mod schedule;
 mod tails;
@@ -26,7 +27,7 @@ use baton_bus::{
 };
 use baton_contract::{
     Name,
-    envelope::{DecodeTask, Piece},
+    envelope::{DecodeTask, Fingerprint, Piece, hex},
     job::Job,
     outcome::{Code, Timings},
 };
@@ -47,6 +48,7 @@ use crate::{
     beginning::Begun,
     engine::{Engine, Held, NewAnswer},
     journal::Journal,
+    origin::Origin,
     progress::Progress,
     tails::{Tail, Tails},
 };
@@ -116,12 +118,13 @@ struct Pool {
     engine: Engine,
     generator: Generator,
     store: KvStore,
-    fingerprint: [u8; 32],
+    fingerprint: Fingerprint,
 }
 
 impl Handler<DecodeTask> for Decode {
     async fn handle(&self, work: Work<DecodeTask>) -> Result<Next, StageError> {
-        let Work { task: DecodeTask { job, timings, first, pieces }, claim, queue_ms, ledger, stop, ended } = work;
+        let Work { task, claim, queue_ms, ledger, stop, ended } = work;
+        let DecodeTask { job, timings, first, pieces, fingerprint } = task;
         let Some(pool) = self.models.get(&job.model) else {
             return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("no model {} here", job.model)));
         };
@@ -131,7 +134,17 @@ impl Handler<DecodeTask> for Decode {
             Found::Checkpoint(checkpoint) => Some(checkpoint),
             Found::Superseded => return Err(journal::lost()),
         };
-        if let Some(id) = pool.tail(&job, &pieces) {
+        let tail = pool.tail(&job, &pieces, &fingerprint.unwrap_or(pool.fingerprint));
+        let begun = origin::Begun { first, pieces, fingerprint, checkpoint };
+        let (begun, again) = match begun.origin(&pool.fingerprint, claim.attempt) {
+            Origin::Ours { begun, again } => (begun, again),
+            Origin::Theirs(theirs) => return Err(unlike(&theirs, &pool.fingerprint)),
+        };
+        if again {
+            tracing::warn!("no worker has the model that began the job; it begins again with this one's");
+        }
+        let origin::Begun { first, pieces, checkpoint, .. } = begun;
+        if let Some(id) = tail {
             self.tails.leave(Tail { ended, store: pool.store.clone(), id });
         }
         let prefills = first.is_empty();
@@ -156,7 +169,8 @@ impl Handler<DecodeTask> for Decode {
         let now = self.bus.clock().about_now_ms().await;
         let accepted =
             now.map(|now| (Duration::from_millis(now.saturating_sub(timings.accepted_at_ms)), Instant::now()));
-        let mut progress = Progress::new(&self.bus, &job, claim, timings, accepted, prefills, journal);
+        let mut progress =
+            Progress::new(&self.bus, &job, pool.fingerprint, claim, timings, prefills, journal).since(accepted);
         let begun = match beginning {
             Ok(beginning) => beginning.answers,
             Err(error) => return Ok(progress.failed(error.failure())),
@@ -192,10 +206,22 @@ impl Handler<DecodeTask> for Decode {
     }
 }
 
+/// Why a job is left to others.
+fn unlike(theirs: &Fingerprint, ours: &Fingerprint) -> StageError {
+    let short = |fingerprint: &Fingerprint| hex(&fingerprint[..8]);
+    let message = format!(
+        "the job was begun with another model of this name or another kind of device (fingerprint {}..., this worker's is \
+         {}...); give all workers the same model",
+        short(theirs),
+        short(ours)
+    );
+    StageError::new(Retry::Unlike, Code::Internal, message)
+}
+
 impl Pool {
     /// The last of a prompt's pieces, if it is a tail of this very job.
-    fn tail(&self, job: &Job, pieces: &[Piece]) -> Option<ChunkId> {
-        let root = self.store.root(&self.fingerprint, job.tenant.as_str().as_bytes());
+    fn tail(&self, job: &Job, pieces: &[Piece], fingerprint: &Fingerprint) -> Option<ChunkId> {
+        let root = self.store.root(fingerprint, job.tenant.as_str().as_bytes());
         let pieces: Vec<_> = pieces.iter().map(|piece| (ChunkId(piece.id), piece.tokens as usize)).collect();
         key::tail_of(&root, &job.prompt, &pieces, job.id.as_str())
     }
@@ -223,7 +249,8 @@ impl Pool {
         pieces: &'a [Piece],
         counters: &'a Counters,
     ) -> BoxStream<'a, Result<Held, StageError>> {
-        let (span, tail, last) = (info_span!("kv.get", pieces = pieces.len()), self.tail(job, pieces), pieces.len());
+        let (span, tail, last) =
+            (info_span!("kv.get", pieces = pieces.len()), self.tail(job, pieces, &self.fingerprint), pieces.len());
         let get = move |(number, piece): (usize, Piece)| {
             async move {
                 let tokens = piece.tokens as usize;

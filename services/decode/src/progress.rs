@@ -9,12 +9,12 @@ use baton_bus::{
 use baton_contract::{
     causes,
     checkpoint::Checkpoint,
-    envelope::Piece,
+    envelope::{Fingerprint, Piece, hex},
     job::{Answer, Job},
-    outcome::{Code, Delta, Failure, Timings},
+    outcome::{Code, Delta, Failure, Outcome, Timings},
     record::Claim,
 };
-use baton_engine::generation::Emitted;
+use baton_engine::generation::{Emitted, Settled};
 use futures::{StreamExt, stream::SelectAll};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -34,11 +34,15 @@ const LAST_WRITE: Duration = Duration::from_secs(1);
 pub(crate) struct Progress<'a> {
     bus: &'a Bus,
     job: &'a Job,
+    /// Of the model that gives the answers.
+    fingerprint: Fingerprint,
     claim: Claim,
     timings: Timings,
     /// How long ago the broker had accepted the request at some moment, if that is known.
     accepted: Option<(Duration, Instant)>,
     answers: Vec<Answer>,
+    /// Of each answer.
+    settled: Vec<Settled>,
     /// Whether decode is to prefill what the pieces don't hold.
     prefills: bool,
     /// Whether a token was told, by whichever worker.
@@ -50,14 +54,21 @@ impl<'a> Progress<'a> {
     pub(crate) fn new(
         bus: &'a Bus,
         job: &'a Job,
+        fingerprint: Fingerprint,
         claim: Claim,
         timings: Timings,
-        accepted: Option<(Duration, Instant)>,
         prefills: bool,
         journal: Journal,
     ) -> Self {
         let answers = vec![Answer::default(); job.samples as usize];
-        Self { bus, job, claim, timings, accepted, answers, prefills, begun: false, journal }
+        let settled = vec![Settled::default(); job.samples as usize];
+        let (accepted, begun) = (None, false);
+        Self { bus, job, fingerprint, claim, timings, accepted, answers, settled, prefills, begun, journal }
+    }
+
+    /// Times the job from its acceptance on, which was so long ago at that moment.
+    pub(crate) fn since(self, accepted: Option<(Duration, Instant)>) -> Self {
+        Self { accepted, ..self }
     }
 
     /// Has the answers generated, and follows the engine until all have ended or one can't go on.
@@ -134,13 +145,16 @@ impl<'a> Progress<'a> {
                         in_batch -= 1;
                     }
                 }
+                Some(Event::Stuck(error)) if error.may_pass_elsewhere() => {
+                    return Err(StageError { retry: Retry::Elsewhere, failure: error.failure() });
+                }
                 Some(Event::Stuck(error)) => return Ok(Err(error.failure())),
                 Some(Event::Failed(failed)) => {
-                    let message = match failed {
-                        Failed::TooLong(_) => failed.to_string(),
-                        Failed::Model(error) => format!("decode failed: {}", causes(&error)),
+                    let (code, message) = match failed {
+                        Failed::TooLong(_) => (Code::Internal, failed.to_string()),
+                        Failed::Model(error) => (error.code(), format!("decode failed: {}", causes(&error))),
                     };
-                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
+                    return Err(StageError::new(Retry::Elsewhere, code, message));
                 }
                 // Which answer of the batch was to blame can't be told: the try counts for all that were in it.
                 None if in_batch > 0 => {
@@ -160,7 +174,8 @@ impl<'a> Progress<'a> {
 
     /// What the answers have come to.
     fn checkpoint(&self) -> Checkpoint {
-        Checkpoint::of(self.claim.clone(), self.job, &self.timings, &self.answers)
+        let written = Checkpoint::of(self.claim.clone(), self.job, &self.timings, &self.answers);
+        Checkpoint { fingerprint: Some(self.fingerprint), ..written }
     }
 
     /// Leaves the job to another worker, which goes on where this one stops.
@@ -193,10 +208,11 @@ impl<'a> Progress<'a> {
         if !self.begun {
             self.timings.first_token_ms = self.since_accepted();
         }
-        let Emitted { index, token, text, logprobs, .. } = emitted.clone();
+        let Emitted { index, token, text, logprobs, settled, .. } = emitted.clone();
+        let settled = (logprobs.is_some() && settled <= index).then_some(settled);
         let ends = self.restore(choice, emitted);
         self.journal.note();
-        let delta = Delta { choice, index, token, text, logprobs };
+        let delta = Delta { choice, index, token, text, logprobs, settled };
         let subject = self.bus.layout().tokens(&self.job.tenant, &self.job.id);
         // On the connection that the next checkpoint is written on, so the broker has the token before that.
         self.bus.publish_delta(subject, &delta).await?;
@@ -207,6 +223,9 @@ impl<'a> Progress<'a> {
     /// Notes an answer's next token, which was told; true if that ended the answer.
     pub(crate) fn restore(&mut self, choice: u32, emitted: Emitted) -> bool {
         self.begun = true;
+        if let Some(settled) = self.settled.get_mut(choice as usize) {
+            *settled = emitted.settled();
+        }
         let Emitted { token, text, logprobs, finish, .. } = emitted;
         if let Some(answer) = self.answers.get_mut(choice as usize) {
             answer.tokens.push(token);
@@ -219,16 +238,19 @@ impl<'a> Progress<'a> {
 
     pub(crate) fn completed(mut self) -> Next {
         self.close();
-        Next::Finish(Box::new(self.job.completed(self.answers, self.timings)))
+        let model_fingerprint = Some(hex(&self.fingerprint));
+        Next::Finish(Box::new(Outcome { model_fingerprint, ..self.job.completed(self.answers, self.timings) }))
     }
 
     pub(crate) fn failed(mut self, failure: Failure) -> Next {
         self.close();
-        Next::Finish(Box::new(self.job.failed(failure, self.answers, self.timings)))
+        let model_fingerprint = self.begun.then(|| hex(&self.fingerprint));
+        Next::Finish(Box::new(Outcome { model_fingerprint, ..self.job.failed(failure, self.answers, self.timings) }))
     }
 
     fn close(&mut self) {
         self.timings.total_ms = self.since_accepted();
+        self.answers.iter_mut().zip(&self.settled).for_each(|(answer, settled)| settled.keep(&mut answer.logprobs));
     }
 
     /// What the result says of the time since the broker accepted the request: 0 where the broker's clock can't be read.

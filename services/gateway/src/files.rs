@@ -16,10 +16,10 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use baton_bus::files::{File, Purpose};
+use baton_bus::files::{File, Form, Purpose};
 use baton_contract::{JobId, Name, causes};
-use baton_storage::files::{Blob, Extent, Files};
-use futures::TryStreamExt;
+use baton_storage::files::{self, Blob, Extent, Files};
+use futures::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -98,7 +98,21 @@ pub(crate) fn known_id(prefix: &str, text: &str) -> Option<JobId> {
 
 /// Where the bytes of a file are.
 pub(crate) fn place(file: &File) -> Option<(Blob, Extent)> {
-    Some((file.blob.parse().ok()?, Extent { bytes: file.bytes, part_bytes: file.part_bytes }))
+    let (form, part_bytes) = match file.form {
+        Form::Plain => (files::Form::Plain, file.part_bytes),
+        Form::Checked => (files::Form::Checked, file.part_bytes),
+        Form::Sealed => (files::Form::Sealed, file.sealed_part_bytes?),
+    };
+    Some((file.blob.parse().ok()?, Extent { bytes: file.bytes, part_bytes, form }))
+}
+
+/// The same as a file's record says it: the bytes of a part, how parts are stored, and the bytes of a sealed part.
+pub(crate) fn recorded(extent: Extent) -> (u64, Form, Option<u64>) {
+    match extent.form {
+        files::Form::Plain => (extent.part_bytes, Form::Plain, None),
+        files::Form::Checked => (extent.part_bytes, Form::Checked, None),
+        files::Form::Sealed => (0, Form::Sealed, Some(extent.part_bytes)),
+    }
 }
 
 /// A tenant's file that has not expired.
@@ -146,6 +160,7 @@ async fn upload(caller: Caller, Shared(state): Shared<State>, request: Request) 
     let received = timeout(UPLOAD_WITHIN, form::receive(request, files.upload(blob, form::MAX_BYTES, at_once)));
     let received = received.await.map_err(|_| slow())??;
     let created_at = now(&state).await?;
+    let (part_bytes, form, sealed_part_bytes) = recorded(received.extent);
     let file = File {
         id: id.clone(),
         filename: received.filename,
@@ -154,7 +169,9 @@ async fn upload(caller: Caller, Shared(state): Shared<State>, request: Request) 
         created_at,
         expires_at: received.expires_after.map(|seconds| created_at + seconds),
         blob: blob.to_string(),
-        part_bytes: received.extent.part_bytes,
+        part_bytes,
+        form,
+        sealed_part_bytes,
     };
     let key = JobId::new(&id).map_err(|error| ApiError::internal(causes(&error)))?;
     if let Err(error) = state.desk.files.put(&tenant, &key, &file).await {
@@ -226,7 +243,10 @@ async fn content(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): I
     let mut room = state.budget.take(2 * part).await?;
     let more = room.grow_by_what_is_free(part, PARTS_READ_AT_ONCE.get() - 1);
     let room = Arc::new(room);
-    let bytes = files.read(blob, extent, 0..extent.bytes, NonZeroUsize::MIN.saturating_add(more));
+    let mut bytes = files.read(blob, extent, 0..extent.bytes, NonZeroUsize::MIN.saturating_add(more)).boxed();
+    // What is wrong from the beginning is an answer; what is wrong later cuts the answer off before its end.
+    let first = bytes.next().await.transpose().map_err(unreadable)?;
+    let bytes = stream::iter(first.map(Ok)).chain(bytes);
     let mut response = Response::new(Body::from_stream(bytes.map_ok(move |piece| budget::housed(piece, &room))));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -238,6 +258,13 @@ async fn content(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): I
         headers.insert(header::CONTENT_DISPOSITION, value);
     }
     Ok(response)
+}
+
+fn unreadable(error: files::Error) -> ApiError {
+    match error {
+        files::Error::Store(_) => ApiError::unavailable(causes(&error)),
+        error => ApiError::internal(causes(&error)),
+    }
 }
 
 #[cfg(test)]

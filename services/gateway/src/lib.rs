@@ -31,7 +31,7 @@ pub mod webhooks;
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use baton_storage::Store;
+use baton_storage::{Store, seal::SealKey};
 
 pub use server::Gateway;
 pub use state::{Facts, State};
@@ -57,6 +57,8 @@ pub struct Options {
     pub facts: Facts,
     /// Where users' files lie; without it there are no files and no batches.
     pub store: Option<Store>,
+    /// Seals users' files, if they are to be.
+    pub seal: Option<SealKey>,
     /// How batches are driven.
     pub batches: batches::Options,
     /// How webhooks are called; without it none is.

@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use baton_contract::stats::Snapshot;
 use prometheus_client::{
     encoding::{
-        EncodeLabelSet, EncodeLabelValue,
+        EncodeLabelSet,
         text::{encode_eof, encode_registry},
     },
     metrics::{
@@ -32,7 +32,7 @@ struct Route {
 }
 
 /// What came of a try to call a webhook.
-#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Called {
     Sent,
     /// It is tried again.
@@ -44,7 +44,18 @@ pub(crate) enum Called {
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Outcome {
-    outcome: Called,
+    outcome: &'static str,
+}
+
+impl Called {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+            Self::GivenUp => "given_up",
+        }
+    }
 }
 
 /// What is counted. Cheap to clone.
@@ -127,7 +138,7 @@ impl Metrics {
     }
 
     pub(crate) fn webhook(&self, outcome: Called) {
-        self.0.webhooks.get_or_create(&Outcome { outcome }).inc();
+        self.0.webhooks.get_or_create(&Outcome { outcome: outcome.as_str() }).inc();
     }
 
     pub(crate) fn webhooks_waiting(&self, waiting: u64) {

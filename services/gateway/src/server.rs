@@ -71,6 +71,7 @@ impl Gateway {
             body_memory,
             facts,
             store,
+            seal,
             batches,
             webhooks,
         } = options;
@@ -96,7 +97,10 @@ impl Gateway {
             jobs,
             client,
             facts: Arc::new(facts),
-            files: store.map(Files::new),
+            files: store.map(Files::new).map(|files| match seal {
+                Some(key) => files.sealed(key),
+                None => files,
+            }),
             desk,
             webhooks: webhooks.map(Arc::new),
             metrics: Metrics::new(),

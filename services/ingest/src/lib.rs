@@ -224,7 +224,7 @@ impl Ingest {
                 tracing::info!(prompt_tokens, model = %job.model, straight, "the job was admitted");
                 self.bus.counters().prompt(prompt_tokens, 0);
                 if straight {
-                    let task = DecodeTask { job, timings, first: Vec::new(), pieces: Vec::new() };
+                    let task = DecodeTask { job, timings, first: Vec::new(), pieces: Vec::new(), fingerprint: None };
                     self.forward(arrival, Stage::Decode, &task, stored).await
                 } else {
                     self.forward(arrival, Stage::Prefill, &PrefillTask { job, timings }, stored).await
@@ -265,17 +265,19 @@ impl Ingest {
                 let mut headers = trace::headers_of(&tracing::Span::current());
                 stored.carry(&mut headers);
                 let begin = || self.gate.begin(stage, task.job(), headers.clone(), payload.clone());
-                if self.gate.bounds_tenants() {
+                let begun = if self.gate.bounds_tenants() {
                     // What there is no room for may be one tenant's, and must not take a slot from the others.
-                    begin().await?;
+                    begin().await
                 } else {
                     // Others wait for this one's slot as long as there is no room for it.
-                    pressure::patiently(
-                        begin,
-                        |error| tracing::info!(error = %causes(error), "the job waits to be passed on"),
-                    )
-                    .await?;
+                    let waits = |error: &baton_bus::Error| tracing::info!(error = %causes(error), "the job waits to be passed on");
+                    pressure::patiently(begin, waits).await
+                };
+                if let Err(error @ baton_bus::Error::TooLarge { .. }) = &begun {
+                    let failure = Failure::new(Code::PromptTooLong, stage::too_long(error));
+                    return self.refuse(arrival, failure).await;
                 }
+                begun?;
                 self.bus.counters().job(false);
                 Ok(())
             }

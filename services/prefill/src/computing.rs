@@ -141,11 +141,11 @@ impl<'a> Computing<'a> {
                 }
                 Some(Computed::Refused(error)) => return Err(refused(error)),
                 Some(Computed::Failed(failed)) => {
-                    let message = match failed {
-                        Failed::TooLong(_) => failed.to_string(),
-                        Failed::Model(error) => format!("prefill failed: {}", causes(&error)),
+                    let (code, message) = match failed {
+                        Failed::TooLong(_) => (Code::Internal, failed.to_string()),
+                        Failed::Model(error) => (error.code(), format!("prefill failed: {}", causes(&error))),
                     };
-                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
+                    return Err(StageError::new(Retry::Elsewhere, code, message));
                 }
                 // The try counts for the prompts that the engine was at, and for no other.
                 None if self.started.is_some() => {

@@ -21,7 +21,7 @@ use baton_bus::{
 };
 use baton_contract::{
     Name, causes,
-    envelope::{self, DecodeTask, FirstToken, Piece, PrefillTask},
+    envelope::{self, DecodeTask, Fingerprint, FirstToken, Piece, PrefillTask},
     job::Job,
     outcome::{Code, Failure, Timings},
 };
@@ -117,7 +117,7 @@ struct Pool {
     engine: Engine,
     generator: Generator,
     reuse: Reuse,
-    fingerprint: [u8; 32],
+    fingerprint: Fingerprint,
 }
 
 impl Handler<PrefillTask> for Prefill {
@@ -164,7 +164,7 @@ impl Prefill {
                 cached_tokens,
                 "the rest of the prompt was left to decode"
             );
-            return self.hand_over(job, timings, Vec::new(), &pieces[..stored]);
+            return self.hand_over(job, timings, Vec::new(), &pieces[..stored], pool.fingerprint);
         }
         let reused = reusable(&pieces, prefix.sources.len());
         let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
@@ -182,7 +182,7 @@ impl Prefill {
         );
 
         let first = first.into_iter().map(|Emitted { token, logprobs, .. }| FirstToken { token, logprobs }).collect();
-        self.hand_over(job, timings, first, &pieces)
+        self.hand_over(job, timings, first, &pieces, pool.fingerprint)
     }
 
     /// How many of the first pieces are stored, if what follows them is short enough for decode to compute.
@@ -200,18 +200,22 @@ impl Prefill {
         timings: Timings,
         first: Vec<FirstToken>,
         pieces: &[key::Piece],
+        fingerprint: Fingerprint,
     ) -> Result<Next, StageError> {
         let pieces = pieces.iter().map(|piece| Piece { id: piece.id.0, tokens: piece.range.len() as u32 }).collect();
         let subject = self.bus.layout().decode(&job.model, &job.lane, &job.tenant);
-        let task = DecodeTask { job, timings, first, pieces };
-        let payload =
-            envelope::encode(&task).map_err(|error| StageError::new(Retry::Never, Code::Internal, causes(&error)))?;
+        let task = DecodeTask { job, timings, first, pieces, fingerprint: Some(fingerprint) };
+        let payload = envelope::encode(&task).map_err(|error| {
+            let code = if matches!(error, envelope::Error::TooLarge(_)) { Code::PromptTooLong } else { Code::Internal };
+            StageError::new(Retry::Never, code, causes(&error))
+        })?;
         Ok(Next::Forward { subject, payload: payload.into() })
     }
 }
 
-/// The request's fault: no other worker would do better.
+/// The request's fault, so that no other worker would do better; or this worker's.
 fn refused(error: generation::Error) -> StageError {
     let Failure { code, message } = error.failure();
-    StageError::new(Retry::Never, code, message)
+    let retry = if error.may_pass_elsewhere() { Retry::Elsewhere } else { Retry::Never };
+    StageError::new(retry, code, message)
 }

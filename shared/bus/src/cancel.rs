@@ -255,7 +255,7 @@ impl Jobs {
             let state = stored.record.state;
             let Some(next) = stored.record.cancel() else { return Ok(Answer::Ended { state }) };
             // The worker that published the result died before it could note the end.
-            if let Some(outcome) = self.result(tenant, job).await? {
+            if let Some(outcome) = self.told(tenant, job).await? {
                 self.note_end(tenant, job, outcome.status).await?;
                 return Ok(Answer::Ended { state: outcome.status.into() });
             }

@@ -11,13 +11,15 @@ use std::sync::{
 };
 
 use async_nats::jetstream::kv;
-use baton_contract::{causes, checkpoint::Checkpoint, job::Job, record::Claim, subject::Stage};
+use baton_contract::{causes, checkpoint::Checkpoint, envelope, job::Job, record::Claim, subject::Stage};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Bus, Error, conflict};
+use crate::{Bus, Error, HeaderMap, conflict};
 
 /// How often a checkpoint that its former worker still writes is read again.
 const RACES: usize = 16;
+/// Bytes of the headers that the broker's buckets are written with, at most.
+const HEADERS: usize = 256;
 
 /// The checkpoints of a pipeline's jobs. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -44,6 +46,8 @@ pub struct Ledger {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
     Stored,
+    /// The broker takes none of this size, and so none that has more. What was written before stays.
+    TooLarge,
     /// The job is another worker's, or has ended.
     Superseded,
 }
@@ -103,8 +107,18 @@ impl Checkpoints {
     }
 
     async fn put(&self, key: &str, checkpoint: &Checkpoint, revision: u64) -> Result<Option<u64>, Error> {
-        let failed = |message| Error::Publish { subject: format!("the checkpoint of job {key}"), message };
-        let value = checkpoint.encode().map_err(|error| failed(causes(&error)))?;
+        let subject = || format!("the checkpoint of job {key}");
+        let failed = |message| Error::Publish { subject: subject(), message };
+        let too_large = |message| Error::TooLarge { subject: subject(), message };
+        let value = checkpoint.encode().map_err(|error| match error {
+            envelope::Error::TooLarge(_) => too_large(causes(&error)),
+            error => failed(causes(&error)),
+        })?;
+        // What a value's headers take.
+        let room = self.bus.payload_room(&HeaderMap::new()).saturating_sub(HEADERS);
+        if value.len() > room {
+            return Err(too_large(format!("expected at most {room} bytes, found {}", value.len())));
+        }
         let put = self.bucket.update(key, value.into(), revision).await;
         conflict::unless_beaten(put).map_err(|error| failed(causes(&error)))
     }
@@ -130,7 +144,15 @@ impl Ledger {
                 Some(found) => found.clone().taken_over(self.claim.clone()),
                 None => Checkpoint::empty(self.claim.clone(), job),
             };
-            if let Some(revision) = self.checkpoints.put(&self.key, &mine, revision).await? {
+            let written = match self.checkpoints.put(&self.key, &mine, revision).await {
+                // It was just small enough in its former holder's name.
+                Err(Error::TooLarge { .. }) => {
+                    let empty = Checkpoint::empty(self.claim.clone(), job);
+                    self.checkpoints.put(&self.key, &empty, revision).await?
+                }
+                written => written?,
+            };
+            if let Some(revision) = written {
                 self.revision.store(revision, Ordering::Relaxed);
                 return Ok(found.map_or(Found::Nothing, |found| Found::Checkpoint(Box::new(found))));
             }
@@ -145,9 +167,14 @@ impl Ledger {
         let mut revision = self.revision.load(Ordering::Relaxed);
         for race in 0..RACES {
             conflict::breathe(race).await;
-            if let Some(revision) = self.checkpoints.put(&self.key, checkpoint, revision).await? {
-                self.revision.store(revision, Ordering::Relaxed);
-                return Ok(Written::Stored);
+            match self.checkpoints.put(&self.key, checkpoint, revision).await {
+                Ok(Some(revision)) => {
+                    self.revision.store(revision, Ordering::Relaxed);
+                    return Ok(Written::Stored);
+                }
+                Ok(None) => {}
+                Err(Error::TooLarge { .. }) => return Ok(Written::TooLarge),
+                Err(error) => return Err(error),
             }
             // A write whose answer was lost may have been stored after all; and an earlier life of the job, with another
             // message, may have left something.

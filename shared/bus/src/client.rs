@@ -119,7 +119,7 @@ impl Bus {
         };
         let consumer = stream.create_consumer(config).await.map_err(|error| failed(causes(&error)))?;
         let messages = consumer.messages().await.map_err(|error| failed(causes(&error)))?;
-        Ok(Results { messages, before })
+        Ok(Results { bus: self.clone(), messages, before, told: None })
     }
 
     /// Tells the sender of a request that its id belongs to another one. That is kept as long as results.
@@ -232,7 +232,10 @@ impl Follower {
 
 /// A tenant's results after a place in their stream.
 pub struct Results {
+    bus: Bus,
     messages: push::Ordered,
+    /// What was told last and not handed out yet: reading the whole of a large result may be given up and begun again.
+    told: Option<Box<Outcome>>,
     /// Results up to this sequence are older: a consumer that was lost before its first message starts from the beginning.
     before: u64,
 }
@@ -250,6 +253,14 @@ impl Results {
     async fn ended(&mut self) -> Result<Ended, Error> {
         let failed = |message: String| Error::Read { what: "results".into(), message };
         loop {
+            if let Some(told) = self.told.take_if(|told| told.stored.is_none()) {
+                return Ok(Ended::Result(told));
+            }
+            if let Some(told) = &self.told {
+                let whole = self.bus.whole(Outcome::clone(told)).await;
+                self.told = None;
+                return Ok(Ended::Result(Box::new(whole?)));
+            }
             let message = match self.messages.next().await {
                 Some(Ok(message)) => message,
                 // The consumer is made anew at the next turn.
@@ -261,6 +272,7 @@ impl Results {
                 continue;
             }
             match Ended::read(&message) {
+                Ok(Ended::Result(told)) => self.told = Some(told),
                 Ok(ended) => return Ok(ended),
                 Err(error) => {
                     tracing::warn!(error = %causes(&error), subject = %message.subject, "an unreadable result was skipped")

@@ -84,14 +84,17 @@ impl Clock {
                 let clock = self.clone();
                 tokio::spawn(async move {
                     if let Err(error) = clock.ask().await {
-                        tracing::debug!(%error, "the broker's clock could not be read");
+                        tracing::debug!(error = %causes(&error), "the broker's clock could not be read");
                     }
                     clock.bus.clock.asking.store(false, Ordering::Relaxed);
                 });
             }
             return Some(about);
         }
-        self.now_ms().await.inspect_err(|error| tracing::debug!(%error, "the broker's clock could not be read")).ok()
+        self.now_ms()
+            .await
+            .inspect_err(|error| tracing::debug!(error = %causes(error), "the broker's clock could not be read"))
+            .ok()
     }
 
     /// How long it is since a time of the broker's; zero if that is to come or can't be told.

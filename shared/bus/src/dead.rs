@@ -36,6 +36,7 @@ const ATTEMPTS: &str = "Baton-Attempts";
 const WORKER: &str = "Baton-Worker";
 pub(crate) const SUBJECT: &str = "Baton-Subject";
 const QUEUED: &str = "Baton-Queued-Ms";
+const LEFT_OUT: &str = "Baton-Left-Out-Bytes";
 /// The broker tells it where only headers are asked for.
 const SIZE: &str = "Nats-Msg-Size";
 /// What a retried job has after its id, before the number.
@@ -91,7 +92,7 @@ impl FromStr for LetterId {
 
 /// Whether a job that failed so leaves a dead letter: the fault is Baton's, not the request's.
 pub fn is_ours(cause: &Failure) -> bool {
-    matches!(cause.code, Code::Internal | Code::AttemptsExhausted)
+    matches!(cause.code, Code::Internal | Code::AttemptsExhausted | Code::NonFinite)
 }
 
 /// What was the end of a message.
@@ -121,6 +122,8 @@ pub struct Letter {
     pub died_ms: u64,
     /// The size of its message.
     pub bytes: u64,
+    /// Whether the message was too large to be kept: only this is known of it.
+    pub left_out: bool,
     /// Its place in the stream of dead letters.
     sequence: u64,
     tracestate: Option<String>,
@@ -149,6 +152,8 @@ pub enum RetryError {
     Bus(#[from] Error),
     #[error("cannot try the dead letter {id} again")]
     Unreadable { id: LetterId, source: envelope::Error },
+    #[error("the message of dead letter {id} was too large to be kept; send the request again, and drop the letter")]
+    LeftOut { id: LetterId },
     #[error("the dead letter {id} came from {subject:?}, which is no queue of {stage}; drop it", stage = id.stage())]
     Foreign { id: LetterId, subject: String },
 }
@@ -170,7 +175,13 @@ impl Bus {
         if let Some(worker) = worker {
             headers.insert(WORKER, worker);
         }
-        let (subject, payload) = (self.layout.dead_letter(&id.to_string()), delivery.payload().to_vec());
+        let mut payload = delivery.payload().to_vec();
+        if payload.len() > self.payload_room(&headers) {
+            // The message had just room, and the letter tells more. Why it died is worth more than what it was.
+            headers.insert(LEFT_OUT, payload.len().to_string());
+            payload.clear();
+        }
+        let subject = self.layout.dead_letter(&id.to_string());
         match id {
             LetterId::Job { .. } => self.publish_first(subject, headers, payload).await.map(drop),
             // Sequences begin anew when a stream is made anew: what lies there may be another message's letter.
@@ -239,6 +250,9 @@ impl Bus {
         let place = place.split('*').next().unwrap_or_default();
         if !letter.subject.starts_with(place) {
             return Err(RetryError::Foreign { id: letter.id, subject: letter.subject });
+        }
+        if letter.left_out {
+            return Err(RetryError::LeftOut { id: letter.id });
         }
         let retried = match &letter.id {
             LetterId::Message { .. } => {
@@ -334,7 +348,8 @@ impl Bus {
             tracestate: text("tracestate"),
             queued_ms: number(QUEUED).unwrap_or_default(),
             died_ms: (message.time.unix_timestamp_nanos() / 1_000_000) as u64,
-            bytes: number(SIZE).unwrap_or(message.payload.len() as u64),
+            bytes: number(LEFT_OUT).or(number(SIZE)).unwrap_or(message.payload.len() as u64),
+            left_out: number(LEFT_OUT).is_some(),
             sequence: message.sequence,
         })
     }

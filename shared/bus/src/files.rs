@@ -24,8 +24,25 @@ pub struct File {
     pub expires_at: Option<u64>,
     /// The name of its bytes in the store, in hex.
     pub blob: String,
-    /// Bytes of each of its parts but the last.
+    /// Bytes of each of its parts but the last; 0 of a sealed one, so that releases which can't open it take it for damaged.
     pub part_bytes: u64,
+    /// How its parts are stored.
+    #[serde(default)]
+    pub form: Form,
+    /// The same as `part_bytes` of a sealed one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_part_bytes: Option<u64>,
+}
+
+/// How a file's parts are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// Without a proof of what they are, as earlier releases did.
+    #[default]
+    Plain,
+    Checked,
+    Sealed,
 }
 
 /// What a file is for.

@@ -9,7 +9,7 @@ use baton_contract::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::{Bus, Error, HeaderMap, conflict, reconcile::JobKey};
+use crate::{Bus, Error, HeaderMap, conflict, expect_first, reconcile::JobKey};
 
 /// How often a record that others change meanwhile is read again.
 const RACES: usize = 16;
@@ -247,20 +247,17 @@ impl Jobs {
         held: Option<Stored>,
     ) -> Result<bool, Error> {
         let (tenant, job) = (&outcome.tenant, &outcome.id);
-        let counts = self.publish_result(outcome, headers).await?;
+        let (counts, status) = self.publish_result(outcome, headers).await?;
         if counts
             && let Some(held) = held
-            && let Some(next) = held.record.finish(outcome.status)
+            && let Some(next) = held.record.finish(status)
             && self.store(tenant, job, &next, Some(held.revision)).await?
         {
             return Ok(true);
         }
         // The one that counts may have been published by a worker that died before it could note the end.
-        let status = if counts {
-            outcome.status
-        } else {
-            self.result(tenant, job).await?.map_or(outcome.status, |present| present.status)
-        };
+        let status =
+            if counts { status } else { self.told(tenant, job).await?.map_or(status, |present| present.status) };
         self.note_end(tenant, job, status).await?;
         Ok(counts)
     }
@@ -280,6 +277,14 @@ impl Jobs {
 
     /// The result of a job that has ended.
     pub async fn result(&self, tenant: &Name, job: &JobId) -> Result<Option<Outcome>, Error> {
+        match self.told(tenant, job).await? {
+            Some(told) => self.bus.whole(told).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The same as its message tells it, which lacks the large parts of a large one.
+    pub async fn told(&self, tenant: &Name, job: &JobId) -> Result<Option<Outcome>, Error> {
         self.of_result_stream(self.bus.layout.result(tenant, job), job).await
     }
 
@@ -305,12 +310,16 @@ impl Jobs {
         }
     }
 
-    /// Publishes a result create-only; returns whether it was the first.
-    async fn publish_result(&self, outcome: &Outcome, headers: HeaderMap) -> Result<bool, Error> {
+    /// Publishes a result create-only; returns whether it was the first, and how it says that the job ended.
+    async fn publish_result(&self, outcome: &Outcome, mut headers: HeaderMap) -> Result<(bool, Status), Error> {
         let subject = self.bus.layout.result(&outcome.tenant, &outcome.id);
-        let failed = |message: String| Error::Publish { subject: subject.clone(), message };
-        let payload = serde_json::to_vec(outcome).map_err(|error| failed(causes(&error)))?;
-        self.bus.publish_first(subject, headers, payload).await
+        expect_first(&mut headers);
+        let packed = self.bus.pack(outcome, &headers).await?;
+        let first = self.bus.publish_first(subject, headers, packed.payload.clone()).await?;
+        if !first {
+            self.bus.unpack(&packed).await;
+        }
+        Ok((first, packed.status))
     }
 
     /// Stores a record if the present revision is the expected one (or none); the record as it is then stored.

@@ -6,6 +6,7 @@
 //! - [`pull`] takes messages, one permit each, and settles them; [`stage`] adds claims, successors and results.
 //! - [`jobs`] keeps the job records and the results; [`client`] submits jobs and follows them; [`answers`] asks for single
 //!   ones, many at a time.
+//! - `large` puts results that no message holds into the broker's object store.
 //! - [`checkpoints`] keeps what running answers have come to; [`cancel`] ends jobs that nobody wants any more.
 //! - [`pressure`] says what happens when the broker takes no more; [`clock`] reads the broker's clock.
 //! - [`dead`] keeps what no worker could finish; [`reconcile`] finds jobs that have lost their message.
@@ -42,6 +43,7 @@ pub mod errands;
 pub mod files;
 pub mod jobs;
 mod keep;
+mod large;
 pub mod latest;
 pub mod lease;
 pub mod live;
@@ -72,7 +74,7 @@ use std::{
 pub use async_nats::HeaderMap;
 use async_nats::jetstream::{self, ErrorCode, context::GetStreamErrorKind};
 use baton_contract::{
-    Name, causes, envelope,
+    Name, causes,
     job::Job,
     subject::{Layout, Stage},
 };
@@ -90,6 +92,8 @@ use crate::{
 
 /// How often what must be the first message of its subject is published again while another is on its way there.
 const FIRST_RACES: usize = 16;
+/// What a request's headers, those of its trace, take at most in most cases.
+const REQUEST_HEADERS: usize = 1 << 10;
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 /// How often it is looked whether the connection is dead.
 const PULSE_EVERY: Duration = Duration::from_millis(500);
@@ -146,6 +150,8 @@ pub enum Error {
         "the pipeline has no lane {lane}; it has {lanes}: take one of them, or add it to `lanes` in the pipeline file"
     )]
     UnknownLane { lane: Name, lanes: String },
+    #[error("the broker takes no message of this size for {subject}: {message}")]
+    TooLarge { subject: String, message: String },
     #[error("nobody answers {subject}: no ingest worker runs on this broker under this root; start one")]
     NotServed { subject: String },
     #[error(
@@ -231,7 +237,7 @@ impl Bus {
 
     /// Bytes that a request may have on this broker.
     pub fn max_request_bytes(&self) -> usize {
-        self.client.server_info().max_payload.min(envelope::MAX_BYTES)
+        self.payload_room(&HeaderMap::new()).saturating_sub(REQUEST_HEADERS)
     }
 
     /// Publishes durably: returns once the broker has stored the message, with its sequence. A message with an `id` that
@@ -272,7 +278,7 @@ impl Bus {
 
     /// Publishes durably what must be the first message of its subject; returns whether it was.
     async fn publish_first(&self, subject: String, mut headers: HeaderMap, payload: Vec<u8>) -> Result<bool, Error> {
-        headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
+        expect_first(&mut headers);
         let payload = Bytes::from(payload);
         let mut race = 0;
         loop {
@@ -321,6 +327,10 @@ impl Bus {
     pub async fn publish_delta(&self, subject: String, delta: &baton_contract::outcome::Delta) -> Result<(), Error> {
         let failed = |message: String| Error::Publish { subject: subject.clone(), message };
         let payload = serde_json::to_vec(delta).map_err(|error| failed(causes(&error)))?;
+        if payload.len() > self.payload_room(&HeaderMap::new()) {
+            // Who follows takes it from the result.
+            return Ok(());
+        }
         self.client.publish(subject.clone(), payload.into()).await.map_err(|error| failed(causes(&error)))
     }
 
@@ -346,6 +356,11 @@ async fn publish_durably(
         Err(error) => Err(error),
     };
     ack.map(|ack| ack.sequence).map_err(|error| pressure::refused(subject, &error))
+}
+
+/// Has the broker take a message only as the first of its subject.
+fn expect_first(headers: &mut HeaderMap) {
+    headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
 }
 
 /// This machine's time in milliseconds since 1970.

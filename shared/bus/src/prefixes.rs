@@ -111,11 +111,8 @@ impl Prefixes {
         let failed = |message: String| Error::Read { what: "claims on prefixes".into(), message };
         let created = timeout(CLAIM_WITHIN, self.bucket.create(&key, marks.concat().into())).await;
         let created = created.map_err(|_| failed(format!("no answer within {CLAIM_WITHIN:?}")))?;
-        let claimed = conflict::unless_beaten(created).map_err(|error| {
-            self.make_again();
-            failed(causes(&error))
-        });
-        match claimed? {
+        let created = conflict::unless_beaten(created).inspect_err(|_| self.make_again());
+        match created.map_err(|error| failed(causes(&error)))? {
             Some(revision) => {
                 let (left, changes) = watch::channel(marks);
                 tokio::spawn(hold(self.bucket.clone(), key, revision, changes, self.life / 3));

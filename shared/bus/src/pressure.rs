@@ -91,10 +91,18 @@ impl fmt::Display for Because {
 /// What it means that the broker did not store a message.
 pub(crate) fn refused(subject: String, error: &PublishError) -> Error {
     let message = causes(error);
+    if is_too_large(error.kind(), conflict::code(error)) {
+        return Error::TooLarge { subject, message };
+    }
     match because(error.kind(), conflict::code(error)) {
         Some(because) => Error::TryLater { subject, message, because },
         None => Error::Publish { subject, message },
     }
+}
+
+fn is_too_large(kind: PublishErrorKind, code: Option<ErrorCode>) -> bool {
+    let refused = [ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM, ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM];
+    kind == PublishErrorKind::MaxPayloadExceeded || code.is_some_and(|code| refused.contains(&code))
 }
 
 /// Why a message was not stored, if that may pass.
@@ -136,5 +144,8 @@ mod tests {
         ] {
             assert_eq!(because(kind, code), expected, "{kind:?} {code:?}");
         }
+        assert!(is_too_large(MaxPayloadExceeded, None));
+        assert!(is_too_large(Other, Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM)));
+        assert!(!is_too_large(Other, Some(ErrorCode::STREAM_STORE_FAILED)));
     }
 }

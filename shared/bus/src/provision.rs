@@ -18,7 +18,7 @@ use baton_contract::{Name, causes, envelope, subject::Stage};
 use crate::{
     Bus, Error, Retention,
     electing::{self, Failed},
-    errands,
+    errands, large,
     pull::Queue,
 };
 
@@ -207,32 +207,33 @@ impl Bus {
 
     /// Creates one of them unless it stands; returns whether it did. Waits for a cluster that is electing.
     pub(crate) async fn create_missing(&self, wanted: &Wanted) -> Result<Option<Change>, Error> {
-        electing::once_elected(&wanted.what, || async move {
-            // Also what was created without an answer, by this process or another.
-            if self.standing(wanted).await.map_err(Failed::passing)?.is_some() {
-                return Ok(None);
-            }
-            let created = match &wanted.bucket {
-                None => self
-                    .jetstream
-                    .create_stream(wanted.config.clone())
-                    .await
-                    .map(drop)
-                    .map_err(|error| (taken(&error), electing::stream_passes(&error), causes(&error))),
-                Some(bucket) => self.jetstream.create_key_value(bucket.clone()).await.map(drop).map_err(|error| {
-                    let source = std::error::Error::source(&error);
-                    let taken = source.and_then(|source| source.downcast_ref()).is_some_and(taken);
-                    (taken, electing::bucket_passes(&error), causes(&error))
-                }),
-            };
-            match created {
-                Ok(()) => Ok(Some(Change::Created { what: wanted.what.clone() })),
-                // Somebody else was faster, and wants it otherwise: it stands.
-                Err((true, ..)) => Ok(None),
-                Err((false, passes, message)) => Err(Failed { error: wanted.failed(message), passes }),
-            }
-        })
-        .await
+        electing::once_elected(&wanted.what, || self.create_once(wanted)).await
+    }
+
+    async fn create_once(&self, wanted: &Wanted) -> Result<Option<Change>, Failed> {
+        // Also what was created without an answer, by this process or another.
+        if self.standing(wanted).await.map_err(Failed::passing)?.is_some() {
+            return Ok(None);
+        }
+        let created = match &wanted.bucket {
+            None => self
+                .jetstream
+                .create_stream(wanted.config.clone())
+                .await
+                .map(drop)
+                .map_err(|error| (taken(&error), electing::stream_passes(&error), causes(&error))),
+            Some(bucket) => self.jetstream.create_key_value(bucket.clone()).await.map(drop).map_err(|error| {
+                let source = std::error::Error::source(&error);
+                let taken = source.and_then(|source| source.downcast_ref()).is_some_and(taken);
+                (taken, electing::bucket_passes(&error), causes(&error))
+            }),
+        };
+        match created {
+            Ok(()) => Ok(Some(Change::Created { what: wanted.what.clone() })),
+            // Somebody else was faster, and wants it otherwise: it stands.
+            Err((true, ..)) => Ok(None),
+            Err((false, passes, message)) => Err(Failed { error: wanted.failed(message), passes }),
+        }
     }
 
     /// A bucket that is created if it is missing, and left as it is if it stands.
@@ -254,6 +255,7 @@ impl Bus {
         for kind in errands::Kind::ALL {
             wanted.push(Wanted::stream(kind.config(&self.layout, replicas)));
         }
+        wanted.push(Wanted::stream(large::stream(&self.layout, retention.results, replicas)));
         let bucket = |bucket: String, description: &str| {
             let max_age = retention.results;
             let description = description.to_owned();

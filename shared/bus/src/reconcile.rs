@@ -242,7 +242,7 @@ impl Bus {
     async fn settle_lost(&self, jobs: &Jobs, key: &JobKey, dry_run: bool) -> Result<Fate, Error> {
         let JobKey { tenant, job } = key;
         let Some(stored) = jobs.get(tenant, job).await? else { return Ok(Fate::Leave) };
-        let result = jobs.result(tenant, job).await?.map(|outcome| outcome.status);
+        let result = jobs.told(tenant, job).await?.map(|outcome| outcome.status);
         let kept = self.admitted(key).await?;
         let fate = fate(&stored.record, Evidence { waits: false, result, kept: kept.is_some() });
         match fate {

@@ -62,7 +62,11 @@ impl Server {
     pub async fn start(options: Options) -> Result<Self, Error> {
         let directory = &options.directory;
         let unusable = |source| Error::Directory { path: directory.clone(), source };
-        std::fs::create_dir_all(directory).map_err(unusable)?;
+        // Requests and results lie in it.
+        let mut private = std::fs::DirBuilder::new();
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o700);
+        private.recursive(true).create(directory).map_err(unusable)?;
         let ports = directory.join("ports");
         // Files of earlier runs would be mistaken for this one's.
         let _ = std::fs::remove_dir_all(&ports);

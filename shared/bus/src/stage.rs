@@ -84,6 +84,9 @@ pub enum Retry {
     Never,
     /// At once, by another worker, for this one stops. The try does not count.
     HandOver,
+    /// After a pause, by a worker that has the model with which the job was begun: this one has another. The try does not
+    /// count.
+    Unlike,
     /// By whoever holds the job: that is another worker now.
     Lost,
 }
@@ -241,7 +244,7 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
         let end = |failure: Failure| Next::Finish(Box::new(job.failed(failure, Vec::new(), timings.clone())));
         // A worker that died after publishing the result left only the bookkeeping.
         if delivery.attempt > 1
-            && let Some(present) = self.jobs.result(&job.tenant, &job.id).await?
+            && let Some(present) = self.jobs.told(&job.tenant, &job.id).await?
         {
             self.jobs.note_end(&job.tenant, &job.id, present.status).await?;
             ledger.clear().await;
@@ -310,6 +313,11 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                     tracing::info!(error = %causes(&error), "the job goes to another worker");
                     return Ok(self.give_back_for(delivery, None, None).await);
                 }
+                Err(error) if error.retry == Retry::Unlike => {
+                    let reason = causes(&error);
+                    tracing::warn!(error = reason, "the job is left to a worker with the same model");
+                    return Ok(self.give_back_for(delivery, Some(FIRST_PAUSE), Some(&reason)).await);
+                }
                 Err(error) if error.retry == Retry::Lost => {
                     tracing::info!(error = %causes(&error), "the job was lost to another worker");
                     return Ok(Settle::Leave);
@@ -355,6 +363,9 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                         () = sleep(pause) => {}
                         failure = stop.called(), if matches!(next, Next::Forward { .. }) => next = end(failure),
                     }
+                }
+                Err(error @ Error::TooLarge { .. }) if matches!(next, Next::Forward { .. }) => {
+                    next = end(Failure::new(Code::PromptTooLong, too_long(&error)));
                 }
                 Err(error) => return Err(error),
                 Ok(()) => break,
@@ -420,6 +431,11 @@ fn taken(claimed: Claimed) -> Result<Stored, Settle> {
         Claimed::Settled => Err(Settle::Ack),
         Claimed::Superseded => Err(Settle::Leave),
     }
+}
+
+/// Why a job whose message is too large for the broker can't go on.
+pub fn too_long(error: &Error) -> String {
+    format!("{}; shorten the request, or raise the broker's max_payload", causes(error))
 }
 
 /// How long a message that was delivered `attempt` times waits before it is delivered again.

@@ -1,21 +1,22 @@
 //! How an error is printed: itself and what caused it, each once.
 
-use std::{error::Error, fmt::Write};
+use std::error::Error;
 
 /// An error's text and, after colons, the texts of its sources. The one place in the tree that prints a chain: an error's own
-/// `Display` never holds its source. Other crates' errors often do, so a source that has been said already is left out.
+/// `Display` never holds its source. Other crates' errors often do, or say what their source says in more words: what was said
+/// already is left out.
 pub fn causes(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
+    let mut parts = vec![error.to_string()];
     let mut source = error.source();
     while let Some(cause) = source {
         let said = cause.to_string();
-        if !said.is_empty() && !text.contains(&said) {
-            // Writing to a string does not fail.
-            let _ = write!(text, ": {said}");
+        if !said.is_empty() && !parts.iter().any(|part| part.contains(&said)) {
+            parts.pop_if(|last| said.contains(&**last));
+            parts.push(said);
         }
         source = cause.source();
     }
-    text
+    parts.join(": ")
 }
 
 #[cfg(test)]
@@ -30,6 +31,8 @@ mod tests {
         Chatty(#[source] Box<Sample>),
         #[error("permission denied")]
         Leaf,
+        #[error("permission")]
+        Shorter { source: Box<Sample> },
     }
 
     #[test]
@@ -39,5 +42,8 @@ mod tests {
         let nested = Sample::Quiet { source: Box::new(chatty) };
         assert_eq!(causes(&nested), "cannot read the file: cannot fetch: permission denied");
         assert_eq!(causes(&Sample::Leaf), "permission denied");
+        let shorter = Sample::Shorter { source: Box::new(Sample::Leaf) };
+        let nested = Sample::Quiet { source: Box::new(shorter) };
+        assert_eq!(causes(&nested), "cannot read the file: permission denied");
     }
 }

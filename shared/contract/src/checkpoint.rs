@@ -6,7 +6,7 @@
 use bincode::{Decode, Encode};
 
 use crate::{
-    envelope::{self, Error},
+    envelope::{self, Error, Fingerprint, NO_FINGERPRINT},
     job::{Answer, Job},
     outcome::{Timings, TokenLogprob},
     record::Claim,
@@ -23,6 +23,8 @@ pub struct Checkpoint {
     /// Of each of the job's answers, in the order of their places; none if nothing was generated yet. Their live tokens
     /// were published before the checkpoint was written.
     pub answers: Vec<Beginning>,
+    /// Of the model that chose the tokens: no other goes on with them. None from a worker of the release before.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// How an answer begins.
@@ -36,7 +38,13 @@ pub struct Beginning {
 impl Checkpoint {
     /// One that says only whose the job is.
     pub fn empty(claim: Claim, job: &Job) -> Self {
-        Self { claim, request_digest: job.request_digest.clone(), timings: Timings::default(), answers: Vec::new() }
+        Self {
+            claim,
+            request_digest: job.request_digest.clone(),
+            timings: Timings::default(),
+            answers: Vec::new(),
+            fingerprint: None,
+        }
     }
 
     /// What the answers of a job have come to.
@@ -56,7 +64,7 @@ impl Checkpoint {
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        envelope::read(bytes)
+        envelope::read(bytes, NO_FINGERPRINT)
     }
 
     /// Whether answers of this job can go on from here: it tells of the same request, and has as many answers of fitting
@@ -104,7 +112,8 @@ mod tests {
         let claim = Claim { stage: Stage::Decode, sequence: 7, attempt: 2, worker: "w".into() };
         let answer = |tokens| Answer { tokens, ..Answer::default() };
         let timings = Timings { first_token_ms: 5.5, ..Timings::default() };
-        Checkpoint::of(claim, job, &timings, &[answer(vec![4, 5, 600]), answer(vec![4])])
+        let written = Checkpoint::of(claim, job, &timings, &[answer(vec![4, 5, 600]), answer(vec![4])]);
+        Checkpoint { fingerprint: Some([8; 32]), ..written }
     }
 
     #[test]
@@ -119,6 +128,12 @@ mod tests {
         }
         let trailing = [&bytes[..], &[0]].concat();
         assert!(matches!(Checkpoint::decode(&trailing), Err(Error::Trailing(1))));
+    }
+
+    #[test]
+    fn what_the_release_before_wrote_is_read() {
+        let bytes = envelope::tests::recorded(include_str!("../tests/previous/checkpoint.hex"));
+        assert_eq!(Checkpoint::decode(&bytes).unwrap(), Checkpoint { fingerprint: None, ..checkpoint(&job()) });
     }
 
     #[test]

@@ -1,4 +1,7 @@
 //! The messages between stages: a version byte, then bincode, never read beyond [`MAX_BYTES`].
+//!
+//! A release writes one version and reads that and the one before. A new version adds fields at the end only, so that what the
+//! version before did not write reads as if it were absent.
 
 use bincode::{Decode, Encode, config};
 
@@ -11,7 +14,20 @@ use crate::{
 /// The largest envelope a stage reads; the broker's `max_payload` lies at the same value.
 pub const MAX_BYTES: usize = 8 << 20;
 
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
+/// What the release before wrote.
+const PREVIOUS: u8 = 3;
+
+/// A model's [fingerprint](DecodeTask::fingerprint).
+pub type Fingerprint = [u8; 32];
+
+/// A fingerprint, or a part of one, as it is shown.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The last field that version 4 added to a message, as bincode writes it when it is absent.
+pub(crate) const NO_FINGERPRINT: &[u8] = &[0];
 
 /// Work for prefill.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -31,6 +47,9 @@ pub struct DecodeTask {
     /// The objects that hold the prompt's KV cache, in order; their tokens add up to the prompt, or without first tokens to
     /// less of its beginning.
     pub pieces: Vec<Piece>,
+    /// Of the model that computed the pieces and sampled the first tokens: no other goes on with them. None if there are none,
+    /// and from a worker of the release before.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// How an answer begins.
@@ -50,7 +69,9 @@ pub struct Piece {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("expected an envelope of version {VERSION}, found {0}; all workers of a pipeline must be of one release")]
+    #[error(
+        "expected an envelope of version {PREVIOUS} or {VERSION}, found {0}; workers of a pipeline may be one release apart"
+    )]
     Version(u8),
     #[error("expected an envelope of at most {MAX_BYTES} bytes, found {0}")]
     TooLarge(usize),
@@ -76,6 +97,8 @@ pub enum Error {
 
 /// An envelope of some stage.
 pub trait Task: Sized + Send + Encode + Decode<()> + 'static {
+    /// What an envelope of the version before lacks at its end.
+    const ADDED: &'static [u8];
     fn job(&self) -> &Job;
     fn timings(&self) -> &Timings;
     /// What the types alone don't guarantee.
@@ -96,6 +119,8 @@ pub trait Task: Sized + Send + Encode + Decode<()> + 'static {
 }
 
 impl Task for PrefillTask {
+    const ADDED: &'static [u8] = &[];
+
     fn job(&self) -> &Job {
         &self.job
     }
@@ -106,6 +131,8 @@ impl Task for PrefillTask {
 }
 
 impl Task for DecodeTask {
+    const ADDED: &'static [u8] = NO_FINGERPRINT;
+
     fn job(&self) -> &Job {
         &self.job
     }
@@ -136,7 +163,7 @@ pub fn encode<T: Task>(task: &T) -> Result<Vec<u8>, Error> {
 }
 
 pub fn decode<T: Task>(bytes: &[u8]) -> Result<T, Error> {
-    let task: T = read(bytes)?;
+    let task: T = read(bytes, T::ADDED)?;
     task.check()?;
     Ok(task)
 }
@@ -147,15 +174,21 @@ pub(crate) fn write<T: Encode>(content: &T) -> Result<Vec<u8>, Error> {
     if bytes.len() > MAX_BYTES { Err(Error::TooLarge(bytes.len())) } else { Ok(bytes) }
 }
 
-/// What the types alone don't guarantee is not checked.
-pub(crate) fn read<T: Decode<()>>(bytes: &[u8]) -> Result<T, Error> {
+/// What the types alone don't guarantee is not checked. `added` is what the version before lacks at its end.
+pub(crate) fn read<T: Decode<()>>(bytes: &[u8], added: &[u8]) -> Result<T, Error> {
     if bytes.len() > MAX_BYTES {
         return Err(Error::TooLarge(bytes.len()));
     }
     let (version, body) = bytes.split_first().ok_or(Error::Empty)?;
-    if *version != VERSION {
-        return Err(Error::Version(*version));
-    }
+    let whole;
+    let body = match *version {
+        VERSION => body,
+        PREVIOUS => {
+            whole = [body, added].concat();
+            &whole
+        }
+        other => return Err(Error::Version(other)),
+    };
     #[expect(clippy::disallowed_methods, reason = "capped at MAX_BYTES")]
     let (content, read): (T, usize) = bincode::decode_from_slice(body, config::standard().with_limit::<MAX_BYTES>())?;
     if read != body.len() {
@@ -165,7 +198,7 @@ pub(crate) fn read<T: Decode<()>>(bytes: &[u8]) -> Result<T, Error> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -207,6 +240,7 @@ mod tests {
                 }),
             }],
             pieces: vec![Piece { id: [9; 32], tokens: 3 }],
+            fingerprint: Some([8; 32]),
         }
     }
 
@@ -216,6 +250,29 @@ mod tests {
         assert_eq!(decode::<DecodeTask>(&bytes).unwrap(), task());
         // A change of these bytes is a change of the wire format: raise VERSION with it.
         assert_eq!(blake3::hash(&bytes).to_hex()[..16].to_string(), "5ebf3302230e0c2f");
+    }
+
+    /// Bytes that the release before wrote.
+    pub(crate) fn recorded(hex: &str) -> Vec<u8> {
+        let digits = hex.trim().as_bytes().as_chunks::<2>().0;
+        digits.iter().map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn what_the_release_before_wrote_is_read() {
+        let bytes = recorded(include_str!("../tests/previous/decode.hex"));
+        assert_eq!(bytes[0], PREVIOUS);
+        assert_eq!(decode::<DecodeTask>(&bytes).unwrap(), DecodeTask { fingerprint: None, ..task() });
+        let timings = Timings { accepted_at_ms: 1_700_000_000_000, prefill_worker: "w".into(), ..Timings::default() };
+        let bytes = recorded(include_str!("../tests/previous/prefill.hex"));
+        assert_eq!(decode::<PrefillTask>(&bytes).unwrap(), PrefillTask { job: task().job, timings });
+        for cut in 0..bytes.len() {
+            assert!(decode::<PrefillTask>(&bytes[..cut]).is_err(), "{cut}");
+        }
+        for version in [PREVIOUS - 1, VERSION + 1] {
+            let other = [&[version], &bytes[1..]].concat();
+            assert!(matches!(decode::<PrefillTask>(&other), Err(Error::Version(found)) if found == version));
+        }
     }
 
     #[test]

@@ -57,6 +57,12 @@ impl Job {
             cached_tokens: timings.cached_tokens,
         };
         let mut choices: Vec<Choice> = (0..).zip(answers).map(|(index, answer)| answer.into_choice(index)).collect();
+        if self.sampling.logprobs.is_some() {
+            // Also those of an empty text.
+            for choice in choices.iter_mut().filter(|choice| !choice.tokens.is_empty()) {
+                choice.logprobs.get_or_insert(Logprobs { content: Vec::new() });
+            }
+        }
         let first = if self.samples > 1 { choices.first().cloned() } else { choices.pop() };
         let first = first.unwrap_or_else(|| Answer::default().into_choice(0));
         Outcome {
@@ -75,6 +81,8 @@ impl Job {
             metadata: self.metadata.clone(),
             timings,
             request_digest: self.request_digest.clone(),
+            model_fingerprint: None,
+            stored: None,
         }
     }
 }

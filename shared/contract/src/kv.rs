@@ -35,4 +35,16 @@ impl Block {
         self.layers.len() == shape.layers
             && self.layers.iter().all(|layer| layer.len() == shape.layer_values(self.tokens))
     }
+
+    /// Whether all values are numbers, and none infinite.
+    pub fn is_finite(&self) -> bool {
+        self.layers.iter().all(|layer| is_finite(layer))
+    }
+}
+
+/// Whether all of these bf16 values are numbers, and none infinite.
+pub fn is_finite(values: &[u16]) -> bool {
+    const EXPONENT: u16 = 0x7f80;
+    // Without a way out of the loop, which compiles to vectors.
+    !values.iter().fold(false, |found, value| found | (value & EXPONENT == EXPONENT))
 }

@@ -44,6 +44,12 @@ pub enum Code {
     Cancelled,
     /// Its id belongs to another request.
     Conflict,
+    /// The model's numbers became infinite, or none at all.
+    NonFinite,
+    /// No store takes a result of this size.
+    ResultTooLarge,
+    /// Also what a later release may have a code for.
+    #[serde(other)]
     Internal,
 }
 
@@ -165,6 +171,80 @@ pub struct Outcome {
     pub timings: Timings,
     /// BLAKE3 of the request's bytes, in hex: whether this answers the request one sent, or an earlier one of that id.
     pub request_digest: String,
+    /// Of the model that gave the answer, in hex: all of it, whatever happened on the way. None if there is no answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_fingerprint: Option<String>,
+    /// Set where the broker takes no message of the result's size: what this one lacks lies there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<StoredResult>,
+}
+
+/// Where a whole result lies that is too large for a message: in an object of JetStream's object store, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredResult {
+    /// The bucket, and the object's name in it.
+    pub bucket: String,
+    pub name: String,
+    pub bytes: u64,
+    /// `SHA-256=` and the digest in base64 for URLs, as the object store tells it.
+    pub digest: String,
+    /// What the message lacks; everything else is in both.
+    pub left_out: Vec<Part>,
+}
+
+/// A part of a result that may be large.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// Of all answers; so are the tokens.
+    Logprobs,
+    Tokens,
+    Choices,
+    Text,
+    Metadata,
+}
+
+impl Part {
+    /// Those first that a reader misses least.
+    pub const ALL: [Self; 5] = [Self::Logprobs, Self::Tokens, Self::Choices, Self::Text, Self::Metadata];
+}
+
+impl Outcome {
+    /// Takes a part out.
+    pub fn leave_out(&mut self, part: Part) {
+        match part {
+            Part::Logprobs => {
+                self.logprobs = None;
+                self.choices.iter_mut().for_each(|choice| choice.logprobs = None);
+            }
+            Part::Tokens => {
+                self.tokens.clear();
+                self.choices.iter_mut().for_each(|choice| choice.tokens.clear());
+            }
+            Part::Choices => self.choices.clear(),
+            Part::Text => self.text.clear(),
+            Part::Metadata => self.metadata.clear(),
+        }
+    }
+
+    /// The result in place of this one of so many bytes, which nothing takes: failed, with the first `text_bytes` of the text.
+    #[must_use]
+    pub fn too_large(&self, bytes: usize, most: usize, text_bytes: usize) -> Self {
+        let message =
+            format!("the result has {bytes} bytes, and results may have {most}; lower max_tokens, n or logprobs");
+        let mut text = self.text.clone();
+        text.truncate(text.floor_char_boundary(text_bytes));
+        Self {
+            status: Status::Failed,
+            finish_reason: None,
+            error: Some(Failure::new(Code::ResultTooLarge, message)),
+            text,
+            tokens: Vec::new(),
+            logprobs: None,
+            choices: Vec::new(),
+            ..self.clone()
+        }
+    }
 }
 
 impl Outcome {
@@ -185,6 +265,8 @@ impl Outcome {
             usage: Usage::default(),
             metadata: BTreeMap::new(),
             timings: Timings::default(),
+            model_fingerprint: None,
+            stored: None,
             request_digest,
         }
     }
@@ -227,7 +309,8 @@ pub struct Choice {
 /// Log-probabilities of an answer's tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Logprobs {
-    /// One for each of the answer's tokens.
+    /// One for each of the answer's tokens that its text has, so for fewer where a stop text was found: that one's are left out.
+    /// A token that it begins in is told as far as the text goes.
     pub content: Vec<TokenLogprob>,
 }
 
@@ -280,6 +363,10 @@ pub struct Delta {
     /// If the request asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<TokenLogprob>,
+    /// Of how many of the answer's tokens, from the first, the log-probabilities are final; of all so far if it is left out.
+    /// Those of the others are none of the answer's if a stop text is found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settled: Option<u32>,
 }
 
 fn is_first(choice: &u32) -> bool {
@@ -289,4 +376,69 @@ fn is_first(choice: &u32) -> bool {
 /// The digest that tells two requests of one id apart, in hex.
 pub fn request_digest(body: &[u8]) -> String {
     blake3::hash(body).to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Answer, Job};
+    use crate::sampling::Sampling;
+
+    fn outcome(samples: u32) -> Outcome {
+        let name = |text| Name::new(text).unwrap();
+        let job = Job {
+            id: JobId::new("job-1").unwrap(),
+            tenant: name("acme"),
+            lane: name("batch"),
+            model: name("m"),
+            prompt: vec![1],
+            max_tokens: 3,
+            samples,
+            sampling: Sampling::GREEDY,
+            stop: Vec::new(),
+            deadline_ms: None,
+            metadata: [("k".into(), "v".into())].into(),
+            request_digest: "ab".into(),
+        };
+        let chosen = Alternative { token: "a".into(), id: 4, logprob: -0.5, bytes: vec![b'a'] };
+        let answer = Answer {
+            text: "äb".into(),
+            tokens: vec![4, 5],
+            logprobs: vec![TokenLogprob { chosen, top_logprobs: Vec::new() }; 2],
+            finish_reason: Some(FinishReason::Length),
+        };
+        job.completed(vec![answer; samples as usize], Timings::default())
+    }
+
+    #[test]
+    fn every_large_part_can_be_left_out() {
+        let mut told = outcome(2);
+        let bytes = |told: &Outcome| serde_json::to_vec(told).unwrap().len();
+        for part in Part::ALL {
+            let before = bytes(&told);
+            told.leave_out(part);
+            assert!(bytes(&told) < before, "{part:?}");
+        }
+        let bare = Outcome { text: String::new(), metadata: BTreeMap::new(), ..outcome(1) };
+        assert_eq!(told.usage.completion_tokens, 4, "what is small stays");
+        assert_eq!((told.status, told.finish_reason), (bare.status, bare.finish_reason));
+        assert!(told.tokens.is_empty() && told.logprobs.is_none() && told.choices.is_empty());
+    }
+
+    #[test]
+    fn what_nothing_takes_is_a_failure_with_the_beginning_of_the_text() {
+        let cut = outcome(2).too_large(100, 50, 2);
+        assert_eq!((cut.status, cut.text.as_str(), cut.finish_reason), (Status::Failed, "ä", None));
+        let error = cut.error.unwrap();
+        assert_eq!(error.code, Code::ResultTooLarge);
+        assert!(error.message.contains("100 bytes") && error.message.contains("50"), "{error}");
+        assert_eq!(outcome(1).too_large(100, 50, 1).text, "", "no half character");
+    }
+
+    #[test]
+    fn what_a_later_release_says_is_read() {
+        assert_eq!(serde_json::from_str::<Code>("\"from_the_future\"").unwrap(), Code::Internal);
+        assert_eq!(serde_json::to_string(&Code::Internal).unwrap(), "\"internal\"");
+        assert_eq!(serde_json::to_string(&Code::NonFinite).unwrap(), "\"non_finite\"");
+    }
 }

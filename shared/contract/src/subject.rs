@@ -296,6 +296,20 @@ impl Layout {
         format!("{}_settings", self.root)
     }
 
+    /// The object store's bucket of results that are too large for a message.
+    pub fn large_bucket(&self) -> String {
+        format!("{}_results", self.root)
+    }
+
+    /// The stream that this bucket is, by the rules of JetStream's object store.
+    pub fn large_stream(&self) -> String {
+        format!("OBJ_{}", self.large_bucket())
+    }
+
+    pub fn large_subjects(&self) -> Vec<String> {
+        vec![format!("$O.{}.C.>", self.large_bucket()), format!("$O.{}.M.>", self.large_bucket())]
+    }
+
     /// The key-value bucket of claims on prefixes.
     pub fn prefix_bucket(&self) -> String {
         format!("{}_prefixes", self.root)

@@ -1,5 +1,8 @@
 //! Where a model computes, chosen by name at run time.
 
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
+
 use burn::tensor::Device;
 
 #[derive(Debug, thiserror::Error)]
@@ -10,6 +13,8 @@ pub enum Error {
     Unknown { name: String },
     #[error("device {name} was not found: install a driver (Vulkan, on Linux), or use flex (the CPU)")]
     NotFound { name: String },
+    #[error("device {device} can't compute: {what} was not found; {remedy}, or use flex (the CPU)")]
+    Missing { device: &'static str, what: String, remedy: &'static str },
 }
 
 /// The device called `name`: `flex` is the CPU, `cuda` the first Nvidia GPU and `wgpu` the GPU that the system prefers, each
@@ -18,7 +23,10 @@ pub fn by_name(name: &str) -> Result<Device, Error> {
     match name {
         "flex" => Ok(Device::flex()),
         #[cfg(feature = "cuda")]
-        "cuda" => Ok(Device::cuda(burn::tensor::DeviceIndex::Default)),
+        "cuda" => {
+            cuda::check()?;
+            Ok(Device::cuda(burn::tensor::DeviceIndex::Default))
+        }
         #[cfg(feature = "wgpu")]
         "wgpu" => {
             use burn::tensor::{DeviceKind, DeviceType};

@@ -2,6 +2,8 @@
 //!
 //! Prefill, decode and the one-process reference all generate through this, so that they can't differ.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use baton_contract::job::Job;
@@ -17,7 +19,7 @@ use crate::text::TextStream;
 pub const MAX_LOGPROBS: u64 = 50_000;
 const MAX_LOGPROB_BYTES: usize = 6 << 20;
 
-/// Why an answer can't begin or go on. It would end the same way anywhere else.
+/// Why an answer can't begin or go on. It would end the same way anywhere else, but for [`Error::may_pass_elsewhere`].
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -33,12 +35,23 @@ pub enum Error {
         "top_logprobs: the answers' log-probabilities take more than {MAX_LOGPROB_BYTES} bytes; lower it, n or max_tokens"
     )]
     LogprobsTooLong,
+    #[error(
+        "expected finite logits for token {index} of the answer, found {count} of {vocabulary} that are infinite or no \
+         numbers; check the model's file (baton verify) and the device"
+    )]
+    NonFinite { index: usize, count: usize, vocabulary: usize },
 }
 
 impl Error {
     /// What the request's sender is told.
     pub fn failure(&self) -> Failure {
-        Failure::new(Code::InvalidValue, self.to_string())
+        let code = if self.may_pass_elsewhere() { Code::NonFinite } else { Code::InvalidValue };
+        Failure::new(code, self.to_string())
+    }
+
+    /// Whether the fault is this worker's, and not the request's.
+    pub fn may_pass_elsewhere(&self) -> bool {
+        matches!(self, Self::NonFinite { .. })
     }
 }
 
@@ -52,8 +65,42 @@ pub struct Emitted {
     pub text: String,
     /// If the job asks for them.
     pub logprobs: Option<TokenLogprob>,
+    /// Of how many of the answer's tokens the text is final, so that their log-probabilities are: a stop text may take back
+    /// what follows.
+    pub settled: u32,
+    /// Bytes of the last of those tokens that the text has, if a stop text cut it.
+    pub cut: Option<usize>,
     /// Set with the last token.
     pub finish: Option<FinishReason>,
+}
+
+/// How much of an answer's log-probabilities belongs to its text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    tokens: usize,
+    cut: Option<usize>,
+}
+
+impl Emitted {
+    /// As of this token.
+    pub fn settled(&self) -> Settled {
+        Settled { tokens: self.settled as usize, cut: self.cut }
+    }
+}
+
+impl Settled {
+    /// Takes the log-probabilities away of tokens that the answer's text does not have. The last may be one of which it has a
+    /// part: then it is told as far as that goes.
+    pub fn keep(self, logprobs: &mut Vec<TokenLogprob>) {
+        logprobs.truncate(self.tokens);
+        let Some((last, cut)) = logprobs.last_mut().zip(self.cut) else { return };
+        let chosen = &mut last.chosen;
+        // One that is half a character is left whole.
+        if chosen.token.as_bytes() == chosen.bytes && chosen.token.is_char_boundary(cut) {
+            chosen.token.truncate(cut);
+            chosen.bytes.truncate(cut);
+        }
+    }
 }
 
 /// What the answers of one model have in common. Clones are cheap and share what was prepared.
@@ -100,6 +147,8 @@ impl Generator {
             max_logprob_bytes: MAX_LOGPROB_BYTES / if job.samples > 1 { job.samples as usize + 1 } else { 1 },
             max_tokens: job.max_tokens as usize,
             accepted: 0,
+            settled: 0,
+            open: VecDeque::new(),
         })
     }
 }
@@ -116,11 +165,18 @@ pub struct Generation {
     max_tokens: usize,
     /// Tokens accepted so far.
     accepted: usize,
+    /// Those of them whose text is final, and where the text of the others begins and ends.
+    settled: usize,
+    open: VecDeque<Range<usize>>,
 }
 
 impl Generation {
     /// Chooses the next token from the logits `[vocabulary]` after the last one, and appends it to the answer.
     pub fn next(&mut self, logits: &[f32]) -> Result<Emitted, Error> {
+        if !sampling::all_finite(logits) {
+            let count = logits.iter().filter(|logit| !logit.is_finite()).count();
+            return Err(Error::NonFinite { index: self.accepted, count, vocabulary: logits.len() });
+        }
         let token = self.sampler.pick(logits)?;
         let logprobs = self.top_logprobs.map(|count| {
             let distribution = Distribution::of(logits);
@@ -140,21 +196,51 @@ impl Generation {
         let index = self.accepted as u32;
         self.accepted += 1;
         let mut text = String::new();
-        let mut finish = None;
+        let (mut finish, mut cut) = (None, None);
+        let start = self.stream.made();
         if self.vocabulary.is_end(token) {
             text = self.stream.finish();
+            self.open.push_back(start..start);
             finish = Some(FinishReason::Stop);
         } else {
             let delta = self.stream.push(token);
             text.push_str(&delta.text);
+            self.open.push_back(start..self.stream.made());
+            self.settle();
             if delta.stopped {
+                cut = self.cut();
                 finish = Some(FinishReason::Stop);
             } else if self.accepted >= self.max_tokens {
                 text.push_str(&self.stream.finish());
                 finish = Some(FinishReason::Length);
             }
         }
-        Ok(Emitted { index, token, text, logprobs, finish })
+        if finish.is_some() && !self.open.is_empty() {
+            // Nothing takes them back any more.
+            self.settled = self.accepted;
+            self.open.clear();
+        }
+        Ok(Emitted { index, token, text, logprobs, settled: self.settled as u32, cut, finish })
+    }
+
+    /// Notes the tokens whose text is final now.
+    fn settle(&mut self) {
+        let released = self.stream.released();
+        while self.open.pop_front_if(|text| text.start < released && text.end <= released).is_some() {
+            self.settled += 1;
+        }
+    }
+
+    /// Notes the tokens that the text has after a stop text cut it; how much of the last, if not all.
+    fn cut(&mut self) -> Option<usize> {
+        let released = self.stream.released();
+        let mut cut = None;
+        while let Some(text) = self.open.pop_front_if(|text| text.start < released) {
+            self.settled += 1;
+            cut = (text.end > released).then_some(released - text.start);
+        }
+        self.open.clear();
+        cut
     }
 
     /// Tokens the answer may have.
@@ -165,5 +251,29 @@ impl Generation {
     fn alternative(&self, id: u32, logprob: f32) -> Alternative {
         let bytes = self.vocabulary.token_bytes(id).to_vec();
         Alternative { token: String::from_utf8_lossy(&bytes).into_owned(), id, logprob, bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn logprob(text: &[u8]) -> TokenLogprob {
+        let token = String::from_utf8_lossy(text).into_owned();
+        let chosen = Alternative { token, id: 7, logprob: -0.5, bytes: text.to_vec() };
+        TokenLogprob { chosen, top_logprobs: Vec::new() }
+    }
+
+    #[test]
+    fn a_token_that_a_stop_text_begins_in_is_told_as_far_as_the_text_goes() {
+        let told = |text: &[u8], cut| {
+            let mut logprobs = vec![logprob(b"a"), logprob(text), logprob(b"gone")];
+            Settled { tokens: 2, cut: Some(cut) }.keep(&mut logprobs);
+            let [_, last] = &logprobs[..] else { panic!("{logprobs:?}") };
+            (last.chosen.token.clone(), last.chosen.bytes.len(), last.chosen.id)
+        };
+        assert_eq!(told(b"bc", 1), ("b".into(), 1, 7));
+        // Its first byte ends a character of the tokens before it.
+        assert_eq!(told(b"\xa9bc", 2), ("\u{fffd}bc".into(), 3, 7));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use baton_contract::kv;
+use baton_contract::{kv, outcome::Code};
 
 /// What a model is, known without its weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,7 +119,7 @@ pub trait Model: Send {
     /// changed then.
     fn forward(&mut self, steps: &[Step<'_>]) -> Result<Vec<Vec<f32>>, Error>;
 
-    /// Copies the KV cache of a range of a sequence's tokens.
+    /// Copies the KV cache of a range of a sequence's tokens, if it holds finite numbers only.
     fn export(&self, sequence: SequenceId, tokens: Range<usize>) -> Result<kv::Block, Error>;
 
     /// Appends a block to the sequence's KV cache, as if its tokens had been computed. `tokens` are the token ids the
@@ -165,6 +165,16 @@ pub(crate) fn check_room(model: &dyn Model, growth: impl IntoIterator<Item = (us
     if needed > free { Err(Error::OutOfMemory { needed, free, pages, page_tokens }) } else { Ok(()) }
 }
 
+impl Error {
+    /// What a job that failed of it has for a code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NonFinite { .. } | Self::NonFiniteLogits => Code::NonFinite,
+            _ => Code::Internal,
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("no such sequence: {0:?}")]
@@ -184,6 +194,13 @@ pub enum Error {
         "the KV block holds {found} values in {layers} layers, the model's shape demands {expected} in {expected_layers}"
     )]
     BlockMismatch { found: usize, layers: usize, expected: usize, expected_layers: usize },
+    #[error(
+        "the KV cache of tokens {start}..{end} holds values that are infinite or no numbers; check the model's file \
+             (baton verify) and the device"
+    )]
+    NonFinite { start: usize, end: usize },
+    #[error("the model gives logits that are infinite or no numbers; check its file (baton verify) and the device")]
+    NonFiniteLogits,
     #[error("a step needs at least one token, and as many as it wants logits of")]
     EmptyStep,
     /// The device failed; the text says what of the model is left: at worst all sequences are closed, or the model is of no

@@ -25,6 +25,9 @@ pub struct TextStream {
     /// Text at the end that may become a stop string: shorter than the longest of them.
     held: String,
     stopped: bool,
+    /// Bytes of text that the tokens have made so far, and those of them that are final.
+    made: usize,
+    released: usize,
 }
 
 impl TextStream {
@@ -32,7 +35,7 @@ impl TextStream {
     /// character, the longest counts. Empty ones never match.
     pub fn new(vocabulary: Arc<Vocabulary>, stop: &[String]) -> TextStream {
         let stop = stop.iter().filter(|text| !text.is_empty()).cloned().collect();
-        TextStream { vocabulary, stop, bytes: Vec::new(), held: String::new(), stopped: false }
+        TextStream { vocabulary, stop, bytes: Vec::new(), held: String::new(), stopped: false, made: 0, released: 0 }
     }
 
     /// Adds a token. Control tokens, such as those that end an answer, have no text.
@@ -41,8 +44,22 @@ impl TextStream {
             return Delta { text: String::new(), stopped: true };
         }
         self.bytes.extend_from_slice(self.vocabulary.token_bytes(token));
+        let held = self.held.len();
         take_characters(&mut self.bytes, &mut self.held);
-        self.release()
+        self.made += self.held.len() - held;
+        let delta = self.release();
+        self.released += delta.text.len();
+        delta
+    }
+
+    /// Bytes of text that the tokens have made so far, final or not.
+    pub fn made(&self) -> usize {
+        self.made
+    }
+
+    /// Bytes of text that are final.
+    pub fn released(&self) -> usize {
+        self.released
     }
 
     /// The text that was held back. Call it once, after the last token.
@@ -56,6 +73,7 @@ impl TextStream {
         }
         let mut text = self.release().text;
         text.push_str(&std::mem::take(&mut self.held));
+        self.released += text.len();
         text
     }
 

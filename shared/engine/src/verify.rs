@@ -77,6 +77,8 @@ pub struct Report {
     /// Mean and greatest difference of the log-probability of the reference's token, natural logarithms.
     pub mean_abs_logprob_error: f64,
     pub max_abs_logprob_error: f64,
+    /// Steps at which the model's logits are infinite or no numbers; they are compared with nothing.
+    pub non_finite: usize,
 }
 
 /// How far one way of computing is from the exact one, over the positions of some texts.
@@ -141,6 +143,10 @@ pub fn run(
         report.tokenizer_mismatches += usize::from(!encoded_alike);
         let passes = passes(&case).ok_or_else(|| Error::Steps { id: case.id.clone() })?;
         replay(model, &case, &passes, |step, logits| {
+            if !sampling::all_finite(logits) {
+                report.non_finite += 1;
+                return;
+            }
             let top = sampling::greedy(logits);
             let error = (f64::from(sampling::logprob(logits, step.token)) - step.logprob).abs();
             let clear = matches!(step.top[..], [(_, best), (_, second), ..] if best - second > CLEAR);
@@ -154,11 +160,12 @@ pub fn run(
         })
         .map_err(|source| Error::Model { id: case.id.clone(), source })?;
     }
-    if report.steps == 0 {
+    if report.steps + report.non_finite == 0 {
         return Err(Error::Empty);
     }
-    report.top1_agreement = agreed as f64 / report.steps as f64;
-    report.mean_abs_logprob_error = error_sum / report.steps as f64;
+    let steps = report.steps.max(1) as f64;
+    report.top1_agreement = agreed as f64 / steps;
+    report.mean_abs_logprob_error = error_sum / steps;
     Ok(report)
 }
 
@@ -225,7 +232,7 @@ pub fn divergence(
                 let logits = tokens.len();
                 let reference = exact.forward(&[Step { sequence: sequences.0, tokens, logits }])?;
                 let compared = other.forward(&[Step { sequence: sequences.1, tokens, logits }])?;
-                tally.add(exact.spec().vocabulary, &reference[0], &compared[0]);
+                tally.add(exact.spec().vocabulary, &reference[0], &compared[0])?;
             }
             Ok(())
         };
@@ -253,7 +260,7 @@ pub fn continuation(
     for (tokens, expected) in fed.chunks(PIECE).zip(next.get(1..).unwrap_or_default().chunks(PIECE)) {
         let step = |sequence| Step { sequence, tokens, logits: tokens.len() };
         let logits = model.forward(&[step(exact), step(other)])?;
-        tally.add(vocabulary, &logits[0], &logits[1]);
+        tally.add(vocabulary, &logits[0], &logits[1])?;
         for (sum, logits) in [(&mut exact_sum, &logits[0]), (&mut other_sum, &logits[1])] {
             let rows = logits.chunks(vocabulary).zip(expected);
             *sum -= rows.map(|(row, &token)| f64::from(sampling::logprob(row, token))).sum::<f64>();
@@ -278,7 +285,10 @@ struct Tally {
 
 impl Tally {
     /// Adds the logits of some positions, `[positions, vocabulary]` each.
-    fn add(&mut self, vocabulary: usize, exact: &[f32], other: &[f32]) {
+    fn add(&mut self, vocabulary: usize, exact: &[f32], other: &[f32]) -> Result<(), model::Error> {
+        if ![exact, other].into_iter().all(sampling::all_finite) {
+            return Err(model::Error::NonFiniteLogits);
+        }
         let rows = exact.par_chunks(vocabulary).zip(other.par_chunks(vocabulary));
         let rows: Vec<_> = rows.map(|(p, q)| (kl(p, q), sampling::greedy(p) == sampling::greedy(q))).collect();
         self.positions += rows.len();
@@ -287,6 +297,7 @@ impl Tally {
             self.max_kl = self.max_kl.max(kl);
             self.same += usize::from(alike);
         }
+        Ok(())
     }
 
     fn divergence(self) -> Divergence {

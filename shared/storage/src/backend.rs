@@ -81,11 +81,15 @@ fn local(path: &str, synced: bool) -> Result<Opened, Error> {
     opened.map_err(|source| Error::Directory { path: path.into(), source })
 }
 
-/// Creates a directory and what is missing above it, so that no loss of power takes it away with what is put there.
+/// Creates a directory for its owner only, and what is missing above it, so that no loss of power takes it away with what is put there.
 fn create_durably(path: &path::Path) -> io::Result<PathBuf> {
     let path = path::absolute(path)?;
     let missing: Vec<_> = path.ancestors().take_while(|dir| !dir.exists()).collect();
-    std::fs::create_dir_all(&path)?;
+    // What users asked and were answered lies in it.
+    let mut private = std::fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o700);
+    private.recursive(true).create(&path)?;
     for parent in missing.iter().filter_map(|dir| dir.parent()) {
         File::open(parent)?.sync_all()?;
     }

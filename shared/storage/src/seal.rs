@@ -1,4 +1,4 @@
-//! Authenticated encryption of chunks with one key of the pipeline, so that who can read or write the store, but has not the
+//! Authenticated encryption of chunks, and of users' files, with one key of the pipeline, so that who can read or write the store, but has not the
 //! key, learns nothing of what chunks hold and can't forge one.
 //!
 //! Each chunk has a key of its own, derived from the pipeline's key, the chunk's name and 16 random bytes in its header; it
@@ -22,6 +22,7 @@ use crate::key::ChunkId;
 
 /// Separates what is derived from a key from every other use of BLAKE3, and from each other.
 const FRAMES_CONTEXT: &str = "baton kv chunk seal, format 2";
+const PARTS_CONTEXT: &str = "baton file part seal, format 1";
 const NUMBER_CONTEXT: &str = "baton kv chunk seal, number of the key";
 const NAMES_CONTEXT: &str = "baton kv chunk seal, secret of names";
 
@@ -131,10 +132,19 @@ impl SealKey {
         blake3::derive_key(NAMES_CONTEXT, &self.0)
     }
 
+    /// The key of a part of a user's file, whose blob has this name.
+    pub(crate) fn parts(&self, blob: &[u8; 32], salt: &[u8; SALT]) -> Result<Frames, Failed> {
+        self.derived(PARTS_CONTEXT, blob, salt)
+    }
+
     /// The key of one chunk.
     pub(crate) fn frames(&self, id: &ChunkId, salt: &[u8; SALT]) -> Result<Frames, Failed> {
-        let mut hasher = blake3::Hasher::new_derive_key(FRAMES_CONTEXT);
-        let key = *hasher.update(&self.0).update(&id.0).update(salt).finalize().as_bytes();
+        self.derived(FRAMES_CONTEXT, &id.0, salt)
+    }
+
+    fn derived(&self, context: &str, name: &[u8; 32], salt: &[u8; SALT]) -> Result<Frames, Failed> {
+        let mut hasher = blake3::Hasher::new_derive_key(context);
+        let key = *hasher.update(&self.0).update(name).update(salt).finalize().as_bytes();
         Ok(Frames(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).map_err(|_| Failed)?)))
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use baton_storage::{
     ChunkId, ObjectPath, Store,
-    collect::{self, Census, Options, Removal, TOUCH_EVERY},
+    collect::{self, Census, Leftover, Options, Removal, TOUCH_EVERY},
 };
 use bytes::Bytes;
 use tokio::time::interval;
@@ -138,6 +138,15 @@ async fn collects(store: &Store, marks_per_chunk: usize) {
     assert!(left.leftovers.is_empty(), "{left:?}");
     let now_used = left.objects.iter().find(|object| object.id == used).unwrap().used;
     assert!(now_used > *uses.iter().max().unwrap());
+
+    // Tails are apart from the chunks, and go when the caller says that their jobs have ended.
+    let tail = ChunkId([6; 32]);
+    store.put_new(&ObjectPath::tail(&tail), Bytes::from_static(b"tail")).await.unwrap();
+    let found = census(store).await;
+    assert_eq!((found.objects.len(), found.tails.len(), found.tails[0].id), (2, 1, tail), "{found:?}");
+    let swept = collect::sweep(store, Vec::new(), vec![Leftover::tail(&found.tails[0])], || {}).await;
+    assert_eq!((swept.leftovers, swept.failed), (1, 0), "{swept:?}");
+    assert!(census(store).await.tails.is_empty());
 
     // A second sweep of the same plan, as if two ran at once, does no harm.
     let again = collect::sweep(store, removals, Vec::new(), || {}).await;

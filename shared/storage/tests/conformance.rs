@@ -1,11 +1,14 @@
 //! What every store must do, whoever runs it: memory, a local directory, and a real S3 server run one suite.
 
-#[path = "support/conflicts.rs"]
-mod conflicts;
+#[path = "support/refusals.rs"]
+mod refusals;
 #[path = "support/seaweed.rs"]
 mod seaweed;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+};
 
 use baton_contract::{
     causes,
@@ -66,7 +69,12 @@ async fn s3_server() {
 
     // Puts that meet another operation, and store nothing, are tried again.
     let mut vars = server.vars();
-    vars[0].1 = conflicts::in_front_of(&vars[0].1).await;
+    let met = Mutex::new(HashSet::new());
+    let conflict = move |request: &refusals::Request| {
+        let first = request.is_create_only && met.lock().unwrap().insert(request.line.clone());
+        first.then_some((409, "ConditionalRequestConflict"))
+    };
+    vars[0].1 = refusals::in_front_of(&vars[0].1, conflict).await;
     let contested = Store::open_with(&server.url("contested"), vars).unwrap();
     objects(&contested).await;
     let (path, theirs) = (path(9), Bytes::from_static(b"theirs"));
@@ -150,6 +158,17 @@ async fn chunks(store: &Store, codec: Codec, key: Option<SealKey>) {
     }
 
     let path = ObjectPath::chunk(&id);
+    if codec.is_lossless() {
+        store.delete(&path).await.unwrap();
+        let mut infinite = block.clone();
+        infinite.layers[1][3] = half::bf16::INFINITY.to_bits();
+        kv.put(&id, infinite).await.unwrap();
+        let found = kv.get(&id, TOKENS).await.unwrap_err();
+        let kv::Error::Damaged { source: Damage::Chunk(chunk::Error::NonFinite { layer: 1 }), .. } = found else {
+            panic!("expected values that are not finite, found {found:?}");
+        };
+        assert!(kv.put(&id, put_block.clone()).await.unwrap().created);
+    }
     let good = store.get(&path, u64::MAX).await.unwrap().unwrap();
     let mut flipped = good.to_vec();
     *flipped.last_mut().unwrap() ^= 1;

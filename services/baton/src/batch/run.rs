@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{self, BufRead, BufReader, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -36,6 +36,8 @@ use crate::{
     context,
     exit::{Exit, Usage},
     output::{note, stdout},
+    room,
+    submit::join,
     waits::Waits,
 };
 
@@ -58,9 +60,10 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let (plan, bus) = arguments.pipeline.join("baton-batch").await?;
     let tenant = arguments.tenant.of(&arguments.pipeline)?;
     let lane = arguments.lane.clone().or_else(|| plan.lanes.last().cloned()).context("the pipeline has no lanes")?;
-    ensure!(plan.lanes.contains(&lane), "the pipeline has no lane {lane}; see `lanes` in its file");
+    ensure!(plan.lanes.contains(&lane), "the pipeline has no lane {lane}; it has {}", join(&plan.lanes));
     if let Some(model) = &arguments.model {
-        ensure!(plan.models.contains_key(model), "the pipeline has no model {model}; see `models` in its file");
+        let models = plan.models.keys();
+        ensure!(plan.models.contains_key(model), "the pipeline has no model {model}; it has {}", join(models));
     }
     let settings =
         Settings { salt: arguments.salt.clone(), model: arguments.model.clone(), lane, lanes: plan.lanes.clone() };
@@ -86,6 +89,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         figures,
         progress: Progress::new(arguments.quiet, total),
         told: false,
+        place: room::of_store(&plan),
     };
     let interrupted = tokio::select! {
         ran = window.run(lines, results) => ran.map(|()| false),
@@ -275,6 +279,8 @@ struct Window {
     /// Whether it was said that the queue is full.
     told: bool,
     waits: Waits,
+    /// Where a store on this machine lies, whose disk may be the broker's, too.
+    place: Option<PathBuf>,
 }
 
 impl Window {
@@ -317,7 +323,10 @@ impl Window {
                         self.open.insert(id.clone(), Open { number, tag, digest, since: Instant::now() });
                         let refused = refused.clone();
                         // That one is told is enough.
-                        let told = move |error: &baton_bus::Error| drop(refused.try_send(causes(error)));
+                        let place = self.place.clone();
+                        let told = move |error: &baton_bus::Error| {
+                            drop(refused.try_send(room::shortage(&place).unwrap_or_else(|| causes(error))));
+                        };
                         calls.push(Box::pin(self.calls.clone().send(asked.lane, id, body, told)));
                     }
                     Called::Sent => self.figures.sent += 1,

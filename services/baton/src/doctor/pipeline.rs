@@ -17,7 +17,7 @@ use super::Check;
 use crate::{
     context::{self, NO_STORE},
     join::{self, Found},
-    provision, table,
+    provision, room, table,
 };
 
 /// Workers tell of themselves every second.
@@ -182,6 +182,9 @@ pub async fn store(plan: &Plan, settings: Option<&Settings>) -> anyhow::Result<S
     context::open_store(plan)?.probe_conditional_put().await?;
     if let Some(path) = &plan.store.key_file {
         SealKey::read(Path::new(path)).with_context(|| format!("store.key_file {path}"))?;
+    }
+    if let Some(problem) = room::shortage(room::of_store(plan)) {
+        bail!(problem);
     }
     Ok(format!("{url} takes create-only puts"))
 }

@@ -181,7 +181,7 @@ impl Row {
     }
 
     /// Of a job that has just ended.
-    fn ended(outcome: Outcome) -> Self {
+    fn ended(outcome: Outcome, now_ms: u64) -> Self {
         let worker = &outcome.timings.decode_worker;
         let row = Self {
             id: outcome.id.clone(),
@@ -190,7 +190,7 @@ impl Row {
             lane: None,
             model: None,
             accepted: time(outcome.timings.accepted_at_ms),
-            changed: time(baton_bus::unix_ms()),
+            changed: time(now_ms),
             cancelled: State::from(outcome.status) == State::Cancelled,
             tries: None,
             worker: (!worker.is_empty()).then(|| worker.clone()),
@@ -250,7 +250,11 @@ impl ListArguments {
 
 async fn recent(bus: &Bus, tenant: Option<Name>, arguments: &ListArguments) -> anyhow::Result<()> {
     let jobs = bus.jobs().await?;
-    let oldest = arguments.since.map_or(0, |since| baton_bus::unix_ms().saturating_sub(since.as_millis() as u64));
+    // By the clock that stamps the changes.
+    let oldest = match arguments.since {
+        Some(since) => bus.clock().now_ms().await?.saturating_sub(since.as_millis() as u64),
+        None => 0,
+    };
     let limit = if arguments.limit == 0 { usize::MAX } else { arguments.limit };
     let (jobs, bus) = (&jobs, bus);
     let rows = bus
@@ -294,10 +298,12 @@ async fn follow(bus: &Bus, tenant: Option<&Name>, arguments: &ListArguments) -> 
     if io::stderr().is_terminal() {
         note!("jobs as they end; Ctrl-C stops");
     }
+    let clock = bus.clock();
     // Lines come one by one, so their columns are as wide as the widest of the last ones.
     let mut last: VecDeque<Vec<String>> = VecDeque::new();
     loop {
-        let row = Row::ended(results.next().await?);
+        let outcome = results.next().await?;
+        let row = Row::ended(outcome, clock.now_ms().await?);
         if !arguments.wants(row.state) || !arguments.keeps(&row) {
             continue;
         }

@@ -18,6 +18,7 @@ use tokio::{
 
 use crate::{
     dead::destroy,
+    http::get,
     support::{Ground, PATIENCE, Worker, job_id, name},
 };
 
@@ -113,9 +114,15 @@ async fn openais_client_uploads_runs_reads_and_is_refused_and_a_webhook_tells_th
     std::fs::write(&keys, std::fs::read_to_string(&keys).unwrap() + &webhook).unwrap();
     let keys_file = format!("gateway.keys_file={}", keys.display());
     let settings = [keys_file.as_str(), "gateway.webhook_allow=127.0.0.1/32,::1/128"];
+    // One without the file drives the batches, and leaves the webhook to the one that has it.
+    let _without = Gateway::start(&ground, &["gateway.batches=4"]).await;
+    let settings = [&settings[..], &["gateway.batches=0"]].concat();
     let gateway = Gateway::start(&ground, &settings).await;
     let said = python(&ground, CLIENT, &[&gateway.url, &made[0], &made[1], &port, SECRET]).await;
     assert_eq!(said, "done");
+    // It is sent by who has a key, and counted.
+    let metrics = get(&gateway.url, "/metrics").await.text();
+    assert!(metrics.contains("baton_gateway_webhook_calls_total{outcome=\"sent\"}"), "{metrics}");
 }
 
 #[tokio::test]

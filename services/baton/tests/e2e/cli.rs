@@ -238,10 +238,17 @@ async fn exit_codes_tell_what_became_of_a_command() {
     let _workers = ground.workers().await;
     let file = ground.directory.path().join("two.jsonl");
     std::fs::write(&file, "{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n").unwrap();
-    let file = file.to_str().unwrap();
+    let table = ground.directory.path().join("table.csv");
+    std::fs::write(&table, "custom_id,prompt\na,hello\nb,there\n").unwrap();
+    let (file, table) = (file.to_str().unwrap(), table.to_str().unwrap());
     for (words, code) in [
         (&["submit", "x", "--id", "fine", "--max-tokens", "2", "--wait"][..], 0),
         (&["submit", "x", "--id", "wrong", "--model", "gpt-7", "--wait"], 3),
+        // Without waiting for the result: what becomes no job is told.
+        (&["submit", "other words", "--id", "fine"], 3),
+        (&["submit", "x", "--regex", "("], 3),
+        (&["submit", "x", "--model", "gpt-7"], 3),
+        (&["submit", "x", "--id", "taken"], 0),
         (&["result", "fine"], 0),
         (&["result", "wrong"], 3),
         (&["result", "nothing"], 1),
@@ -249,6 +256,7 @@ async fn exit_codes_tell_what_became_of_a_command() {
         (&["submit", "--stream", "--jsonl", file], 2),
         (&["batch", "run", file, file], 2),
         (&["batch", "run", "/nowhere", "-"], 1),
+        (&["batch", "run", table, "-"], 1),
         (&["submit", "--no-such-flag"], 2),
         (&["jobs", "--status", "nonsense"], 2),
         (&["jobs", "--nats", "nats://127.0.0.1:1"], 1),
@@ -263,9 +271,39 @@ async fn exit_codes_tell_what_became_of_a_command() {
     let told = objects(&several.stdout);
     assert_eq!((&told[0]["answer"], &told[0]["state"]), (&json!("ended"), &json!("completed")));
     assert_eq!((&told[1]["answer"], &told[1]["state"]), (&json!("unknown"), &Value::Null));
-    // A reader that has seen enough is no error.
+    // A reader that has seen enough is no error, on neither stream.
     let line = format!("{BATON} completions zsh | head -c 1 > /dev/null; exit ${{PIPESTATUS[0]}}");
     assert!(Command::new("bash").args(["-c", &line]).status().await.unwrap().success());
+    let closed = ground.command(&["jobs", "--status", "expired"]).stderr(Stdio::piped()).spawn();
+    let mut closed = closed.unwrap();
+    drop(closed.stderr.take());
+    assert_eq!(closed.wait().await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn what_is_submitted_without_an_ingest_worker_is_queued_and_said_to_be() {
+    let ground = Ground::sim(&[]).await;
+    ground.worker("ingest", "ingest-1").await.drain().await;
+    let done = ground.baton(&["submit", "x", "--id", "early", "--max-tokens", "2"]).await;
+    let told = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!((done.status.code(), String::from_utf8_lossy(&done.stdout).trim()), (Some(0), "early"), "{told}");
+    assert!(told.contains("queued") && told.contains("no ingest worker runs"), "{told}");
+    let _workers = ground.workers().await;
+    assert!(ground.baton(&["result", "early", "--wait"]).await.status.success());
+}
+
+#[tokio::test]
+async fn a_terminal_shows_what_others_wrote_and_does_not_obey_it() {
+    let ground = Ground::sim(&[]).await;
+    let _ingest = ground.worker("ingest", "ingest-1").await;
+    // The model's name is the sender's, and comes back in the reason.
+    let refused = ground.baton(&["submit", "x", "--id", "evil", "--regex", "(\u{1b}[2J", "--wait"]).await;
+    assert_eq!(refused.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("\u{1b}[2J"), "piped, every byte comes as it is");
+    let url = ground.server.url();
+    let line = format!("{BATON} result evil --nats {url} --set models.sim.source=sim --set default_model=sim; true");
+    let shown = on_a_terminal(&line, "never shown", "").await;
+    assert!(shown.contains("\\u{1b}[2J") && !shown.contains("\u{1b}[2J"), "{shown:?}");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod lives;
+mod strangers;
 
 use std::{path::Path, process::Stdio, time::Duration};
 
@@ -110,6 +111,18 @@ async fn keys_are_tenants_and_limits() {
     assert_eq!(answer.head.status, 429, "{}", answer.text());
     let wait: u32 = answer.head.headers["retry-after"].parse().unwrap();
     assert!((2..=60).contains(&wait), "told to come back in {wait} s");
+    // What makes work counts, whatever it is.
+    let theirs = bearer(&theirs);
+    for (method, path) in [
+        ("POST", "/v1/files"),
+        ("DELETE", "/v1/files/file-x"),
+        ("POST", "/v1/batches"),
+        ("POST", "/v1/batches/batch_x/cancel"),
+        ("DELETE", "/api/jobs/same"),
+    ] {
+        let answer = call(&url, method, path, &[("authorization", &theirs)], b"").await;
+        assert_eq!(answer.head.status, 429, "{method} {path}: {}", answer.text());
+    }
 }
 
 #[tokio::test]

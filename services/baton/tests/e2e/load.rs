@@ -78,7 +78,8 @@ impl Hoarder {
             _ => {
                 let tokens: Vec<u32> = (0..job.max_tokens / 2).collect();
                 for token in tokens.iter().take(1).chain(&tokens) {
-                    let delta = Delta { choice: 0, index: *token, token: *token, text: String::new(), logprobs: None };
+                    let (text, logprobs, settled) = (String::new(), None, None);
+                    let delta = Delta { choice: 0, index: *token, token: *token, text, logprobs, settled };
                     let subject = self.bus.layout().tokens(&job.tenant, &job.id);
                     self.bus.publish_delta(subject, &delta).await.expect("a published token");
                 }

@@ -7,6 +7,7 @@ mod bench;
 mod bus;
 mod cancel;
 mod cli;
+mod clocks;
 mod commands;
 mod dead;
 mod faults;
@@ -14,8 +15,10 @@ mod gateway;
 mod http;
 mod inputs;
 mod lanes;
+mod large;
 mod load;
 mod memory;
+mod models;
 mod page;
 mod pipeline;
 mod pipelines;
@@ -34,5 +37,7 @@ mod trace;
 
 #[path = "../../../../shared/telemetry/tests/support/receiver.rs"]
 mod receiver;
+#[path = "../../../../shared/storage/tests/support/refusals.rs"]
+mod refusals;
 #[path = "../../../../shared/storage/tests/support/seaweed.rs"]
 mod seaweed;

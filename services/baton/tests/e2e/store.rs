@@ -4,6 +4,10 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     process::Output,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -20,7 +24,11 @@ use tokio::{
     time::{interval, timeout},
 };
 
-use crate::support::{self, Ground, PATIENCE, job_id, name, result};
+use crate::{
+    refusals,
+    seaweed::Seaweed,
+    support::{self, Ground, PATIENCE, job_id, name, result},
+};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -152,7 +160,11 @@ async fn what_a_waiting_job_names_stays_and_everything_else_goes() {
 
 /// A file in the store that was last used some time ago.
 fn aged(ground: &Ground, name: &str, age: Duration) -> PathBuf {
-    let path = ground.store().join("kv").join(&name[..2]).join(name);
+    aged_in(ground, "kv", name, age)
+}
+
+fn aged_in(ground: &Ground, place: &str, name: &str, age: Duration) -> PathBuf {
+    let path = ground.store().join(place).join(&name[..2]).join(name);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let file = File::create(&path).unwrap();
     file.set_modified(SystemTime::now() - age).unwrap();
@@ -174,9 +186,15 @@ async fn a_worker_removes_by_itself_what_was_forgotten() {
     let ground = Ground::sim(&["store.max_age=2d"]).await;
     let (id, half) = ("ab".repeat(32), format!("{}#1", "cd".repeat(32)));
     let (old, crashed) = (aged(&ground, &id, 3 * DAY), aged(&ground, &half, DAY));
-    let kept = [aged(&ground, &"cd".repeat(32), DAY), aged(&ground, &format!("{id}#7"), Duration::ZERO)];
+    // The tail of a job whose worker died: no message names it.
+    let tail = aged_in(&ground, "tails", &id, DAY);
+    let kept = [
+        aged(&ground, &"cd".repeat(32), DAY),
+        aged(&ground, &format!("{id}#7"), Duration::ZERO),
+        aged_in(&ground, "tails", &"cd".repeat(32), Duration::ZERO),
+    ];
     let _worker = ground.worker("decode", "decode-1").await;
-    for path in [old, crashed] {
+    for path in [old, crashed, tail] {
         until_gone(&path).await;
     }
     assert!(kept.iter().all(|path| path.exists()));
@@ -187,4 +205,33 @@ async fn a_worker_removes_by_itself_what_was_forgotten() {
     let asked = [(); 5].map(|()| async { bus.jobs().await.unwrap().turn("other", DAY).await.unwrap() });
     let turns = futures::future::join_all(asked).await;
     assert_eq!(turns.iter().filter(|turn| **turn == Turn::Mine).count(), 1, "{turns:?}");
+}
+
+#[tokio::test]
+async fn the_words_of_a_store_that_refuses_reach_the_job_and_the_doctor() {
+    let seaweed = Seaweed::start().await;
+    let (denies, mut vars) = (Arc::new(AtomicBool::new(false)), seaweed.vars());
+    let denied = denies.clone();
+    let refuse = move |_: &refusals::Request| denied.load(Relaxed).then_some((403, "AccessDenied"));
+    vars[0].1 = refusals::in_front_of(&vars[0].1, refuse).await;
+    let url = format!("store.url={}", seaweed.url("refuses"));
+    let ground = Ground::sim(&[&url]).await.environment(vars);
+    let _workers = ground.workers().await;
+    denies.store(true, Relaxed);
+    assert!(ground.baton(&["submit", "hello there", "--id", "told", "--max-tokens", "2"]).await.status.success());
+    let reason = async {
+        loop {
+            let job = parsed(&ground.baton(&["job", "told", "--json"]).await);
+            if let Some(reason) = job["waiting"]["reason"].as_str() {
+                return reason.to_owned();
+            }
+        }
+    };
+    let reason = timeout(PATIENCE, reason).await.expect("the job never told what it waits for");
+    assert!(reason.contains("403"), "{reason}");
+    let doctor = ground.baton(&["doctor", "--json"]).await;
+    let told = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(doctor.status.code() == Some(1) && told.contains("AccessDenied"), "{told}");
+    denies.store(false, Relaxed);
+    assert!(ground.baton(&["result", "told", "--wait"]).await.status.success());
 }

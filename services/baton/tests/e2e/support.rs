@@ -189,7 +189,7 @@ pub fn outcomes(output: &Output) -> Vec<Outcome> {
 }
 
 /// Starts a command that serves, and waits for its first line, which tells that it does.
-async fn serving(mut command: Command) -> (Worker, String) {
+pub async fn serving(mut command: Command) -> (Worker, String) {
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let line = timeout(PATIENCE, lines.next_line()).await.expect("it was not ready in time").unwrap();

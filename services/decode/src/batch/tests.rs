@@ -8,7 +8,7 @@ use std::{
 
 use baton_contract::{Name, job::Job, kv::Block, sampling::Sampling};
 use baton_engine::{
-    generation::Generator,
+    generation::{self, Generator},
     model::{SequenceId, Spec},
     sim::{self, Sim},
     source::{Source, vocabulary},
@@ -110,6 +110,7 @@ struct Client {
     left: usize,
     recomputed: usize,
     failed: Option<Failed>,
+    stuck: Option<generation::Error>,
     /// Answers that have not ended.
     open: usize,
 }
@@ -151,6 +152,7 @@ fn submit_given(batch: &mut Batch, number: usize, job: &Job, prefilled: Prefille
         left: 0,
         recomputed: 0,
         failed: None,
+        stuck: None,
         open,
     }
 }
@@ -180,7 +182,7 @@ fn attend(batch: &mut Batch, clients: &mut [Client]) {
                     answer.push(emitted.token);
                     client.open -= usize::from(emitted.finish.is_some());
                 }
-                Event::Stuck(error) => panic!("{error}"),
+                Event::Stuck(error) => client.stuck = Some(error),
                 Event::Failed(failed) => client.failed = Some(failed),
             }
         }
@@ -199,11 +201,11 @@ fn finish(batch: &mut Batch, clients: &mut [Client]) {
         batch.round();
         attend(batch, clients);
         for (number, client) in clients.iter().enumerate() {
-            if client.failed.is_some() {
+            if client.failed.is_some() || client.stuck.is_some() {
                 batch.obey(Command::Leave(number as JobNumber));
             }
         }
-        if clients.iter().all(|client| client.open == 0 || client.failed.is_some()) {
+        if clients.iter().all(|client| client.open == 0 || client.failed.is_some() || client.stuck.is_some()) {
             let KvMemory { pages, free_pages, .. } = batch.model.memory();
             assert_eq!((free_pages, batch.answers.len()), (pages, 0), "something was left behind");
             return;
@@ -222,6 +224,7 @@ fn run(model: impl Model + 'static, jobs: &[Job]) -> Vec<Client> {
 fn assert_undisturbed(clients: &[Client]) {
     for (id, client) in clients.iter().enumerate() {
         assert!(client.failed.is_none(), "{id}: {:?}", client.failed);
+        assert!(client.stuck.is_none(), "{id}: {:?}", client.stuck);
         assert_eq!(client.answers, client.prefilled.answers, "{id}");
     }
 }

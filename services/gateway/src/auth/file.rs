@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, SystemTime},
@@ -82,6 +82,7 @@ impl KeysFile {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let changed = changed_at(path);
         let contents = read(path, &[])?;
+        warn_if_open(path);
         Ok(Self {
             path: path.to_owned(),
             contents: RwLock::new(contents),
@@ -137,6 +138,16 @@ impl KeysFile {
 
 fn changed_at(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).ok()?.modified().ok()
+}
+
+/// Digests of keys are of little use to a thief, secrets of webhooks are. Where such files are mounted for everybody to read, as in
+/// containers, there is nobody else, so this is no reason to refuse it.
+fn warn_if_open(path: &Path) {
+    let mode = fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode() & 0o777);
+    if mode & 0o077 != 0 {
+        let mode = format!("{mode:03o}");
+        tracing::warn!(path = %path.display(), mode, "others may read the keys file; let only its owner read it, with chmod 600");
+    }
 }
 
 /// Reads the file; an entry that is as before keeps what it has counted.
@@ -221,8 +232,6 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]

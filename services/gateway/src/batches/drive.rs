@@ -277,12 +277,12 @@ impl<'a> Run<'a> {
             return Ok(Step::Ended(Box::new(outcome)));
         }
         let submit = || state.bus.submit(self.tenant, lane, body.clone());
-        pressure::patiently(
-            submit,
-            |error| tracing::debug!(error = %causes(error), %job, "a line of a batch waits for room"),
-        )
-        .await?;
-        Ok(Step::Asked)
+        let waits = |error: &baton_bus::Error| tracing::debug!(error = %causes(error), %job, "a line of a batch waits for room");
+        match pressure::patiently(submit, waits).await {
+            Ok(_) => Ok(Step::Asked),
+            Err(error @ baton_bus::Error::TooLarge { .. }) => Ok(Step::Refused(error.into())),
+            Err(error) => Err(error),
+        }
     }
 
     /// What a line has come to when its batch ends early.

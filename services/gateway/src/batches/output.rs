@@ -11,7 +11,10 @@ use baton_storage::files::{self, Blob, Extent, Files, Upload};
 use sha2::{Digest, Sha256};
 
 use super::answers::Answer;
-use crate::{State, files::now};
+use crate::{
+    State,
+    files::{now, recorded},
+};
 
 /// The blobs that a run of a tenant's batch writes: answers and errors.
 pub(crate) fn blobs(tenant: &Name, run: &str) -> [Blob; 2] {
@@ -77,6 +80,7 @@ impl Stored {
 
 fn describe(batch: &Batch, kind: &str, blob: Blob, extent: Extent, created_at: u64) -> File {
     let digest = Sha256::digest(format!("{}/{kind}", batch.order.id).as_bytes());
+    let (part_bytes, form, sealed_part_bytes) = recorded(extent);
     let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     File {
         id: format!("file-{hex}"),
@@ -86,6 +90,8 @@ fn describe(batch: &Batch, kind: &str, blob: Blob, extent: Extent, created_at: u
         created_at,
         expires_at: batch.order.output_expires_after.map(|seconds| created_at + seconds),
         blob: blob.to_string(),
-        part_bytes: extent.part_bytes,
+        part_bytes,
+        form,
+        sealed_part_bytes,
     }
 }

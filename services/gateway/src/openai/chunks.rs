@@ -1,12 +1,15 @@
 //! Streams: a job's tokens and result as OpenAI's chunks, so that the chunks are the whole answer exactly once, whatever of
 //! the tokens was missing or came twice.
 
+use std::collections::VecDeque;
+
 use baton_contract::outcome::{Choice, Delta, Outcome, TokenLogprob};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::{
     ApiError, Endpoint,
-    response::{choices, failure, finish, id, logprobs_of, object, usage},
+    response::{characters, choices, failure, finish, id, logprobs_of, object, system_fingerprint, usage},
 };
 
 /// One stream.
@@ -25,8 +28,14 @@ struct Progress {
     begun: bool,
     /// The next token's place.
     next: u32,
+    /// Log-probabilities that were sent, and those that wait for their text to be final: no more than a stop text has tokens.
+    told: usize,
+    held: VecDeque<TokenLogprob>,
     bytes: usize,
+    /// Characters that its tokens have begun, where log-probabilities tell them.
     characters: usize,
+    /// Of the text.
+    digest: Sha256,
 }
 
 impl Chunks {
@@ -47,11 +56,15 @@ impl Chunks {
     /// The chunks that a token makes. One that came before makes none; neither does one that others are missing before:
     /// from then on its answer waits for the result.
     pub fn token(&mut self, delta: &Delta) -> Vec<Value> {
-        let Some(progress) = self.progress.get(delta.choice as usize) else { return Vec::new() };
+        let Some(progress) = self.progress.get_mut(delta.choice as usize) else { return Vec::new() };
         if progress.next != delta.index {
             return Vec::new();
         }
-        self.piece(delta.choice, &delta.text, delta.logprobs.as_slice(), 1)
+        progress.held.extend(delta.logprobs.clone());
+        let settled = delta.settled.unwrap_or(delta.index + 1) as usize;
+        let settled = settled.saturating_sub(progress.told).min(progress.held.len());
+        let logprobs: Vec<_> = progress.held.drain(..settled).collect();
+        self.piece(delta.choice, &delta.text, &logprobs, 1)
     }
 
     /// The chunks that are left when the result is there: what of each answer was not sent, and how it ended.
@@ -59,6 +72,8 @@ impl Chunks {
         if let Some(error) = failure(outcome) {
             return Err(error);
         }
+        // It is known now.
+        self.frame["system_fingerprint"] = system_fingerprint(outcome).into();
         let mut chunks = Vec::new();
         for choice in choices(outcome) {
             chunks.extend(self.rest(&choice)?);
@@ -74,10 +89,15 @@ impl Chunks {
 
     fn rest(&mut self, choice: &Choice) -> Result<Vec<Value>, ApiError> {
         let unlike = || ApiError::internal("the result is not what was streamed; read it anew by the job's id");
-        let sent = self.progress.get(choice.index as usize).ok_or_else(unlike)?;
-        let text = choice.text.get(sent.bytes..).ok_or_else(unlike)?;
+        let sent = self.progress.get_mut(choice.index as usize).ok_or_else(unlike)?;
+        sent.held.clear();
+        let (shown, text) = choice.text.split_at_checked(sent.bytes).ok_or_else(unlike)?;
+        // It began again with another model.
+        if Sha256::digest(shown) != sent.digest.clone().finalize() {
+            return Err(unlike());
+        }
         let logprobs = choice.logprobs.as_ref().map_or(&[][..], |logprobs| &logprobs.content);
-        let logprobs = logprobs.get(sent.next as usize..).unwrap_or_default();
+        let logprobs = logprobs.get(sent.told..).unwrap_or_default();
         let tokens = (choice.tokens.len() as u32).saturating_sub(sent.next);
         let mut chunks = self.piece(choice.index, text, logprobs, tokens);
         chunks.push(self.chunk(choice.index, "", Value::Null, finish(choice.finish_reason)));
@@ -91,8 +111,10 @@ impl Chunks {
         let first = !std::mem::replace(&mut progress.begun, true);
         let offset = progress.characters;
         progress.next += tokens;
+        progress.told += logprobs.len();
         progress.bytes += text.len();
-        progress.characters += text.chars().count();
+        progress.digest.update(text);
+        progress.characters += characters(logprobs);
         if first && self.endpoint == Endpoint::ChatCompletions {
             let mut chunk = self.frame.clone();
             let delta = json!({ "role": "assistant", "content": "", "refusal": null });

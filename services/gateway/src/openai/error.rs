@@ -103,6 +103,8 @@ impl From<&Failure> for ApiError {
             Code::Cancelled => Self::new(409, "invalid_request_error", Some("cancelled"), message),
             Code::DeadlineExceeded => Self::new(408, "invalid_request_error", Some("deadline_exceeded"), message),
             Code::AttemptsExhausted => Self::new(500, "server_error", Some("attempts_exhausted"), message),
+            Code::NonFinite => Self::new(500, "server_error", Some("non_finite"), message),
+            Code::ResultTooLarge => invalid(Some("result_too_large"), named, message),
             Code::Internal => Self::new(500, "server_error", Some("internal"), message),
         }
     }
@@ -112,6 +114,7 @@ impl From<baton_bus::Error> for ApiError {
     fn from(error: baton_bus::Error) -> Self {
         match error {
             baton_bus::Error::TryLater { .. } => Self::busy(causes(&error)),
+            baton_bus::Error::TooLarge { .. } => Self { status: 413, ..Self::invalid(causes(&error)) },
             error => Self::unavailable(causes(&error)),
         }
     }

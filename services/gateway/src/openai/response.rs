@@ -16,6 +16,7 @@ pub fn response(call_endpoint: Endpoint, outcome: &Outcome) -> Result<Value, Api
         "object": object(call_endpoint, false),
         "created": created(outcome),
         "model": model(outcome),
+        "system_fingerprint": system_fingerprint(outcome),
         "choices": choices,
         "usage": usage(&outcome.usage),
     }))
@@ -75,6 +76,12 @@ fn model(outcome: &Outcome) -> &str {
     outcome.model.as_ref().map_or("", |model| model.as_str())
 }
 
+/// Tells models of one name apart: the beginning of the result's fingerprint.
+pub(super) fn system_fingerprint(outcome: &Outcome) -> Option<String> {
+    let fingerprint = outcome.model_fingerprint.as_ref()?;
+    Some(format!("fp_{}", fingerprint.get(..16)?))
+}
+
 fn of_choice(endpoint: Endpoint, choice: &Choice) -> Value {
     let logprobs = choice.logprobs.as_ref().map(|logprobs| logprobs_of(endpoint, &logprobs.content, 0));
     let mut value =
@@ -104,22 +111,41 @@ pub(super) fn usage(usage: &Usage) -> Value {
     })
 }
 
-/// Log-probabilities of tokens whose text begins at character `offset` of the answer: a list in the newer endpoint, lists side by
-/// side in the older.
-pub(super) fn logprobs_of(endpoint: Endpoint, content: &[TokenLogprob], offset: usize) -> Value {
+/// The characters that tokens begin: a character may be several tokens, and then the first of them begins it.
+pub(super) fn characters(content: &[TokenLogprob]) -> usize {
+    content.iter().flat_map(|logprob| &logprob.chosen.bytes).filter(|byte| begins(**byte)).count()
+}
+
+/// Whether a byte of UTF-8 is the first of its character.
+fn begins(byte: u8) -> bool {
+    byte & 0xc0 != 0x80
+}
+
+/// The character of the text in which a token begins, after tokens that began so many characters.
+fn offset_of(token: &Alternative, before: usize) -> usize {
+    match token.bytes.first() {
+        // It goes on with the character that a token before it began.
+        Some(byte) if !begins(*byte) => before.saturating_sub(1),
+        _ => before,
+    }
+}
+
+/// Log-probabilities of tokens before which others began so many characters: a list in the newer endpoint, lists side by side in
+/// the older.
+pub(super) fn logprobs_of(endpoint: Endpoint, content: &[TokenLogprob], before: usize) -> Value {
     match endpoint {
         Endpoint::ChatCompletions => {
             let content: Vec<Value> = content.iter().map(chat_logprob).collect();
             json!({ "content": content, "refusal": null })
         }
         Endpoint::Completions => {
-            let mut at = offset;
+            let mut before = before;
             let offsets: Vec<usize> = content
                 .iter()
                 .map(|logprob| {
-                    let here = at;
-                    at += logprob.chosen.token.chars().count();
-                    here
+                    let offset = offset_of(&logprob.chosen, before);
+                    before += characters(std::slice::from_ref(logprob));
+                    offset
                 })
                 .collect();
             let tops: Vec<Value> = content

@@ -98,6 +98,14 @@ fn what_can_not_be_followed_is_refused_by_name() {
         (json!({ "messages": [{ "role": "user", "content": "x", "name": "bob" }] }), "messages[0].name"),
         (text("image_url"), "messages[0].content[0].type"),
         (json!({ "response_format": { "type": "grammar" } }), "response_format.type"),
+        (json!({ "response_format": ["json_object"] }), "response_format"),
+        (
+            json!({ "response_format": { "type": "json_schema", "json_schema": ["n", null, {}] } }),
+            "response_format.json_schema",
+        ),
+        (json!({ "structured_outputs": ["a+"] }), "structured_outputs"),
+        (json!({ "stream": true, "stream_options": [true] }), "stream_options"),
+        (json!({ "messages": [["user", "x"]] }), "messages[0]"),
         (json!({ "seed": 1.5 }), "seed"),
         (json!({ "logit_bias": { "x": 1 } }), "logit_bias"),
         (json!({ "messages": [] }), "messages"),
@@ -168,6 +176,8 @@ fn outcome(choices: Vec<Choice>) -> Outcome {
         metadata: Default::default(),
         timings: Timings { accepted_at_ms: 1_700_000_000_999, ..Timings::default() },
         request_digest: String::new(),
+        model_fingerprint: None,
+        stored: None,
     }
 }
 
@@ -197,6 +207,24 @@ fn answers_have_openais_shape() {
     drawn.top_logprobs.remove(0);
     let told = response::logprobs_of(Endpoint::Completions, &[drawn], 0);
     assert_eq!(told["top_logprobs"][0], json!({ "z": -2.0, "é": -0.5 }));
+
+    // A character may be several tokens, of which the last makes it text.
+    let pieces = "a中é".bytes().map(|byte| {
+        let mut piece = logprob("");
+        (piece.chosen.token, piece.chosen.bytes) = ("\u{fffd}".into(), vec![byte]);
+        piece
+    });
+    let (pieces, expected): (Vec<_>, _) = (pieces.collect(), [0, 1, 1, 1, 2, 2]);
+    let whole = response::logprobs_of(Endpoint::Completions, &pieces, 0);
+    assert_eq!(whole["text_offset"], json!(expected));
+    let mut stream = Chunks::new(Endpoint::Completions, "j", "m", 0, 1, false);
+    let mut streamed = Vec::new();
+    for (index, (piece, text)) in pieces.into_iter().zip(["a", "", "", "中", "", "é"]).enumerate() {
+        let (text, logprobs) = (text.into(), Some(piece));
+        let chunks = stream.token(&Delta { choice: 0, index: index as u32, token: 1, text, logprobs, settled: None });
+        streamed.extend(chunks.iter().map(|chunk| chunk["choices"][0]["logprobs"]["text_offset"][0].clone()));
+    }
+    assert_eq!(json!(streamed), json!(expected));
 
     for (code, status) in [
         (Code::InvalidValue, 400),
@@ -237,9 +265,24 @@ fn a_stream_is_the_whole_answer_once_whatever_is_missing_or_doubled() {
                 token: index as u32,
                 text: (*text).into(),
                 logprobs: Some(logprob(text)),
+                settled: None,
             })
         })
         .collect();
+    // What was shown of another answer can't be taken back, and must not pass for this one.
+    let mut stream = Chunks::new(Endpoint::ChatCompletions, "job-1", "m", 7, 2, true);
+    assert!(!stream.token(&Delta { text: "Hoo".into(), ..all[0].clone() }).is_empty());
+    assert_eq!(stream.end(&outcome).unwrap_err().status, 500);
+    // What a stop text may take back waits.
+    let mut stream = Chunks::new(Endpoint::ChatCompletions, "job-1", "m", 7, 2, true);
+    let told = |chunks: &[Value]| -> Vec<usize> {
+        let logprobs = chunks.iter().map(|chunk| &chunk["choices"][0]["logprobs"]["content"]);
+        logprobs.filter_map(|content| Some(content.as_array()?.len())).collect()
+    };
+    let first = |at: usize, settled| Delta { settled: Some(settled), ..all[at].clone() };
+    assert!(told(&stream.token(&first(0, 0))).is_empty());
+    assert_eq!(told(&stream.token(&first(1, 1))), [1]);
+    assert_eq!(told(&stream.end(&outcome).unwrap()), [4, 3], "all that was not told, of both answers");
     // Each of these is a history of live tokens: all, none, every gap, and everything twice.
     let gaps = (0..all.len()).map(|gap| (0..all.len()).filter(|at| *at != gap).collect::<Vec<_>>());
     let twice = (0..all.len()).chain(0..all.len()).collect();

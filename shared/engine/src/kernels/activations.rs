@@ -133,6 +133,7 @@ impl Kernel for Quantize<'_, '_> {
         let Quantize { values, row, to, largest } = self;
         let count = to.outliers.len();
         let (blocks, _) = values.as_chunks_mut::<BLOCK>();
+        let finite = is_finite(isa, blocks);
         largest.clear();
         for block in blocks.iter() {
             largest.push(magnitude(isa, block));
@@ -161,7 +162,8 @@ impl Kernel for Quantize<'_, '_> {
         let parts = scales.zip(quads).zip(sums.zip(starts));
         for ((block, largest), ((scales, quads), (sums, starts))) in blocks.iter().zip(largest).zip(parts) {
             let inverse = isa.splat(if *largest > TINY { 127.0 / *largest } else { 0.0 });
-            let scale = *largest / 127.0;
+            // Bytes know no numbers but finite ones: a row with another becomes none at all, instead of some answer.
+            let scale = if finite { *largest / 127.0 } else { f32::NAN };
             scales[row] = scale;
             let mut quants = [0; BLOCK];
             let mut rounded = [isa.splat(0.0); 2];
@@ -188,6 +190,19 @@ impl Kernel for Quantize<'_, '_> {
             }
         }
     }
+}
+
+/// Whether all values are numbers, and none infinite: only then their products with 0 add up to 0.
+#[inline(always)]
+fn is_finite<I: Isa>(isa: I, blocks: &[[f32; BLOCK]]) -> bool {
+    let zero = isa.splat(0.0);
+    let mut sum = zero;
+    for block in blocks {
+        for vector in block.as_chunks::<LANES>().0 {
+            sum = isa.fma(isa.load(vector), zero, sum);
+        }
+    }
+    sum_lanes(isa, sum) == 0.0
 }
 
 /// The largest magnitude.

@@ -11,6 +11,7 @@ mod config;
 mod failure;
 mod forward;
 mod ops;
+mod proof;
 mod stock;
 #[cfg(test)]
 mod tests;
@@ -52,8 +53,12 @@ pub enum Error {
     MissingTensor { tensor: String },
     #[error("tensor {tensor} must have the dimensions {expected:?}, found {found:?}; fetch or convert the file again")]
     TensorShape { tensor: String, expected: Vec<usize>, found: Vec<usize> },
+    #[error("tensor {tensor} holds weights that are infinite or no numbers; fetch or convert the file again")]
+    NonFinite { tensor: String },
     #[error("the system gives no memory for the weights: {0}; take a smaller model, or a machine that has more")]
     Memory(std::io::Error),
+    #[error("{reason}; mend that, or use another device (flex is the CPU)")]
+    DoesNotCompute { reason: String },
     #[error("the model does not fit: {reason}; give its KV cache less memory, or take a device that has more")]
     DoesNotFit { reason: String },
 }
@@ -100,6 +105,9 @@ impl Llama {
 
     fn load_with(file: Checkpoint, device: Device, operators: Operators, kv_bytes: u64) -> Result<Llama, Error> {
         let does_not_fit = |failure: Failure| Error::DoesNotFit { reason: failure.to_string() };
+        if operators == Operators::Stock {
+            proof::check(&device).map_err(|failure| Error::DoesNotCompute { reason: failure.to_string() })?;
+        }
         let loaded = match operators {
             Operators::Kernels(_) => Llama::build(file, device, operators, kv_bytes),
             Operators::Stock => failure::caught(|| Ok(Llama::build(file, device, operators, kv_bytes)))
@@ -258,7 +266,10 @@ impl Model for Llama {
         let read = |cache: &Cache| if tokens.is_empty() { Ok(Vec::new()) } else { cache.read(&segment) };
         let layers = self.caches.iter().map(read).collect::<Result<_, Failure>>();
         let layers = layers.map_err(|failure| model::Error::StepFailed(failure.to_string()))?;
-        Ok(kv::Block { tokens: tokens.len(), layers })
+        let block = kv::Block { tokens: tokens.len(), layers };
+        let Range { start, end } = tokens;
+        // What is exported others may read for a long time.
+        if block.is_finite() { Ok(block) } else { Err(model::Error::NonFinite { start, end }) }
     }
 
     fn import(&mut self, sequence: SequenceId, tokens: &[u32], block: &kv::Block) -> Result<(), model::Error> {

@@ -1,5 +1,6 @@
 //! A model's weights, arranged for the forward pass.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -11,6 +12,7 @@ use super::ops::{GATE_BLOCK, HeadNorms, Linear, Operators};
 use crate::checkpoint::{self, Checkpoint};
 use crate::kernels::{BLOCK, Format, PANEL, Quantized, Rows};
 use crate::quants::Type;
+use crate::sampling::all_finite;
 
 pub(super) struct Weights {
     /// `[vocabulary, hidden]`; none where the head's are the same.
@@ -55,8 +57,8 @@ impl Weights {
         let weights = Weights {
             layers: (0..config.layers.len()).map(|index| loader.layer(index)).collect::<Result<_, Error>>()?,
             norm: loader.norm("output_norm.weight", config.hidden)?,
-            head: loader.whole(output.unwrap_or(embedding)),
-            embedding: output.map(|_| loader.whole(embedding)),
+            head: loader.whole(output.unwrap_or(embedding))?,
+            embedding: output.map(|_| loader.whole(embedding)).transpose()?,
         };
         loader.arena.into_inner().unwrap_or_else(PoisonError::into_inner).freeze().map_err(Error::Memory)?;
         Ok(weights)
@@ -102,14 +104,14 @@ impl Loader<'_> {
                 keys,
                 epsilon: self.config.epsilon,
             }),
-            attention_output: self.whole(matrix(self.file, &name("attn_output"), heads.query_width(), hidden)?),
+            attention_output: self.whole(matrix(self.file, &name("attn_output"), heads.query_width(), hidden)?)?,
             post_attention_norm: optional("post_attention_norm", hidden)?,
             feed_forward_norm: self.norm(&name("ffn_norm"), hidden)?,
             gate_up: self.combined(&[gate, up], 2 * feed_forward, |output| {
                 let (block, offset) = (output / (2 * GATE_BLOCK), output % (2 * GATE_BLOCK));
                 (offset / GATE_BLOCK, block * GATE_BLOCK + offset % GATE_BLOCK)
-            }),
-            down: self.whole(matrix(self.file, &name("ffn_down"), feed_forward, hidden)?),
+            })?,
+            down: self.whole(matrix(self.file, &name("ffn_down"), feed_forward, hidden)?)?,
             post_feed_forward_norm: optional("post_ffw_norm", hidden)?,
         })
     }
@@ -120,7 +122,7 @@ impl Loader<'_> {
         let q = matrix(self.file, &name("attn_q"), hidden, queries)?;
         let k = matrix(self.file, &name("attn_k"), hidden, kv)?;
         let v = matrix(self.file, &name("attn_v"), hidden, kv)?;
-        Ok(self.combined(&[q, k, v], heads.row_width(), |output| {
+        self.combined(&[q, k, v], heads.row_width(), |output| {
             if output < queries {
                 (0, self.source(output))
             } else if output < queries + kv {
@@ -128,14 +130,14 @@ impl Loader<'_> {
             } else {
                 (2, output - queries - kv)
             }
-        }))
+        })
     }
 
     fn qkv_bias(&self, index: usize) -> Result<Option<Tensor<1>>, Error> {
         let heads = self.config.heads;
         let part = |part: &str, len: usize| {
             let name = format!("blk.{index}.{part}.bias");
-            self.file.tensor(&name).map(|_| vector(self.file, &name, len)).transpose()
+            self.file.tensor(&name).map(|_| self.vector(&name, len)).transpose()
         };
         let q = part("attn_q", heads.query_width())?;
         let k = part("attn_k", heads.kv_width())?;
@@ -166,8 +168,19 @@ impl Loader<'_> {
     }
 
     fn norm_values(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
-        let values = vector(self.file, name, len)?;
+        let values = self.vector(name, len)?;
         Ok(values.into_iter().map(|value| value + self.config.norm_shift).collect())
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
+        let values = vector(self.file, name, len)?;
+        if all_finite(&values) { Ok(values) } else { Err(Error::NonFinite { tensor: name.to_owned() }) }
+    }
+
+    /// What the file calls a tensor, which it holds at one place.
+    fn name_of(&self, tensor: &checkpoint::Tensor<'_>) -> String {
+        let is_it = |name: &&str| self.file.tensor(name).is_some_and(|other| std::ptr::eq(other.bytes, tensor.bytes));
+        self.file.tensor_names().find(is_it).unwrap_or_default().to_owned()
     }
 
     fn tensor(&self, values: Vec<f32>) -> Tensor<1> {
@@ -176,7 +189,7 @@ impl Loader<'_> {
     }
 
     /// All rows of a matrix as they are.
-    fn whole(&self, tensor: checkpoint::Tensor<'_>) -> Linear {
+    fn whole(&self, tensor: checkpoint::Tensor<'_>) -> Result<Linear, Error> {
         self.combined(&[tensor], tensor.rows(), |output| (0, output))
     }
 
@@ -186,12 +199,17 @@ impl Loader<'_> {
         tensors: &[checkpoint::Tensor<'_>],
         outputs: usize,
         source: impl Fn(usize) -> (usize, usize) + Sync,
-    ) -> Linear {
+    ) -> Result<Linear, Error> {
         let inputs = tensors[0].row_len();
         let formats = tensors.iter().map(|tensor| format(tensor.dtype, inputs));
         let format = formats.reduce(Format::join).unwrap_or(Format::F32);
         let arena = &mut self.arena.lock().unwrap_or_else(PoisonError::into_inner);
-        self.operators.load(self.device, arena, format, inputs, outputs, &Combined { tensors, source })
+        let rows = Combined { tensors, source, spoilt: AtomicUsize::new(tensors.len()) };
+        let loaded = self.operators.load(self.device, arena, format, inputs, outputs, &rows);
+        match tensors.get(rows.spoilt.into_inner()) {
+            None => Ok(loaded),
+            Some(tensor) => Err(Error::NonFinite { tensor: self.name_of(tensor) }),
+        }
     }
 }
 
@@ -221,18 +239,31 @@ fn format(dtype: Type, inputs: usize) -> Format {
 struct Combined<'a, F> {
     tensors: &'a [checkpoint::Tensor<'a>],
     source: F,
+    /// Which of them was found to hold what is no finite number; none if it is none of them.
+    spoilt: AtomicUsize,
+}
+
+impl<F> Combined<'_, F> {
+    fn check(&self, tensor: usize, numbers: &[f32]) {
+        if !all_finite(numbers) {
+            self.spoilt.store(tensor, Relaxed);
+        }
+    }
 }
 
 impl<F: Fn(usize) -> (usize, usize) + Sync> Rows for Combined<'_, F> {
     fn unpack(&self, output: usize, quants: &mut [u8], scales: &mut [f32], offsets: &mut [f32]) -> usize {
         let (tensor, row) = (self.source)(output);
         self.tensors[tensor].unpack_row(row, quants, scales, offsets);
+        self.check(tensor, scales);
+        self.check(tensor, offsets);
         self.tensors[tensor].dtype.grouping().map_or(BLOCK, |grouping| grouping.len)
     }
 
     fn dequantize(&self, output: usize, values: &mut [f32]) {
         let (tensor, row) = (self.source)(output);
         self.tensors[tensor].dequantize_row(row, values);
+        self.check(tensor, values);
     }
 }
 

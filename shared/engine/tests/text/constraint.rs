@@ -16,7 +16,7 @@ use super::{BYTES, SMOLLM};
 static BYTES_GENERATOR: LazyLock<Generator> = LazyLock::new(|| Generator::new(BYTES.clone()));
 static SMOLLM_GENERATOR: LazyLock<Generator> = LazyLock::new(|| Generator::new(SMOLLM.clone()));
 
-fn job(sampling: Sampling) -> Job {
+pub fn job(sampling: Sampling) -> Job {
     let name = |text| Name::new(text).expect("a name");
     Job {
         id: JobId::new("job").expect("an id"),

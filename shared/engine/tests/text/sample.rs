@@ -2,9 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use baton_contract::sampling::Sampling;
+use baton_contract::job::Job;
+use baton_contract::outcome::Code;
+use baton_contract::sampling::{Constraint, Sampling};
+use baton_engine::generation::Generator;
 use baton_engine::sampling::{Distribution, Sampler, greedy, pick};
 use proptest::prelude::*;
+
+use crate::BYTES;
+use crate::constraint::job;
 
 #[test]
 fn sampling_is_a_function_of_seed_and_position() {
@@ -149,4 +155,67 @@ proptest! {
         let mut sampler = Sampler::new(sampling, &[1, 2], None);
         prop_assert!(sampler.pick(&logits).expect("nothing is constrained") < logits.len().max(1) as u32);
     }
+}
+
+#[test]
+fn logits_that_are_not_finite_choose_nothing() {
+    let constraint = Some(Constraint::Regex("yes|no".into()));
+    let ways = [
+        Sampling::GREEDY,
+        Sampling { temperature: 1.0, ..Sampling::GREEDY },
+        Sampling { temperature: 1.0, top_k: 3, top_p: 0.5, min_p: 0.1, ..Sampling::GREEDY },
+        Sampling { presence_penalty: 1.0, logit_bias: vec![(7, -100.0)], ..Sampling::GREEDY },
+        Sampling { logprobs: Some(3), ..Sampling::GREEDY },
+        Sampling { constraint, ..Sampling::GREEDY },
+    ];
+    let generator = Generator::new(BYTES.clone());
+    let calm: Vec<f32> = (0..BYTES.spec().vocabulary).map(|id| (id % 7) as f32).collect();
+    for sampling in ways {
+        for spoilt in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in [0, 7, calm.len() - 1] {
+                let mut generation = generator.start(&job(sampling.clone()), 0).unwrap();
+                let mut logits = calm.clone();
+                logits[place] = spoilt;
+                let error = generation.next(&logits).unwrap_err();
+                assert!(error.may_pass_elsewhere(), "{error}");
+                assert_eq!(error.failure().code, Code::NonFinite);
+                assert!(error.to_string().contains("token 0 of the answer, found 1 of 257"), "{error}");
+                // Elsewhere it goes on.
+                generation.next(&calm).unwrap();
+            }
+        }
+    }
+}
+
+/// The answer's text, and the texts of the tokens whose log-probabilities it keeps, after each token and in the end.
+fn with_stop(stop: &str, answer: &str) -> (String, Vec<u32>, Vec<String>) {
+    let job = Job { stop: vec![stop.to_owned()], ..job(Sampling { logprobs: Some(0), ..Sampling::GREEDY }) };
+    let mut generation = Generator::new(BYTES.clone()).start(&job, 0).unwrap();
+    let (mut text, mut settled, mut logprobs) = (String::new(), Vec::new(), Vec::new());
+    for byte in answer.bytes() {
+        let mut logits = vec![0.0; BYTES.spec().vocabulary];
+        logits[usize::from(byte)] = 9.0;
+        let emitted = generation.next(&logits).unwrap();
+        text.push_str(&emitted.text);
+        settled.push(emitted.settled);
+        logprobs.extend(emitted.logprobs.clone());
+        if emitted.finish.is_some() {
+            emitted.settled().keep(&mut logprobs);
+            break;
+        }
+    }
+    (text, settled, logprobs.into_iter().map(|logprob| logprob.chosen.token).collect())
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_text() {
+    let tokens = |text: &str| text.chars().map(String::from).collect::<Vec<_>>();
+    // What may begin the stop text waits until it is known.
+    let (text, settled, kept) = with_stop("def", "ab de def");
+    assert_eq!((text.as_str(), kept), ("ab de ", tokens("ab de ")));
+    assert_eq!(settled, [1, 2, 3, 3, 3, 6, 6, 6, 6]);
+    assert_eq!(with_stop("a", "abc"), (String::new(), vec![0], Vec::new()));
+    // A character of two tokens is final with its second.
+    let (text, settled, kept) = with_stop("x", "\u{e9}ax");
+    assert_eq!((text.as_str(), kept.len(), settled), ("\u{e9}a", 3, vec![0, 2, 3, 3]));
 }

@@ -30,7 +30,10 @@ impl Disk {
     /// Takes the first folder in `path` that no other worker has, and what is in it.
     pub(super) fn open(path: &Path, budget: u64) -> io::Result<Self> {
         for folder in (0..FOLDERS).map(|number| path.join(number.to_string())) {
-            fs::create_dir_all(&folder)?;
+            let mut private = fs::DirBuilder::new();
+            #[cfg(unix)]
+            std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o700);
+            private.recursive(true).create(&folder)?;
             let lock = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK))?;
             match lock.try_lock() {
                 Ok(()) => return Ok(Self { index: Mutex::new(take_over(&folder, budget)?), folder, _lock: lock }),

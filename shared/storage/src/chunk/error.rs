@@ -130,6 +130,12 @@ pub enum Error {
         /// The layer, from 0.
         layer: usize,
     },
+    /// Infinite values, or values that are no numbers: whoever computed them failed.
+    #[error("layer {layer} holds values that are not finite")]
+    NonFinite {
+        /// The layer, from 0.
+        layer: usize,
+    },
     /// A layer cannot be packed or unpacked.
     #[error("layer {layer} cannot be packed or unpacked")]
     Layer {

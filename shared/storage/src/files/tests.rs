@@ -12,7 +12,7 @@ use crate::collect::{self, Census};
 /// Files of tiny parts in a directory.
 fn files(directory: &tempfile::TempDir) -> Files {
     let store = Store::open(directory.path().to_str().unwrap()).unwrap();
-    Files { store, part_bytes: 10 }
+    Files { store, part_bytes: 10, key: None }
 }
 
 async fn write(files: &Files, blob: Blob, bytes: &[u8], step: usize) -> Extent {
@@ -46,7 +46,7 @@ async fn a_blob_comes_back_whole_and_in_ranges_however_it_was_written() {
         let bytes: Vec<u8> = (0..length as u8).collect();
         let blob = Blob::of_upload("acme", &number.to_string());
         let extent = write(&files, blob, &bytes, step).await;
-        assert_eq!(extent, Extent { bytes: length as u64, part_bytes: 10 });
+        assert_eq!(extent, Extent { bytes: length as u64, part_bytes: 10, form: Form::Checked });
         assert_eq!(read(&files, blob, extent, 0..u64::MAX).await.unwrap(), bytes);
         for range in [0..5, 5..25, 10..20, 90..95, 3..3, 200..300] {
             let expected = bytes.get(range.start.min(length)..range.end.min(length)).unwrap();
@@ -115,10 +115,79 @@ async fn sweeps_take_old_parts_that_no_file_names_and_leave_chunks_alone_as_coll
     assert_eq!(read(&files, kept, extent, 0..100).await.unwrap(), [1; 25]);
 }
 
+/// The stored parts of a blob.
+fn stored(directory: &tempfile::TempDir, blob: Blob, part: u64) -> std::path::PathBuf {
+    directory.path().join(blob.part(part).to_string())
+}
+
+#[tokio::test]
+async fn what_a_store_loses_mixes_up_or_changes_is_an_error_and_never_other_bytes() {
+    let directory = tempfile::tempdir().unwrap();
+    let plain = files(&directory);
+    let sealed = files(&directory).sealed(SealKey::new([7; 32]));
+    for (files, form) in [(&plain, Form::Checked), (&sealed, Form::Sealed)] {
+        let bytes: Vec<u8> = (0..35).collect();
+        let [blob, other] = ["one", "other"].map(|name| Blob::of_upload("acme", &format!("{name}{form:?}")));
+        let extent = write(files, blob, &bytes, 7).await;
+        assert_eq!((extent.form, extent.parts()), (form, 4));
+        write(files, other, &[9; 35], 7).await;
+        assert_eq!(read(files, blob, extent, 8..33).await.unwrap(), bytes[8..33]);
+
+        let [first, second, last] = [0, 1, 3].map(|part| stored(&directory, blob, part));
+        let of_other = std::fs::read(stored(&directory, other, 1)).unwrap();
+        let kept = std::fs::read(&second).unwrap();
+        assert_eq!(form == Form::Sealed, kept[..10] != bytes[10..20], "only a sealed one hides its bytes");
+        let mut flipped = kept.clone();
+        flipped[3] ^= 1;
+        for (damage, what) in [
+            (std::fs::read(&first).unwrap(), "another part's"),
+            (of_other, "another file's"),
+            (flipped, "a changed one"),
+            (kept[..kept.len() - 1].to_vec(), "a cut one"),
+            (kept[1..].to_vec(), "one without its beginning"),
+            ([&kept[..], &[0]].concat(), "a longer one"),
+            (bytes[10..20].to_vec(), "one without a proof"),
+            (Vec::new(), "an empty one"),
+        ] {
+            std::fs::write(&second, damage).unwrap();
+            let error = read(files, blob, extent, 12..13).await.unwrap_err();
+            assert!(matches!(error, Error::Damaged { part: 1, .. }), "{what}: {error}");
+            assert_eq!(read(files, blob, extent, 0..10).await.unwrap(), bytes[..10], "{what}: the others are good");
+        }
+        std::fs::write(&second, kept).unwrap();
+        assert_eq!(read(files, blob, extent, 0..35).await.unwrap(), bytes);
+        // The last part is not one of a longer file, or of a shorter one.
+        let (longer, shorter) = (Extent { bytes: 36, ..extent }, Extent { bytes: 34, ..extent });
+        for extent in [longer, shorter] {
+            assert!(matches!(read(files, blob, extent, 30..34).await, Err(Error::Damaged { part: 3, .. })));
+        }
+        std::fs::remove_file(last).unwrap();
+        assert!(matches!(files.check(blob, extent).await, Err(Error::Damaged { part: 3, .. })));
+        assert!(matches!(read(files, blob, extent, 0..35).await, Err(Error::Damaged { part: 3, .. })));
+    }
+    let blob = Blob::of_upload("acme", "key");
+    let extent = write(&sealed, blob, &[1; 5], 5).await;
+    assert!(matches!(read(&plain, blob, extent, 0..5).await, Err(Error::NoKey { .. })));
+    let wrong = files(&directory).sealed(SealKey::new([8; 32]));
+    assert!(matches!(read(&wrong, blob, extent, 0..5).await, Err(Error::Damaged { .. })));
+}
+
+#[tokio::test]
+async fn what_releases_without_checksums_wrote_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = files(&directory);
+    let blob = Blob::of_upload("acme", "old");
+    for (part, bytes) in ["0123456789", "abc"].into_iter().enumerate() {
+        files.store.put_new(&blob.part(part as u64), Bytes::from(bytes)).await.unwrap();
+    }
+    let extent = Extent { bytes: 13, part_bytes: 10, form: Form::Plain };
+    assert_eq!(read(&files, blob, extent, 8..12).await.unwrap(), b"89ab");
+}
+
 proptest! {
     #[test]
     fn parts_cover_a_range_exactly(bytes in 0u64..200, part_bytes in 0u64..40, start in 0u64..220, length in 0u64..220) {
-        let extent = Extent { bytes, part_bytes };
+        let extent = Extent { bytes, part_bytes, form: Form::Plain };
         let mut at = start.min(bytes);
         for (part, range) in extent.cover(start..start + length) {
             prop_assert!(!range.is_empty() && range.end <= part_bytes.max(1) && part < extent.parts());

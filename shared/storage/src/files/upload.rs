@@ -3,10 +3,9 @@
 use std::{collections::VecDeque, mem, num::NonZeroUsize};
 
 use baton_contract::causes;
-use bytes::Bytes;
 use tokio::{runtime::Handle, task::JoinHandle};
 
-use super::{Blob, Error, Extent, Files};
+use super::{Blob, Error, Extent, Files, Form, part::Place};
 use crate::store;
 
 /// A blob that is being written. Dropped before [`Upload::finish`], it removes what it has stored.
@@ -77,7 +76,8 @@ impl Upload {
             self.settle().await?;
         }
         self.finished = true;
-        Ok(Extent { bytes: self.bytes, part_bytes: self.files.part_bytes })
+        let form = if self.files.key.is_some() { Form::Sealed } else { Form::Checked };
+        Ok(Extent { bytes: self.bytes, part_bytes: self.files.part_bytes, form })
     }
 
     /// Hands the present part to the store, once few enough are on their way.
@@ -85,7 +85,8 @@ impl Upload {
         while self.under_way.len() >= self.at_once.get() {
             self.settle().await?;
         }
-        let bytes = Bytes::from(mem::take(&mut self.part));
+        let place = Place { blob: self.blob, number: self.parts };
+        let bytes = place.pack(mem::take(&mut self.part), self.files.key.as_deref())?;
         let (store, path) = (self.files.store.clone(), self.blob.part(self.parts));
         self.parts += 1;
         self.under_way.push_back(tokio::spawn(async move { store.put_new(&path, bytes).await }));

@@ -2,7 +2,10 @@
 
 use std::{ops::Range, sync::Arc};
 
-use baton_contract::{causes, kv::Block};
+use baton_contract::{
+    causes,
+    kv::{Block, is_finite},
+};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 
@@ -181,7 +184,7 @@ impl KvStore {
     ) -> Result<Unpacked<Vec<Vec<u16>>>, Error> {
         let parts = self.split(layers, header.tokens()).map(|layers| {
             let (header, bytes) = (header.clone(), bytes.clone());
-            self.work(move || decode_layers(&header, layers, &bytes, from))
+            self.work(move || finite(layers.start, decode_layers(&header, layers, &bytes, from)?))
         });
         let parts: Unpacked<Vec<Vec<_>>> = try_join_all(parts).await?.into_iter().collect();
         Ok(parts.map(|parts| parts.into_iter().flatten().collect()))
@@ -197,6 +200,14 @@ impl KvStore {
             }
         }
         Error::Damaged { id, source: damage }
+    }
+}
+
+/// The layers from `first` on, if they are of use: an answer that is generated from anything else is none.
+fn finite(first: usize, layers: Vec<Vec<u16>>) -> Unpacked<Vec<Vec<u16>>> {
+    match layers.iter().position(|layer| !is_finite(layer)) {
+        Some(place) => Err(chunk::Error::NonFinite { layer: first + place }),
+        None => Ok(layers),
     }
 }
 

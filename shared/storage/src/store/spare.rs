@@ -101,7 +101,7 @@ impl Spares {
         let bytes = self.bytes.load(Relaxed);
         while (self.with_ready(|ready| ready.len()) as u64 + 1) * bytes <= READY {
             let file =
-                File::from(open(&self.root, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::from(0o666))?);
+                File::from(open(&self.root, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::from(0o600))?);
             io::copy(&mut io::repeat(0).take(bytes), &mut &file)?;
             self.with_ready(|ready| ready.push(file));
         }

@@ -10,6 +10,8 @@ pub(super) struct Narrow {
     most: (usize, usize),
     /// Whether a pass that fails leaves traces, as it should not.
     dirty: bool,
+    /// Whose logits are no numbers, from so many tokens on.
+    spoilt: Option<(SequenceId, usize)>,
     /// Tokens of each step of each pass.
     passes: Arc<Mutex<Vec<Vec<usize>>>>,
 }
@@ -17,7 +19,7 @@ pub(super) struct Narrow {
 impl Narrow {
     pub(super) fn new(most: (usize, usize), dirty: bool) -> (Self, Arc<Mutex<Vec<Vec<usize>>>>) {
         let passes: Arc<Mutex<Vec<Vec<usize>>>> = Arc::default();
-        (Self { sim: sim(1000), most, dirty, passes: passes.clone() }, passes)
+        (Self { sim: sim(1000), most, dirty, spoilt: None, passes: passes.clone() }, passes)
     }
 }
 
@@ -52,7 +54,15 @@ impl Model for Narrow {
             }
             return Err(model::Error::StepFailed("the device is out of memory".into()));
         }
-        self.sim.forward(steps)
+        let mut logits = self.sim.forward(steps)?;
+        if let Some((spoilt, from)) = self.spoilt {
+            for (step, logits) in steps.iter().zip(&mut logits).filter(|(step, _)| step.sequence == spoilt) {
+                if self.sim.len(step.sequence)? >= from {
+                    logits.fill(f32::NAN);
+                }
+            }
+        }
+        Ok(logits)
     }
 
     fn export(&self, sequence: SequenceId, tokens: Range<usize>) -> Result<Block, model::Error> {
@@ -81,6 +91,19 @@ fn a_step_that_fails_is_taken_with_half_of_the_answers() {
     let (model, _) = Narrow::new((0, 0), false);
     let clients = run(model, &jobs);
     assert!(clients.iter().all(|client| matches!(client.failed, Some(Failed::Model(model::Error::StepFailed(_))))));
+}
+
+#[test]
+fn logits_that_are_no_numbers_end_their_own_answer_only() {
+    let jobs = jobs(4);
+    let (mut model, _) = Narrow::new((usize::MAX, usize::MAX), false);
+    // The sim engine numbers its sequences, and answers join in their order.
+    model.spoilt = Some((SequenceId(1), jobs[1].prompt.len() + 9));
+    let mut clients = run(model, &jobs);
+    let spoilt = clients.remove(1);
+    assert!(spoilt.stuck.as_ref().is_some_and(generation::Error::may_pass_elsewhere), "{:?}", spoilt.stuck);
+    assert_eq!(spoilt.answers[0], spoilt.prefilled.answers[0][..9], "what was sound was told");
+    assert_undisturbed(&clients);
 }
 
 #[test]
