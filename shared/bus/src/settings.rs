@@ -43,12 +43,6 @@ impl Bus {
         Ok(Some(Kept { value, revision: entry.revision }))
     }
 
-    /// The same for a process that serves the pipeline; waits for a cluster that is electing.
-    pub async fn settings_once_elected(&self) -> Result<Option<Kept>, Error> {
-        let attempt = || async { self.settings().await.map_err(Failed::passing) };
-        electing::patiently("the pipeline's settings", attempt).await
-    }
-
     /// Keeps the first settings of a pipeline; returns whether they were the first.
     pub async fn settle(&self, value: &Value, replicas: usize) -> Result<bool, Error> {
         let bucket = self.bucket(self.settings_keeping(replicas)).await?;
