@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use baton_bus::{Bus, settings::Kept};
+use baton_bus::{Bus, electing, settings::Kept};
 use baton_contract::causes;
 use baton_storage::store::{self, Store};
 use baton_topology::{BrokerUrl, Model, Plan, Reach, Settings, Standing, StoreUrl, Told};
@@ -69,14 +69,29 @@ impl Found {
     /// What holds for a process that serves the pipeline. Makes what is missing of it. A process that uses the store must find the
     /// pipeline's mark in it.
     pub async fn take_part(&self, bus: &Bus, uses_store: bool) -> anyhow::Result<Plan> {
+        let attempt = || self.try_to_take_part(bus, uses_store);
+        electing::patiently("joining the pipeline", attempt, |error| {
+            // The broker's word, that is, and no refusal.
+            matches!(
+                error.downcast_ref(),
+                Some(baton_bus::Error::Read { .. } | baton_bus::Error::NotProvisioned { .. })
+            )
+        })
+        .await
+    }
+
+    async fn try_to_take_part(&self, bus: &Bus, uses_store: bool) -> anyhow::Result<Plan> {
+        bus.check().await?;
         for _ in 0..RACES {
-            let plan = match bus.settings_once_elected().await? {
+            let plan = match bus.settings().await? {
                 Some(kept) => self.adopt(bus, &kept, uses_store).await?,
                 None => self.begin(bus, uses_store).await?,
             };
             // Otherwise somebody else was faster: what that one wrote holds.
             if let Some(plan) = plan {
                 bus.provision(&context::retention(&plan)).await?;
+                // A cluster has created what nobody leads yet.
+                bus.ready().await?;
                 return Ok(plan);
             }
         }

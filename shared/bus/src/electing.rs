@@ -2,12 +2,17 @@
 //! that it cannot; and of several that create the same stream, some may get no answer.
 
 use std::{
+    fmt::{self, Display},
     hash::{BuildHasher, RandomState},
     time::Duration,
 };
 
-use async_nats::jetstream::context::{
-    CreateKeyValueError, CreateKeyValueErrorKind, CreateStreamError, CreateStreamErrorKind,
+use async_nats::jetstream::{
+    ErrorCode,
+    context::{
+        AccountError, AccountErrorKind, CreateKeyValueError, CreateKeyValueErrorKind, CreateStreamError,
+        CreateStreamErrorKind,
+    },
 };
 use baton_contract::causes;
 use tokio::time::{Instant, sleep};
@@ -21,7 +26,29 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// What the broker answers while it cannot decide.
 const UNAVAILABLE: usize = 503;
 
+/// Tries something for as long as an election may take, while what it fails with `passes`.
+pub async fn patiently<T, E: Display, F: Future<Output = Result<T, E>>>(
+    what: &str,
+    mut attempt: impl FnMut() -> F,
+    passes: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let (began, mut pause) = (Instant::now(), FIRST_PAUSE);
+    loop {
+        let error = match attempt().await {
+            Err(error) if passes(&error) && began.elapsed() < PATIENCE => error,
+            done => return done,
+        };
+        let left = PATIENCE.saturating_sub(began.elapsed());
+        tracing::info!(error = %format!("{error:#}"), ?left, "{what}: the broker may be electing; trying again");
+        // Those that began together are not to try together.
+        let share = RandomState::new().hash_one(what) % 1_000;
+        sleep(pause.mul_f64(0.5 + share as f64 / 1_000.0)).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
 /// What did not work.
+#[derive(Debug)]
 pub(crate) struct Failed {
     pub(crate) error: Error,
     /// Whether it may work soon.
@@ -34,27 +61,18 @@ impl Failed {
     }
 }
 
-/// Tries something for as long as an election may take.
-pub(crate) async fn patiently<T, F: Future<Output = Result<T, Failed>>>(
-    what: &str,
-    mut attempt: impl FnMut() -> F,
-) -> Result<T, Error> {
-    let (began, mut pause) = (Instant::now(), FIRST_PAUSE);
-    loop {
-        let Failed { error, passes } = match attempt().await {
-            Ok(done) => return Ok(done),
-            Err(failed) => failed,
-        };
-        if !passes || began.elapsed() >= PATIENCE {
-            return Err(error);
-        }
-        let left = PATIENCE.saturating_sub(began.elapsed());
-        tracing::info!(error = causes(&error), ?left, "{what}: the broker may be electing; trying again");
-        // Those that began together are not to try together.
-        let share = RandomState::new().hash_one(what) % 1_000;
-        sleep(pause.mul_f64(0.5 + share as f64 / 1_000.0)).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+impl Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&causes(&self.error))
     }
+}
+
+/// The same for what tells itself whether it passes.
+pub(crate) async fn once_elected<T, F: Future<Output = Result<T, Failed>>>(
+    what: &str,
+    attempt: impl FnMut() -> F,
+) -> Result<T, Error> {
+    patiently(what, attempt, |failed| failed.passes).await.map_err(|failed| failed.error)
 }
 
 /// Whether a stream that could not be created may be soon.
@@ -63,6 +81,18 @@ pub(crate) fn stream_passes(error: &CreateStreamError) -> bool {
         CreateStreamErrorKind::TimedOut => true,
         CreateStreamErrorKind::JetStream(error) => error.code() == UNAVAILABLE,
         _ => false,
+    }
+}
+
+/// Whether the broker may tell soon of an account of which it tells nothing now; without JetStream it never does.
+pub(crate) fn account_passes(error: &AccountError) -> bool {
+    match error.kind() {
+        AccountErrorKind::TimedOut => true,
+        AccountErrorKind::JetStream(error) => {
+            let off = [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT];
+            error.code() == UNAVAILABLE && !off.contains(&error.error_code())
+        }
+        AccountErrorKind::JetStreamUnavailable | AccountErrorKind::Other => false,
     }
 }
 
@@ -82,18 +112,18 @@ mod tests {
     async fn what_passes_is_tried_again_for_a_while_and_what_does_not_is_told_at_once() {
         let failed = |passes| Failed { error: Error::Died, passes };
         let mut tries = 0;
-        let done = patiently("it", || {
+        let done = once_elected("it", || {
             tries += 1;
             ready(if tries < 4 { Err(failed(true)) } else { Ok(tries) })
         });
         assert_eq!(done.await.unwrap(), 4);
 
         let began = Instant::now();
-        assert!(patiently("it", || ready(Err::<(), _>(failed(true)))).await.is_err());
+        assert!(once_elected("it", || ready(Err::<(), _>(failed(true)))).await.is_err());
         assert!((PATIENCE..PATIENCE + 2 * LONGEST_PAUSE).contains(&began.elapsed()), "{:?}", began.elapsed());
 
         let began = Instant::now();
-        assert!(patiently("it", || ready(Err::<(), _>(failed(false)))).await.is_err());
+        assert!(once_elected("it", || ready(Err::<(), _>(failed(false)))).await.is_err());
         assert!(began.elapsed().is_zero());
     }
 }

@@ -19,6 +19,7 @@
 //! - [`prefixes`] tells workers what others are computing, so that a prefix is computed once.
 //! - [`files`] and [`batches`] are users' files and batches of requests, each kept on a [`shelf`]; [`errands`] are what
 //!   gateways have to do for them; [`ends`] tells which jobs have ended.
+//! - [`electing`] waits for a cluster that has just started.
 //! - [`server`] runs a `nats-server` as a child process; [`trace`] carries W3C trace context in message headers.
 //!
 //! What must never happen here: an acknowledgement before the successor is durable, a second result for a job, a message
@@ -35,7 +36,7 @@ pub mod clock;
 mod conflict;
 mod connection;
 pub mod dead;
-mod electing;
+pub mod electing;
 mod endpoint;
 pub mod ends;
 pub mod errands;
@@ -216,7 +217,11 @@ impl Bus {
 
     /// Checks that the broker has JetStream on for this account; returns its version.
     pub async fn check(&self) -> Result<String, Error> {
-        self.jetstream.query_account().await.map_err(|error| Error::JetStream(causes(&error)))?;
+        let told = self.jetstream.query_account().await;
+        told.map_err(|error| match electing::account_passes(&error) {
+            true => Error::Read { what: "the account".into(), message: causes(&error) },
+            false => Error::JetStream(causes(&error)),
+        })?;
         Ok(self.client.server_info().version)
     }
 

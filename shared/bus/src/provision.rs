@@ -207,7 +207,7 @@ impl Bus {
 
     /// Creates one of them unless it stands; returns whether it did. Waits for a cluster that is electing.
     pub(crate) async fn create_missing(&self, wanted: &Wanted) -> Result<Option<Change>, Error> {
-        electing::patiently(&wanted.what, || self.create_once(wanted)).await
+        electing::once_elected(&wanted.what, || self.create_once(wanted)).await
     }
 
     async fn create_once(&self, wanted: &Wanted) -> Result<Option<Change>, Failed> {
@@ -430,7 +430,7 @@ impl Bus {
     ) -> Result<consumer::PullConsumer, Error> {
         let what = format!("consumer {}", queue.durable());
         let attempt = || async move { self.consumer(queue, ack_wait).await.map_err(Failed::passing) };
-        electing::patiently(&what, attempt).await
+        electing::once_elected(&what, attempt).await
     }
 
     async fn standing_consumer(&self, stream: &str, durable: &str) -> Result<Option<consumer::PullConsumer>, Error> {

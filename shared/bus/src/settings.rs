@@ -43,15 +43,14 @@ impl Bus {
         Ok(Some(Kept { value, revision: entry.revision }))
     }
 
-    /// The same for a process that serves the pipeline; waits for a cluster that is electing.
-    pub async fn settings_once_elected(&self) -> Result<Option<Kept>, Error> {
-        let attempt = || async { self.settings().await.map_err(Failed::passing) };
-        electing::patiently("the pipeline's settings", attempt).await
-    }
-
     /// Keeps the first settings of a pipeline; returns whether they were the first.
     pub async fn settle(&self, value: &Value, replicas: usize) -> Result<bool, Error> {
         let bucket = self.bucket(self.settings_keeping(replicas)).await?;
+        let attempt = || async { self.settle_in(&bucket, value).await.map_err(Failed::passing) };
+        electing::once_elected("keeping the pipeline's settings", attempt).await
+    }
+
+    async fn settle_in(&self, bucket: &kv::Store, value: &Value) -> Result<bool, Error> {
         match bucket.create(KEY, bytes(value)).await {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(false),

@@ -86,7 +86,7 @@ async fn completes(bus: &Bus, jobs: &Jobs, id: &str) {
 
 #[tokio::test]
 async fn no_message_of_a_stranger_keeps_others_from_their_answers() {
-    let ground = Ground::sim(&["lanes=[\"interactive\"]"]).await;
+    let ground = Ground::sim(&["lanes=interactive"]).await;
     let mut workers = ground.workers().await;
     let (mut gateway, url) = ground.gateway(&[]).await;
     let (bus, mut stranger) = (ground.bus().await, Stranger::new(&ground).await);
@@ -156,7 +156,7 @@ async fn a_worker_whose_connection_died_ends() {
 
 #[tokio::test]
 async fn what_the_broker_lost_is_made_again() {
-    let ground = Ground::sim(&["lanes=[\"interactive\"]"]).await;
+    let ground = Ground::sim(&["lanes=interactive"]).await;
     let _workers = ground.workers().await;
     let (_gateway, url) = ground.gateway(&[]).await;
     let (bus, mut stranger) = (ground.bus().await, Stranger::new(&ground).await);
