@@ -19,7 +19,12 @@ fn request(id: &str) -> Vec<u8> {
 /// Waits until ingest has no request any more.
 async fn until_ingested(bus: &Bus) {
     let done = async {
-        while bus.queues().await.unwrap().iter().any(|queue| queue.stage == Stage::Ingest && queue.waiting + queue.delivered > 0)
+        while bus
+            .queues()
+            .await
+            .unwrap()
+            .iter()
+            .any(|queue| queue.stage == Stage::Ingest && queue.waiting + queue.delivered > 0)
         {
             yield_now().await;
         }
