@@ -270,7 +270,15 @@ async fn a_message_of_another_release_ends_the_job_that_it_was_published_for() {
     let job = job("later");
     jobs.admit(&tenant, &job.id, "digest", Source { sequence: 1, stored_ms: 1 }).await.unwrap();
     let subject = bus.layout().prefill(&job.model, &job.lane, &job.tenant);
-    bus.begin(subject, &job, HeaderMap::new(), b"\x7fof a later release".to_vec()).await.unwrap();
+    bus.begin(
+        subject,
+        &job,
+        Source { sequence: 1, stored_ms: 1 },
+        HeaderMap::new(),
+        b"\x7fof a later release".to_vec(),
+    )
+    .await
+    .unwrap();
     // Maintenance goes on, and takes the job for what it is: one that waits.
     assert_eq!(bus.reconcile(false).await.unwrap().unread, 1);
     let mut report = reconcile(&ground, &[]).await.1;
