@@ -12,6 +12,7 @@ mod plan;
 mod read;
 mod section;
 mod settings;
+mod told;
 
 use std::fmt;
 
@@ -21,7 +22,8 @@ pub use plan::{
     AnswerTokens, Bounds, Broker, BrokerUrl, Codec, Compute, Decode, Device, Gateway, Limits, LogFormat, Mode, Model,
     Plan, Planner, Prefill, Results, Roles, Sim, Stage, Stages, Store, StoreUrl, Telemetry, Tenant,
 };
-pub use settings::{Difference, Reach, Refused, Settings, Standing, Told};
+pub use settings::{Difference, Settings, Standing};
+pub use told::{Reach, Refused, Told};
 
 /// Environment variables with this prefix set keys: `BATON__STAGES__PREFILL__REPLICAS=2` is `stages.prefill.replicas`.
 pub const ENVIRONMENT_PREFIX: &str = "BATON__";

@@ -14,7 +14,8 @@ use crate::{
         Model, Plan, Planner, Prefill, Results, Roles, Sim, Stage, Stages, Store, StoreUrl, Telemetry, Tenant,
     },
     section::{Reader, Section, suggestion},
-    settings::{Reach, secret_in, store_place},
+    settings::{secret_in, store_place},
+    told::Reach,
 };
 
 /// The name of the model that `baton setup` brings, in a pipeline that names none.

@@ -1,8 +1,4 @@
-//! What all processes of a pipeline must agree on, kept in the broker, and how a process takes it over.
-//!
-//! A process lays what it was told itself (file, environment, flags) over what is kept. Where it was told nothing it has adopted the
-//! pipeline's settings; where it was told something else it is refused. The embedded defaults lie below both, so they never
-//! differ from anything.
+//! What all processes of a pipeline must agree on, as it is kept in the broker.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -10,15 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Map;
 use toml::{Table, Value};
 
-use crate::{
-    Errors, Model, Plan,
-    layers::{self, Layers, overlay},
-    plan::{Broker, StoreUrl, Telemetry},
-    read,
-};
+use crate::{Model, Plan, layers::overlay, plan::StoreUrl};
 
 /// What must be the same in all processes; `*` is any name. A process that was told another value is refused.
-const AGREED: [&str; 32] = [
+pub(crate) const AGREED: [&str; 32] = [
     "default_model",
     "lanes",
     "compute",
@@ -68,12 +59,12 @@ const SUGGESTED: [&str; 10] = [
 ];
 
 /// The shape of [`Settings`] that this release writes. It reads any with this number, whatever fields they have besides.
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 
 /// A pipeline's shared settings, as they are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    format: u32,
+    pub(crate) format: u32,
     /// Names the pipeline, so that its store can be told from any other.
     pub pipeline: String,
     /// Whether the store has a mark of that name.
@@ -111,25 +102,6 @@ impl fmt::Display for Difference {
         let or_none = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".into());
         write!(f, "{}: the pipeline has {}, wanted {}", self.key, or_none(&self.kept), or_none(&self.wanted))
     }
-}
-
-/// Why a process can't take part in a pipeline.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum Refused {
-    #[error(transparent)]
-    Plan(#[from] Errors),
-    #[error("the pipeline's settings have the format {found}, and this release reads {FORMAT}: use a newer baton")]
-    Format { found: u32 },
-    #[error(
-        "this process was told other settings than the pipeline under root {root} has:{}\nleave them out here, or change the pipeline \
-         with `baton provision FILE` (or `baton provision --set KEY=VALUE`)",
-        lines(.differences)
-    )]
-    Differs { root: String, differences: Vec<Difference> },
-}
-
-fn lines(differences: &[Difference]) -> String {
-    differences.iter().map(|difference| format!("\n  {difference}")).collect()
 }
 
 impl Settings {
@@ -196,138 +168,12 @@ impl Settings {
     }
 
     /// What this release knows of them.
-    fn known(&self) -> Table {
+    pub(crate) fn known(&self) -> Table {
         let mut known = Table::new();
         for (key, value) in leaves(&table(&self.settings)).into_iter().filter(|(key, _)| is_shared(key)) {
             insert(&mut known, &key, value);
         }
         known
-    }
-}
-
-/// What a process was told about its pipeline.
-#[derive(Clone, Debug, Default)]
-pub struct Told {
-    /// What holds on this machine where nothing else is said, as a pipeline's text.
-    pub machine: Option<String>,
-    /// The pipeline's text.
-    pub file: Option<String>,
-    /// Only variables that start with [`crate::ENVIRONMENT_PREFIX`] count; the later of two does.
-    pub environment: Vec<(String, String)>,
-    /// As in `stages.decode.slots=8`.
-    pub overrides: Vec<String>,
-}
-
-/// What a process must know before it can ask the broker for the rest.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Reach {
-    pub root: baton_contract::Name,
-    pub broker: Broker,
-    pub telemetry: Telemetry,
-}
-
-impl Told {
-    /// How the broker is reached, and how the process tells what it does. Looks at nothing else, which may need what is kept there.
-    pub fn reach(&self) -> Result<Reach, Errors> {
-        read::reach(self.layers(Table::new())?)
-    }
-
-    /// The plan where nothing is kept.
-    pub fn plan(&self) -> Result<Plan, Errors> {
-        read::plan(self.layers(Table::new())?)
-    }
-
-    /// Whether file, environment or flags set this key.
-    pub fn says(&self, key: &str) -> Result<bool, Errors> {
-        Ok(self.layers(Table::new())?.told.contains(key))
-    }
-
-    /// The plan of a process that joins a pipeline: what is kept, and where nothing is kept what it was told. An error names
-    /// everything that it was told otherwise.
-    pub fn adopt(&self, kept: &Settings) -> Result<Plan, Refused> {
-        if kept.format > FORMAT {
-            return Err(Refused::Format { found: kept.format });
-        }
-        let known = kept.known();
-        let mut layers = self.layers(known.clone())?;
-        unsay_embedded(&mut layers, &known);
-        drop_other_engines(&mut layers);
-        let told = layers.told.clone();
-        let mut alone = layers::merge(self.lower(known.clone())?, None, [], &[])?;
-        for key in ["root", "broker.url"] {
-            if let Some(value) = find(&layers.table, key) {
-                insert(&mut alone.table, key, value.clone());
-            }
-        }
-        let plan = read::plan(layers)?;
-        // Read as a plan, so that two ways to say a value are one. What was only read from streams is no whole pipeline.
-        let whole = known.contains_key("models");
-        let alone = if whole { shared(&read::plan(alone)?) } else { known };
-        // A store that nobody has named yet is missing, and no other one.
-        let open = |key: &str| key == "store.url" || !whole;
-        let counts =
-            |key: &str| told.contains(key) && matches(&AGREED, key) && !(open(key) && find(&alone, key).is_none());
-        let differences = compare(&alone, &shared(&plan), counts);
-        if differences.is_empty() {
-            Ok(plan)
-        } else {
-            Err(Refused::Differs { root: plan.root.to_string(), differences })
-        }
-    }
-
-    /// The plan of somebody who changes a pipeline. A file says everything, so what it leaves out gets the default; without one
-    /// only what environment and flags name is changed.
-    pub fn change(&self, kept: &Settings) -> Result<Plan, Refused> {
-        if kept.format > FORMAT {
-            return Err(Refused::Format { found: kept.format });
-        }
-        if self.file.is_some() {
-            return Ok(self.plan()?);
-        }
-        let mut known = kept.known();
-        let told = self.layers(Table::new())?.told;
-        // Whoever names models wants those only.
-        if told.iter().any(|key| matches(&["models.*.source"], key)) {
-            known.remove("models");
-            known.remove("default_model");
-        }
-        let mut layers = self.layers(known.clone())?;
-        unsay_embedded(&mut layers, &known);
-        drop_other_engines(&mut layers);
-        Ok(read::plan(layers)?)
-    }
-
-    fn lower(&self, kept: Table) -> Result<Vec<Table>, Errors> {
-        let machine = match &self.machine {
-            Some(text) => layers::parse(text, "the machine's plan").map_err(|problem| Errors(vec![problem]))?,
-            None => Table::new(),
-        };
-        Ok(vec![machine, kept])
-    }
-
-    fn layers(&self, kept: Table) -> Result<Layers, Errors> {
-        layers::merge(self.lower(kept)?, self.file.as_deref(), self.environment.iter().cloned(), &self.overrides)
-    }
-}
-
-/// The embedded store is whichever the pipeline has: the word is no other place than the one that is kept.
-fn unsay_embedded(layers: &mut Layers, known: &Table) {
-    let says = find(&layers.table, "store.url").and_then(Value::as_str) == Some("embedded");
-    if says && let Some(url) = find(known, "store.url") {
-        insert(&mut layers.table, "store.url", url.clone());
-    }
-}
-
-/// A model that was told to be no sim model has no settings of one, whatever is kept.
-fn drop_other_engines(layers: &mut Layers) {
-    let Layers { table, told, .. } = layers;
-    let Some(Value::Table(models)) = table.get_mut("models") else { return };
-    for (name, model) in models.iter_mut() {
-        let says_sim = told.iter().any(|key| key.starts_with(&format!("models.{name}.sim.")));
-        let Value::Table(model) = model else { continue };
-        if model.get("source").and_then(Value::as_str) != Some("sim") && !says_sim {
-            model.remove("sim");
-        }
     }
 }
 
@@ -352,7 +198,7 @@ impl Plan {
 }
 
 /// The shared settings of a plan.
-fn shared(plan: &Plan) -> Table {
+pub(crate) fn shared(plan: &Plan) -> Table {
     let mut shared = Table::new();
     let mut all = leaves(&serialized(plan));
     // No place that others could find.
@@ -373,7 +219,7 @@ fn is_shared(key: &str) -> bool {
     matches(&AGREED, key) || matches(&SUGGESTED, key)
 }
 
-fn matches(patterns: &[&str], key: &str) -> bool {
+pub(crate) fn matches(patterns: &[&str], key: &str) -> bool {
     patterns.iter().any(|pattern| {
         let (mut parts, mut wanted) = (key.split('.'), pattern.split('.'));
         loop {
@@ -386,7 +232,7 @@ fn matches(patterns: &[&str], key: &str) -> bool {
     })
 }
 
-fn compare(kept: &Table, wanted: &Table, counts: impl Fn(&str) -> bool) -> Vec<Difference> {
+pub(crate) fn compare(kept: &Table, wanted: &Table, counts: impl Fn(&str) -> bool) -> Vec<Difference> {
     let (kept, wanted) = (leaves(kept), leaves(wanted));
     let mut keys: Vec<_> = kept.keys().chain(wanted.keys()).collect();
     keys.sort();
@@ -424,14 +270,14 @@ pub(crate) fn leaves(table: &Table) -> BTreeMap<String, Value> {
     found
 }
 
-fn find<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
+pub(crate) fn find<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
     match key.split_once('.') {
         None => table.get(key),
         Some((first, rest)) => find(table.get(first)?.as_table()?, rest),
     }
 }
 
-fn insert(table: &mut Table, key: &str, value: Value) {
+pub(crate) fn insert(table: &mut Table, key: &str, value: Value) {
     match key.split_once('.') {
         None => drop(table.insert(key.into(), value)),
         Some((first, rest)) => {

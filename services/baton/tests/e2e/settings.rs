@@ -51,7 +51,7 @@ async fn workers_that_are_told_the_broker_only_take_part_and_others_are_refused(
     let _decode = serving(bare(&ground, &["worker", "decode"], &["stages.decode.slots=3"])).await;
     let _gateway = serving(bare(&ground, &["gateway", "--listen", "127.0.0.1:0"], &[])).await;
     assert_eq!(bus.standing_retention().await.unwrap().unwrap(), standing);
-    let outcomes = ground.submit_all(&[json!({ "id": "a", "prompt": "hello", "max_tokens": 5, "lane": "two" })]).await;
+    let outcomes = ground.submit_all(&[json!({ "id": "a", "prompt": "hello", "max_tokens": 5 })]).await;
     assert_eq!((outcomes[0].tokens.len(), outcomes[0].timings.recomputed_tokens), (5, 0));
 
     let other = format!("store.url=file://{}/other", ground.directory.path().display());

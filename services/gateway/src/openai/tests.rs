@@ -214,12 +214,15 @@ fn answers_have_openais_shape() {
         (piece.chosen.token, piece.chosen.bytes) = ("\u{fffd}".into(), vec![byte]);
         piece
     });
-    let (pieces, expected): (Vec<_>, _) = (pieces.collect(), [0, 1, 1, 1, 2, 2]);
+    // The token that ends the text has none of its own, and lies within the text like the others.
+    let mut last = logprob("");
+    last.chosen.bytes.clear();
+    let (pieces, expected): (Vec<_>, _) = (pieces.chain([last]).collect(), [0, 1, 1, 1, 2, 2, 2]);
     let whole = response::logprobs_of(Endpoint::Completions, &pieces, 0);
     assert_eq!(whole["text_offset"], json!(expected));
     let mut stream = Chunks::new(Endpoint::Completions, "j", "m", 0, 1, false);
     let mut streamed = Vec::new();
-    for (index, (piece, text)) in pieces.into_iter().zip(["a", "", "", "中", "", "é"]).enumerate() {
+    for (index, (piece, text)) in pieces.into_iter().zip(["a", "", "", "中", "", "é", ""]).enumerate() {
         let (text, logprobs) = (text.into(), Some(piece));
         let chunks = stream.token(&Delta { choice: 0, index: index as u32, token: 1, text, logprobs, settled: None });
         streamed.extend(chunks.iter().map(|chunk| chunk["choices"][0]["logprobs"]["text_offset"][0].clone()));
