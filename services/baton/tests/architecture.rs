@@ -129,6 +129,20 @@ fn pure_crates_stay_pure() {
 }
 
 #[test]
+fn one_place_judges_whether_a_change_was_beaten() {
+    let (root, _) = workspace();
+    let judges = |path: &PathBuf| {
+        let source = fs::read_to_string(path).unwrap();
+        ["WrongLastRevision", "WrongLastSequence", "CreateErrorKind::AlreadyExists"]
+            .iter()
+            .any(|kind| source.contains(kind))
+    };
+    let found: Vec<PathBuf> = sources(&root.join("shared/bus/src")).into_iter().filter(judges).collect();
+    // The client library takes two of the broker's three answers for faults.
+    assert_eq!(found, [root.join("shared/bus/src/conflict.rs")]);
+}
+
+#[test]
 fn stages_share_nothing_but_the_bus_and_the_store() {
     let (_, members) = workspace();
     let services: Vec<&str> =

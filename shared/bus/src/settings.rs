@@ -6,14 +6,14 @@ use std::time::Duration;
 use async_nats::jetstream::{
     ErrorCode,
     context::GetStreamErrorKind,
-    kv::{self, CreateErrorKind, Operation, UpdateErrorKind},
+    kv::{self, Operation},
     stream::Config,
 };
 use baton_contract::{causes, subject::Stage};
 use serde_json::Value;
 
 use crate::{
-    Bus, Error,
+    Bus, Error, conflict,
     electing::{self, Failed},
 };
 
@@ -51,22 +51,16 @@ impl Bus {
     }
 
     async fn settle_in(&self, bucket: &kv::Store, value: &Value) -> Result<bool, Error> {
-        match bucket.create(KEY, bytes(value)).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(false),
-            Err(error) => Err(self.unstored(&error)),
-        }
+        let created = conflict::unless_beaten(bucket.create(KEY, bytes(value)).await);
+        created.map(|created| created.is_some()).map_err(|error| self.unstored(&error))
     }
 
     /// Replaces the settings; returns whether nobody else did since they were read.
     pub async fn resettle(&self, kept: &Kept, value: &Value) -> Result<bool, Error> {
         let bucket = self.jetstream.get_key_value(self.layout.settings_bucket()).await;
         let bucket = bucket.map_err(|error| self.unreadable(&error))?;
-        match bucket.update(KEY, bytes(value), kept.revision).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
-            Err(error) => Err(self.unstored(&error)),
-        }
+        let updated = conflict::unless_beaten(bucket.update(KEY, bytes(value), kept.revision).await);
+        updated.map(|updated| updated.is_some()).map_err(|error| self.unstored(&error))
     }
 
     /// How the results and the queue of prefill are kept, whoever made them; none if nobody did.

@@ -149,7 +149,10 @@ async fn a_job_is_cancelled_wherever_it_is_and_has_one_result() {
     assert_eq!(cancel(&ground, "in-prefill").await.1["state"], "accepted");
     let _prefill = ground.worker("prefill", "prefill-1").await;
     assert_cancelled(&result(&mut follower, &in_prefill).await, 0);
-    assert!(!ground.store().exists() || support::files(&ground.store()).is_empty(), "a cancelled job was prefilled");
+    assert!(
+        !ground.store().join("kv").exists() || support::files(&ground.store().join("kv")).is_empty(),
+        "a cancelled job was prefilled"
+    );
 
     let in_decode = submit(&bus, "batch", &long("in-decode")).await;
     until_waiting::<DecodeTask>(&bus, Stage::Decode, 1).await;
@@ -244,7 +247,10 @@ async fn expired_work_is_dropped_before_each_stage_and_ends_in_the_middle_of_one
     pass(&bus, 0.2).await;
     let _prefill = ground.worker("prefill", "prefill-1").await;
     assert_eq!(message(result(&mut follower, &job).await), "the deadline passed before prefill");
-    assert!(!ground.store().exists() || support::files(&ground.store()).is_empty(), "an expired job was prefilled");
+    assert!(
+        !ground.store().join("kv").exists() || support::files(&ground.store().join("kv")).is_empty(),
+        "an expired job was prefilled"
+    );
 
     let job = submit(&bus, "batch", &expiring("before-decode", 2.0)).await;
     until_waiting::<DecodeTask>(&bus, Stage::Decode, 1).await;

@@ -1,7 +1,7 @@
 //! Requests that come again, and requests of several tenants that look alike.
 
 use baton_bus::{Bus, Error};
-use baton_contract::{envelope::PrefillTask, outcome::Status, subject::Stage};
+use baton_contract::{envelope::PrefillTask, outcome::Status, stats::Queue, subject::Stage};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -18,14 +18,9 @@ fn request(id: &str) -> Vec<u8> {
 
 /// Waits until ingest has no request any more.
 async fn until_ingested(bus: &Bus) {
+    let has_some = |queue: &Queue| queue.stage == Stage::Ingest && queue.waiting + queue.delivered > 0;
     let done = async {
-        while bus
-            .queues()
-            .await
-            .unwrap()
-            .iter()
-            .any(|queue| queue.stage == Stage::Ingest && queue.waiting + queue.delivered > 0)
-        {
+        while bus.queues().await.unwrap().iter().any(has_some) {
             yield_now().await;
         }
     };
