@@ -219,10 +219,11 @@ fn other_store(url: &str) -> String {
             "a folder of that name on another machine is another store: run all workers on one machine, or give the pipeline a \
                  store that all of them reach (`baton provision --store s3://bucket/prefix`, or `baton up` with --store)"
         }
-        false => "is it another bucket, or was it emptied? `baton provision` marks it again",
+        false => "it may be another bucket, or another server's",
     };
     format!(
-        "the store {url}, as this process sees it, has no mark of the pipeline, so other workers would not find what it puts there; {why}"
+        "the store {url}, as this process sees it, has no mark of the pipeline, so other workers would not find what it puts \
+         there; {why}. If it is the same and was emptied, `baton provision` marks it again"
     )
 }
 
