@@ -174,7 +174,8 @@ fn closed(schema: Value) -> Result<Value, Failure> {
 #[test]
 fn strict_schemas_have_the_declared_keys_only() {
     let object = |keys: &[&str]| {
-        let properties: serde_json::Map<String, Value> = keys.iter().map(|key| ((*key).to_owned(), json!({}))).collect();
+        let properties: serde_json::Map<String, Value> =
+            keys.iter().map(|key| ((*key).to_owned(), json!({}))).collect();
         json!({ "type": "object", "properties": properties })
     };
     let shut = |mut schema: Value| {
@@ -204,7 +205,10 @@ fn strict_schemas_have_the_declared_keys_only() {
         assert_eq!(closed(said.clone()).unwrap(), said);
     }
     // Without `strict` nothing changes.
-    let open = format!(r#"{{"prompt":"a","response_format":{{"type":"json_schema","json_schema":{{"schema":{}}}}}}}"#, object(&["a"]));
+    let open = format!(
+        r#"{{"prompt":"a","response_format":{{"type":"json_schema","json_schema":{{"schema":{}}}}}}}"#,
+        object(&["a"])
+    );
     let constraint = parse_text(&open).unwrap().sampling(&JobId::new("a").unwrap()).constraint;
     assert_eq!(constraint, Some(Constraint::JsonSchema(object(&["a"]).to_string())));
 }
@@ -230,7 +234,8 @@ fn strict_schemas_of_one_value_leave_each_other_their_keys() {
     assert_eq!(keys(&closed_all["anyOf"][1]), expected("abcdf"));
     assert_eq!(keys(&closed_all["$defs"]["base"]), expected("a"));
     // A reference alone stays one, also where it is recursive.
-    let list = json!({ "type": "object", "properties": { "next": { "anyOf": [{ "$ref": "#" }, { "type": "null" }] } } });
+    let list =
+        json!({ "type": "object", "properties": { "next": { "anyOf": [{ "$ref": "#" }, { "type": "null" }] } } });
     assert_eq!(closed(list.clone()).unwrap()["properties"], list["properties"]);
     let endless = json!({ "type": "object", "properties": { "next": { "$ref": "#", "properties": { "more": {} } } } });
     assert!(closed(endless).unwrap_err().message.contains("at most 64 times a `$ref`"));
