@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use baton_engine::gguf;
 use baton_topology::Hub;
 use hf_hub::{
     Cache, Repo, RepoType,
@@ -52,14 +53,7 @@ pub fn fetch(model: &Hub, options: &Options) -> Result<PathBuf> {
     if let Some(path) = cached(model, options) {
         return Ok(path);
     }
-    download(model, options).with_context(|| {
-        format!(
-            "cannot bring {model}; on a machine that reaches no hub, put it into {} (`huggingface-cli download {}` fills \
-             such a cache elsewhere) or name a folder or a .gguf file instead",
-            options.cache.display(),
-            model.repository
-        )
-    })
+    download(model, options).with_context(|| format!("cannot bring {model}"))
 }
 
 fn repo(model: &Hub, revision: &str) -> Repo {
@@ -79,7 +73,10 @@ fn cached(model: &Hub, options: &Options) -> Option<PathBuf> {
     let commit = commit.as_deref().map_or(repo.revision(), str::trim);
     let snapshot = is_plain(commit).then(|| folder.join("snapshots").join(commit))?;
     match &model.file {
-        Some(file) => Some(snapshot.join(file)).filter(|path| path.is_file()),
+        Some(file) => {
+            let whole = parts(file).iter().all(|part| snapshot.join(part).is_file());
+            whole.then(|| snapshot.join(file))
+        }
         None => is_complete(&snapshot).then_some(snapshot),
     }
 }
@@ -101,20 +98,37 @@ fn download(model: &Hub, options: &Options) -> Result<PathBuf> {
     }
     let api: Api = builder.build()?;
     let named = repo(model, revision(model));
-    let info = api.repo(named.clone()).info().context("the hub doesn't tell what the model consists of")?;
+    let info = api.repo(named.clone()).info().with_context(|| {
+        format!(
+            "the hub doesn't tell what the model consists of; on a machine that reaches no hub, put it into {} \
+             (`huggingface-cli download {}` fills such a cache elsewhere) or name a folder or a .gguf file instead",
+            options.cache.display(),
+            model.repository
+        )
+    })?;
     ensure!(is_plain(&info.sha), "the hub's commit {:?} is no name", info.sha);
     let files: BTreeSet<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
     // All files of one commit, even if the branch moves meanwhile.
     let repo = api.repo(repo(model, &info.sha));
     let path = match &model.file {
         Some(file) => {
-            ensure!(files.contains(file.as_str()), "the repository has no {file}{}", others(&files));
+            let parts = parts(file);
+            let missing = [file].into_iter().chain(&parts).find(|part| !files.contains(part.as_str()));
+            ensure!(missing.is_none(), "the repository has no {}{}", missing.unwrap_or(file), others(&files));
+            for part in &parts {
+                repo.get(part).with_context(|| format!("cannot download {part}"))?;
+            }
             repo.get(file)?
         }
         None => folder(&repo, &files)?,
     };
     cache.repo(named).create_ref(&info.sha)?;
     Ok(path)
+}
+
+/// The files of the model of which a GGUF file is one.
+fn parts(file: &str) -> Vec<String> {
+    gguf::part_names(file).unwrap_or_else(|| vec![file.to_owned()])
 }
 
 /// Downloads what a folder needs.

@@ -326,7 +326,7 @@ fn check(arguments: &VerifyArguments, source: &Source, cases: &[Case]) -> anyhow
     let texts = texts.collect::<anyhow::Result<Vec<_>>>()?;
 
     let mut model = load(arguments.compute)?;
-    let report = verify::run(&vocabulary, model.as_mut(), cases.iter().cloned().map(Ok))?;
+    let report = verify::run(&vocabulary, model.as_mut(), baton_bus::unix_ms(), cases.iter().cloned().map(Ok))?;
     let mut verified = Verified { report, divergence: None, texts: Vec::new() };
     if arguments.compute == Compute::Fast && verified.report.non_finite == 0 {
         let mut exact = load(Compute::Exact)?;

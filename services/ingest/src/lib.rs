@@ -318,11 +318,11 @@ pub async fn read(models: &Models, arrival: &Arrival, body: &[u8]) -> Result<Job
         metadata: checked.metadata,
         request_digest: arrival.digest.clone(),
     };
-    let input = checked.input;
+    let (input, accepted_at_ms) = (checked.input, arrival.timings.accepted_at_ms);
     let quick = body.len() <= QUICK_BYTES && job.sampling.constraint.is_none();
     let fit = move || {
         let vocabulary = generator.vocabulary();
-        job.prompt = tokenize(vocabulary, input)?;
+        job.prompt = tokenize(vocabulary, input, accepted_at_ms)?;
         let room = vocabulary.spec().context - job.prompt.len();
         job.max_tokens = job.max_tokens.min(room as u32);
         // Whether its answer can begin at all.
@@ -352,8 +352,9 @@ fn check_size(job: &Job) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The prompt's token ids: at least one, fewer than the context.
-fn tokenize(vocabulary: &Vocabulary, input: Input) -> Result<Vec<u32>, Failure> {
+/// The prompt's token ids: at least one, fewer than the context. Templates are told the time at which the request was
+/// accepted, so that a retry has the same prompt.
+fn tokenize(vocabulary: &Vocabulary, input: Input, accepted_at_ms: u64) -> Result<Vec<u32>, Failure> {
     let spec = vocabulary.spec();
     let too_long = |found: String| {
         Failure::new(
@@ -369,13 +370,18 @@ fn tokenize(vocabulary: &Vocabulary, input: Input) -> Result<Vec<u32>, Failure> 
             }
             tokens
         }
-        Input::Text(text) => vocabulary.encode(&text, false).map_err(|error| too_long(causes(&error)))?,
-        Input::Messages(messages) => vocabulary.encode_chat(&messages).map_err(|error| match error {
-            chat::Error::TooLong { .. } | chat::Error::Encode(tokenizer::Error::TooLong { .. }) => {
-                too_long(causes(&error))
-            }
-            error => Failure::new(Code::InvalidTemplateInput, format!("messages: {}", causes(&error))),
+        Input::Text(text) => vocabulary.encode(&text, false).map_err(|error| match error {
+            tokenizer::Error::TooLong { .. } => too_long(error.to_string()),
+            error => Failure::new(Code::InvalidValue, format!("prompt: {}", causes(&error))),
         })?,
+        Input::Messages(messages) => {
+            vocabulary.encode_chat(&messages, accepted_at_ms).map_err(|error| match error {
+                chat::Error::TooLong { .. } | chat::Error::Encode(tokenizer::Error::TooLong { .. }) => {
+                    too_long(error.to_string())
+                }
+                error => Failure::new(Code::InvalidTemplateInput, format!("messages: {}", causes(&error))),
+            })?
+        }
     };
     if prompt.is_empty() {
         return Err(Failure::new(Code::EmptyPrompt, "the prompt is empty"));

@@ -9,6 +9,7 @@ use crate::{
     outcome::Failure,
     request::{Request, invalid},
     sampling::{Constraint, MAX_TOP_LOGPROBS, Sampling},
+    schema,
 };
 
 /// Entries that `logit_bias` may have.
@@ -42,11 +43,13 @@ pub enum FormatKind {
 pub struct JsonSchema {
     /// The schema, a JSON object.
     pub schema: Value,
-    /// For people. Neither these nor `strict` change anything: a schema is always followed.
+    /// For people, as the description.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// A schema is always followed. With `strict`, objects have no other keys than those declared, unless the schema says
+    /// what others may be (`additionalProperties`). Keys that it doesn't require may still be missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strict: Option<bool>,
 }
@@ -132,8 +135,13 @@ impl ResponseFormat {
             (FormatKind::Text, None) => Ok(None),
             (FormatKind::JsonObject, None) => Ok(Some(Constraint::JsonObject)),
             (FormatKind::JsonSchema, None) => refused(": expected an object with a `schema`", "none".into()),
-            (FormatKind::JsonSchema, Some(JsonSchema { schema, .. })) if schema.is_object() => {
-                let constraint = Constraint::schema(schema);
+            (FormatKind::JsonSchema, Some(JsonSchema { schema, strict, .. })) if schema.is_object() => {
+                let mut schema = schema.clone();
+                if *strict == Some(true) {
+                    schema::close(&mut schema)
+                        .map_err(|message| invalid(format!("response_format.json_schema.schema: {message}")))?;
+                }
+                let constraint = Constraint::schema(&schema);
                 match &constraint {
                     Constraint::JsonSchema(text) if text.len() > MAX_SCHEMA_BYTES => {
                         refused(&format!(".schema: expected at most {MAX_SCHEMA_BYTES} bytes"), text.len().to_string())

@@ -17,6 +17,7 @@ pub mod outcome;
 pub mod record;
 pub mod request;
 pub mod sampling;
+pub mod schema;
 pub mod stats;
 pub mod subject;
 

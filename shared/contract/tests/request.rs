@@ -1,11 +1,14 @@
 //! The public request: what is taken, and what is refused by which words.
 
+use std::collections::BTreeSet;
+
 use baton_contract::{
     JobId, Name,
     outcome::{Code, Failure},
     request::{Checked, MAX_LOGIT_BIAS, parse},
     sampling::{Constraint, Sampling},
 };
+use serde_json::{Value, json};
 
 fn parse_text(text: &str) -> Result<Checked, Failure> {
     parse(text.as_bytes(), &Name::new("batch").unwrap(), 1_000)
@@ -130,7 +133,7 @@ fn all_sampling_fields_arrive() {
             "seed":6,"response_format":{"type":"json_schema","json_schema":{"name":"n","strict":true,
             "schema":{"type":"object","properties":{"z":{},"a":{}}}}}}"#,
     );
-    let schema = r#"{"type":"object","properties":{"z":{},"a":{}}}"#;
+    let schema = r#"{"type":"object","properties":{"z":{},"a":{}},"additionalProperties":false}"#;
     assert_eq!(
         full.unwrap().sampling(&id),
         Sampling {
@@ -155,6 +158,87 @@ fn all_sampling_fields_arrive() {
     assert_eq!(other(r#""response_format":{"type":"json_object"}"#).constraint, Some(Constraint::JsonObject));
     let regex = Some(Constraint::Regex("a+".into()));
     assert_eq!(other(r#""response_format":{"type":"text"},"structured_outputs":{"regex":"a+"}"#).constraint, regex);
+}
+
+/// What `strict` makes of a schema.
+fn closed(schema: Value) -> Result<Value, Failure> {
+    let format = json!({ "type": "json_schema", "json_schema": { "strict": true, "schema": schema } });
+    let request = json!({ "prompt": "a", "response_format": format });
+    let sampling = parse_text(&request.to_string())?.sampling(&JobId::new("a").unwrap());
+    match sampling.constraint {
+        Some(Constraint::JsonSchema(text)) => Ok(serde_json::from_str(&text).unwrap()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn strict_schemas_have_the_declared_keys_only() {
+    let object = |keys: &[&str]| {
+        let properties: serde_json::Map<String, Value> =
+            keys.iter().map(|key| ((*key).to_owned(), json!({}))).collect();
+        json!({ "type": "object", "properties": properties })
+    };
+    let shut = |mut schema: Value| {
+        schema["additionalProperties"] = json!(false);
+        schema
+    };
+    // Wherever schemas are, and nowhere else.
+    let holding = |of: &dyn Fn(&[&str]) -> Value| {
+        json!({
+            "$defs": { "properties": of(&["d"]) },
+            "type": ["object", "null"],
+            "properties": {
+                "a": { "type": "array", "items": of(&["i"]), "prefixItems": [of(&["p"])] },
+                "additionalProperties": { "anyOf": [of(&["x"]), { "$ref": "#/$defs/properties" }, { "type": "null" }] },
+                "c": { "const": object(&["k"]) },
+                "e": { "type": "object", "enum": [{ "type": "object" }] },
+            },
+            "patternProperties": { "^z": of(&[]) },
+            "default": object(&["k"]),
+        })
+    };
+    assert_eq!(closed(holding(&object)).unwrap(), shut(holding(&|keys| shut(object(keys)))));
+    assert_eq!(closed(json!({ "type": "object" })).unwrap(), shut(json!({ "type": "object" })));
+    // What a schema says of other keys remains.
+    for more in [json!(true), json!({ "type": "integer" })] {
+        let said = json!({ "type": "object", "additionalProperties": more });
+        assert_eq!(closed(said.clone()).unwrap(), said);
+    }
+    // Without `strict` nothing changes.
+    let open = format!(
+        r#"{{"prompt":"a","response_format":{{"type":"json_schema","json_schema":{{"schema":{}}}}}}}"#,
+        object(&["a"])
+    );
+    let constraint = parse_text(&open).unwrap().sampling(&JobId::new("a").unwrap()).constraint;
+    assert_eq!(constraint, Some(Constraint::JsonSchema(object(&["a"]).to_string())));
+}
+
+#[test]
+fn strict_schemas_of_one_value_leave_each_other_their_keys() {
+    let all = json!({
+        "$defs": { "base": { "type": "object", "properties": { "a": {} } } },
+        "type": "object", "properties": { "b": {} },
+        "allOf": [{ "$ref": "#/$defs/base" }, { "properties": { "c": {} }, "required": ["d"] }],
+        "anyOf": [{ "properties": { "e": {} } }, { "properties": { "f": {} } }],
+    });
+    let closed_all = closed(all).unwrap();
+    let keys = |schema: &Value| -> BTreeSet<String> {
+        assert_eq!(schema["additionalProperties"], json!(false), "{schema}");
+        schema["properties"].as_object().unwrap().keys().cloned().collect()
+    };
+    let expected = |text: &str| -> BTreeSet<String> { text.chars().map(String::from).collect() };
+    assert_eq!(keys(&closed_all), expected("abcdef"));
+    assert_eq!(keys(&closed_all["allOf"][0]["allOf"][0]), expected("abcdef"), "the reference is replaced");
+    assert_eq!(keys(&closed_all["allOf"][1]), expected("abcdef"));
+    assert_eq!(keys(&closed_all["anyOf"][0]), expected("abcde"), "a choice excludes the others' keys");
+    assert_eq!(keys(&closed_all["anyOf"][1]), expected("abcdf"));
+    assert_eq!(keys(&closed_all["$defs"]["base"]), expected("a"));
+    // A reference alone stays one, also where it is recursive.
+    let list =
+        json!({ "type": "object", "properties": { "next": { "anyOf": [{ "$ref": "#" }, { "type": "null" }] } } });
+    assert_eq!(closed(list.clone()).unwrap()["properties"], list["properties"]);
+    let endless = json!({ "type": "object", "properties": { "next": { "$ref": "#", "properties": { "more": {} } } } });
+    assert!(closed(endless).unwrap_err().message.contains("at most 64 times a `$ref`"));
 }
 
 #[test]

@@ -115,6 +115,14 @@ def other_type(path):
     finish(writer)
 
 
+def first_of_two(path):
+    """A part of a model, whose other part is not there."""
+    writer = model(path, "llama", 32, 4, Type.Q4_1)
+    for key, value, kind in [("split.no", 0, Kind.UINT16), ("split.count", 2, Kind.UINT16), ("split.tensors.count", 2, Kind.INT32)]:
+        writer.add_key_value(key, value, kind)
+    finish(writer)
+
+
 def main():
     FOLDER.mkdir(parents=True, exist_ok=True)
     every_type(FOLDER / "llama-bpe.gguf")
@@ -123,6 +131,7 @@ def main():
     other_type(FOLDER / "refused-type.gguf")
     finish(model(FOLDER / "refused-big-endian.gguf", "llama", 32, 4, Type.Q4_1, GGUFEndian.BIG))
     finish(model(FOLDER / "refused-architecture.gguf", "bert", 32, 4, Type.Q4_1))
+    first_of_two(FOLDER / "refused-part.gguf")
     whole = (FOLDER / "kinds.gguf").read_bytes()
     (FOLDER / "refused-truncated.gguf").write_bytes(whole[: len(whole) // 2])
     (FOLDER / "refused-empty.gguf").write_bytes(b"")

@@ -1,10 +1,12 @@
 //! Chat templates: a list of messages to the text that a model was trained to see.
 
-use std::io;
+mod python;
 
-use minijinja::syntax::SyntaxConfig;
+use std::io;
+use std::sync::Arc;
+
 use minijinja::value::Serde;
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::{Environment, Value, context};
 use serde::Serialize;
 
 use crate::tokenizer;
@@ -17,18 +19,29 @@ const NAME: &str = "chat_template";
 pub enum Error {
     #[error("the model file has no chat template; send a prompt instead of messages")]
     NoTemplate,
-    #[error("the model file's chat template can't be used: {0}; send a prompt instead of messages or use another file")]
-    Syntax(minijinja::Error),
-    #[error("the chat template refused the messages: {0}")]
-    Render(minijinja::Error),
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
+    #[error("the chat template refused the messages")]
+    Render(#[source] minijinja::Error),
     #[error("the rendered messages exceed {limit} bytes, more can't fit the model's context; shorten them")]
     TooLong { limit: usize },
-    #[error("the messages can't be read: {0}")]
+    #[error("the messages can't be read")]
     Messages(#[from] serde_json::Error),
     #[error("the messages contain special tokens and every private-use character besides; leave either out")]
     NoGuard,
     #[error(transparent)]
     Encode(#[from] tokenizer::Error),
+}
+
+/// A template that can't be compiled. The model is of use without it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the model file's chat template can't be used, send a prompt instead of messages or use another file")]
+pub struct Unusable(#[source] Arc<minijinja::Error>);
+
+impl From<minijinja::Error> for Unusable {
+    fn from(error: minijinja::Error) -> Unusable {
+        Unusable(Arc::new(error))
+    }
 }
 
 /// A compiled chat template.
@@ -41,28 +54,24 @@ pub struct Template {
 impl Template {
     /// Compiles the text of a model file's `tokenizer.chat_template`. `bos` and `eos` are the texts of the tokens that
     /// begin and end a sequence, empty if the model has none.
-    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Template, Error> {
-        let mut environment = Environment::new();
-        // The options that Hugging Face's libraries render chat templates with.
-        environment
-            .set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(Error::Syntax)?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
+    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Template, Unusable> {
+        let mut environment = python::environment()?;
         environment.set_fuel(Some(FUEL));
-        environment.add_template_owned(NAME, source.to_owned()).map_err(Error::Syntax)?;
+        environment.add_template_owned(NAME, python::without_generation_blocks(source))?;
         Ok(Template { environment, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
-    /// The text for `messages`, ready for the model's answer. At most `limit` bytes.
-    pub fn render<M: Serialize>(&self, messages: &[M], limit: usize) -> Result<String, Error> {
-        let template = self.environment.get_template(NAME).map_err(Error::Syntax)?;
+    /// The text for `messages`, ready for the model's answer, at a time in milliseconds since 1970. At most `limit` bytes.
+    pub fn render<M: Serialize>(&self, messages: &[M], at_ms: u64, limit: usize) -> Result<String, Error> {
+        let template = self.environment.get_template(NAME).map_err(Unusable::from)?;
         let context = context! {
             messages => Value::from(Serde(messages)),
+            tools => (),
+            documents => (),
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
             add_generation_prompt => true,
+            strftime_now => python::strftime_at(at_ms),
         };
         let mut out = Capped { bytes: Vec::new(), limit, exceeded: false };
         let rendered = template.render_captured_to(context, &mut out).map(|_| ());

@@ -15,7 +15,7 @@ use crate::{gguf, hugging_face};
 /// Why a model on disk can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{} can't be read: {source}", path.display())]
+    #[error("{} can't be read", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Gguf(#[from] gguf::Error),

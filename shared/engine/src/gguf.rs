@@ -2,13 +2,18 @@
 //!
 //! The format (ggml's `docs/gguf.md`): the magic `GGUF`, a version, the number of tensors and of metadata pairs, the pairs,
 //! a directory of tensors (name, dimensions, type, offset), padding to the alignment, the data. Every count, length and
-//! offset is checked against the bytes that are really there before anything is allocated or read.
+//! offset is checked against the bytes that are really there before anything is allocated or read. A model may lie in
+//! several such files (see [`parts`]).
+
+mod parts;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{self, Bytes, Checkpoint, Entry, Value};
 use crate::quants::Type;
+pub use parts::part_names;
 
 const MAGIC: &[u8; 4] = b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
@@ -27,22 +32,40 @@ pub enum Error {
     Version { found: u32 },
     #[error("the file ends early: {what} at byte {at} needs {needed} bytes, {left} are left; fetch the file again")]
     Truncated { what: &'static str, at: usize, needed: u64, left: usize },
-    #[error("the file is damaged: {what}, found {found}; fetch the file again")]
+    #[error("the file is damaged: {what}, found {found}; fetch or convert the file again")]
     Damaged { what: &'static str, found: String },
     #[error("tensor {tensor} has type {found}; supported are {}; convert the model to one of these", Type::SUPPORTED)]
     UnsupportedType { tensor: String, found: String },
+    #[error(
+        "the file is part {part} of a model of {count} parts, which are found by their names: this one's must end in \
+         {expected}; give all parts their own names again"
+    )]
+    PartName { part: u64, count: u64, expected: String },
+    #[error("{}, a part of the model, is missing; put all {count} parts into one folder", path.display())]
+    MissingPart { path: PathBuf, count: usize, source: io::Error },
+    #[error("{}, a part of the model, can't be used", path.display())]
+    Part { path: PathBuf, source: Box<Error> },
+    #[error("{what}: expected {expected}, found {found}; put the parts of one model into the folder")]
+    OtherPart { what: &'static str, expected: u64, found: u64 },
+    #[error("a model may have {limit} parts, found {found}; merge them, or convert the model again")]
+    TooManyParts { limit: u64, found: u64 },
 }
 
-/// Maps a file and reads its metadata and tensor directory. The data itself is read when it is used.
+/// Maps a file, and the other parts of its model if it has some, and reads metadata and tensor directory. The data itself is
+/// read when it is used.
 pub fn open(path: &Path) -> Result<Checkpoint, checkpoint::Error> {
     let map = checkpoint::map(path)?;
-    let (metadata, tensors) = parse(&map)?;
+    let (metadata, tensors) = parse(&map, 0)?;
+    if let Some(parts) = parts::of(path, &metadata)? {
+        return parts.open(path);
+    }
     Ok(Checkpoint::new(path, metadata, tensors, vec![map], Vec::new()))
 }
 
 type Contents = (BTreeMap<String, Value>, BTreeMap<String, Entry>);
 
-fn parse(bytes: &[u8]) -> Result<Contents, Error> {
+/// Reads the file that has this place among the model's.
+fn parse(bytes: &[u8], file: usize) -> Result<Contents, Error> {
     if !bytes.starts_with(MAGIC) {
         return Err(Error::Magic { found: bytes.iter().take(MAGIC.len()).copied().collect() });
     }
@@ -78,7 +101,7 @@ fn parse(bytes: &[u8]) -> Result<Contents, Error> {
     let data = (reader.at as u64).next_multiple_of(alignment);
     let mut tensors = BTreeMap::new();
     for info in directory {
-        let (name, entry) = info.locate(data, alignment, bytes.len())?;
+        let (name, entry) = info.locate(data, alignment, bytes.len(), file)?;
         if tensors.contains_key(&name) {
             return Err(damaged("a tensor must occur once", name));
         }
@@ -103,7 +126,7 @@ struct Info {
 }
 
 impl Info {
-    fn locate(self, data: u64, alignment: u64, file_len: usize) -> Result<(String, Entry), Error> {
+    fn locate(self, data: u64, alignment: u64, file_len: usize, file: usize) -> Result<(String, Entry), Error> {
         let Info { name, dims, kind, offset } = self;
         let Some(dtype) = Type::from_ggml(kind) else {
             return Err(Error::UnsupportedType { tensor: name, found: Type::describe_ggml(kind) });
@@ -128,7 +151,7 @@ impl Info {
             let found = format!("{name} with {dims:?} {dtype:?} elements at {offset} in a file of {file_len} bytes");
             return Err(damaged("a tensor must consist of whole blocks inside the file", found));
         };
-        Ok((name, Entry { dtype, dims, bytes: Bytes::Mapped { file: 0, range } }))
+        Ok((name, Entry { dtype, dims, bytes: Bytes::Mapped { file, range } }))
     }
 }
 

@@ -54,8 +54,8 @@ impl ComputeThreads {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("cannot start the compute threads: {0}")]
-pub struct ThreadsError(rayon::ThreadPoolBuildError);
+#[error("cannot start the compute threads")]
+pub struct ThreadsError(#[source] rayon::ThreadPoolBuildError);
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use baton_contract::causes;
 use serde::Serialize;
 
 use crate::model::{self, Model, Spec};
@@ -29,8 +30,6 @@ pub enum Error {
     #[error(transparent)]
     Tokenizer(#[from] tokenizer::Error),
     #[error(transparent)]
-    Chat(#[from] chat::Error),
-    #[error(transparent)]
     Sim(#[from] sim::OptionsError),
 }
 
@@ -38,7 +37,8 @@ pub enum Error {
 pub struct Vocabulary {
     spec: Spec,
     tokenizer: Tokenizer,
-    template: Option<chat::Template>,
+    /// None if the model has none.
+    template: Option<Result<chat::Template, chat::Unusable>>,
 }
 
 /// Reads what a model is, without its weights.
@@ -47,21 +47,22 @@ pub fn vocabulary(source: &Source) -> Result<Vocabulary, Error> {
         Source::Checkpoint(path) => {
             let file = checkpoint::open(path)?;
             let tokenizer = Tokenizer::from_gguf(&file)?;
-            let template = (file.get("tokenizer.chat_template").and_then(checkpoint::Value::as_str))
-                .map(|text| {
-                    let (bos, eos) = (tokenizer.bos_text(), tokenizer.eos_text());
-                    chat::Template::new(text, bos.unwrap_or_default(), eos.unwrap_or_default())
-                })
-                .transpose()?;
+            let template = (file.get("tokenizer.chat_template").and_then(checkpoint::Value::as_str)).map(|text| {
+                let (bos, eos) = (tokenizer.bos_text(), tokenizer.eos_text());
+                chat::Template::new(text, bos.unwrap_or_default(), eos.unwrap_or_default())
+            });
+            if let Some(Err(unusable)) = &template {
+                tracing::warn!(error = %causes(unusable), "requests with messages will be refused");
+            }
             let spec = llama::spec(&file)?;
-            if tokenizer.len() > spec.vocabulary {
-                return Err(Error::Vocabulary { tokens: tokenizer.len(), rows: spec.vocabulary });
+            if tokenizer.words() > spec.vocabulary {
+                return Err(Error::Vocabulary { tokens: tokenizer.words(), rows: spec.vocabulary });
             }
             Ok(Vocabulary { spec, tokenizer, template })
         }
         Source::Sim(options) => {
-            let template = chat::Template::new(Sim::CHAT_TEMPLATE, "", "")?;
-            Ok(Vocabulary { spec: options.spec()?, tokenizer: Sim::tokenizer(), template: Some(template) })
+            let template = Some(chat::Template::new(Sim::CHAT_TEMPLATE, "", ""));
+            Ok(Vocabulary { spec: options.spec()?, tokenizer: Sim::tokenizer(), template })
         }
     }
 }
@@ -90,20 +91,26 @@ impl Vocabulary {
         self.encode_guarded(text, parse_special, None)
     }
 
-    /// The text that the chat template makes of messages (values with the fields `role` and `content`).
-    pub fn render<M: Serialize>(&self, messages: &[M]) -> Result<String, chat::Error> {
-        self.template.as_ref().ok_or(chat::Error::NoTemplate)?.render(messages, self.max_text_bytes())
+    /// The text that the chat template makes of messages (values with the fields `role` and `content`) at a time, in
+    /// milliseconds since 1970: templates ask for the date.
+    pub fn render<M: Serialize>(&self, messages: &[M], at_ms: u64) -> Result<String, chat::Error> {
+        self.template()?.render(messages, at_ms, self.max_text_bytes())
     }
 
-    /// Token ids of messages, rendered. The control tokens of the template count as such; the same text inside a
+    fn template(&self) -> Result<&chat::Template, chat::Error> {
+        let template = self.template.as_ref().ok_or(chat::Error::NoTemplate)?;
+        template.as_ref().map_err(|unusable| unusable.clone().into())
+    }
+
+    /// Token ids of messages, rendered at a time (see [`Vocabulary::render`]). The control tokens of the template count as such; the same text inside a
     /// message is plain text, so a message can't pretend to be another role's.
-    pub fn encode_chat<M: Serialize>(&self, messages: &[M]) -> Result<Vec<u32>, chat::Error> {
+    pub fn encode_chat<M: Serialize>(&self, messages: &[M], at_ms: u64) -> Result<Vec<u32>, chat::Error> {
         match chat::guard(messages, || self.tokenizer.control_texts())? {
-            None => Ok(self.encode(&self.render(messages)?, true)?),
+            None => Ok(self.encode(&self.render(messages, at_ms)?, true)?),
             Some(guarded) => {
                 // The guard characters go again before the length counts.
-                let template = self.template.as_ref().ok_or(chat::Error::NoTemplate)?;
-                let text = template.render(&guarded.messages, self.max_text_bytes().saturating_mul(5))?;
+                let limit = self.max_text_bytes().saturating_mul(5);
+                let text = self.template()?.render(&guarded.messages, at_ms, limit)?;
                 Ok(self.encode_guarded(&text, true, Some(guarded.guard))?)
             }
         }
@@ -136,7 +143,14 @@ impl Vocabulary {
         if bytes > limit {
             return Err(tokenizer::Error::TooLong { bytes, limit });
         }
-        self.tokenizer.encode(text, parse_special, guard)
+        let tokens = self.tokenizer.encode(text, parse_special, guard)?;
+        let rows = self.spec.vocabulary;
+        match tokens.iter().find(|token| **token as usize >= rows) {
+            Some(&id) => {
+                Err(tokenizer::Error::NotEmbedded { token: self.tokenizer.special_text(id).to_owned(), id, rows })
+            }
+            None => Ok(tokens),
+        }
     }
 
     /// Longer texts have more tokens than the context.

@@ -33,26 +33,28 @@ pub(crate) const RANKED_PIECES: &str = "baton.ranked";
 /// With ranked pieces, when a space goes before a text that begins a sequence or follows a special token: `never`, `always`,
 /// `each` (unless it begins with one) or `first` (likewise, but only at the beginning).
 pub(crate) const SPACE_PREFIX: &str = "baton.tokenizer.space_prefix";
-/// Whether text is brought to Unicode's normal form C before it is cut into words.
+/// Whether text is brought to Unicode's normal form C before it is cut into words; without it, the word pattern's name says.
 pub(crate) const NFC: &str = "baton.tokenizer.nfc";
 /// Ids of all tokens that end an answer, besides those that GGUF has keys for.
 pub(crate) const END_IDS: &str = "baton.tokenizer.end_token_ids";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the model file's {key} is missing or malformed, expected {expected}; fetch the file again")]
+    #[error("the model file's {key} is missing or malformed, expected {expected}; fetch or convert the file again")]
     Metadata { key: &'static str, expected: &'static str },
     #[error(
         "tokenizer.ggml.model is {found:?}, supported are \"gpt2\" (byte-level BPE) and \"llama\" (SentencePiece); \
-         use another model file"
+         choose another model"
     )]
     UnsupportedModel { found: String },
-    #[error("tokenizer.ggml.pre is {found:?}, supported are {}; use another model file", byte_level::SUPPORTED_PRE)]
+    #[error("tokenizer.ggml.pre is {found:?}, supported are {}; choose another model", byte_level::SUPPORTED_PRE)]
     UnsupportedPre { found: String },
-    #[error("the model file's merges don't fit its tokens: {0}; fetch the file again")]
+    #[error("the model file's merges don't fit its tokens: {0}; fetch or convert the file again")]
     Merges(String),
     #[error("the text has {bytes} bytes, more than {limit} can't fit the model's context; shorten it")]
     TooLong { bytes: usize, limit: usize },
+    #[error("token {token} has the id {id}, and the model knows only the {rows} ids below; leave it out of the text")]
+    NotEmbedded { token: String, id: u32, rows: usize },
     #[error("a word could not be encoded: {0}")]
     Word(String),
 }
@@ -108,21 +110,21 @@ impl Tokenizer {
                 .filter(|types| types.len() == tokens.len())
                 .ok_or(Error::Metadata { key: "tokenizer.ggml.token_type", expected: "an integer for each token" })?,
         };
+        // An id that no token has stands for none, as everywhere else.
         let id = |key: &'static str| match file.get(key) {
             None => Ok(None),
-            Some(value) => (value.as_u64().and_then(|id| u32::try_from(id).ok()))
-                .filter(|id| (*id as usize) < tokens.len())
-                .map(Some)
+            Some(value) => (value.as_i64().or(value.as_u64().map(|_| i64::MAX)))
+                .map(|id| u32::try_from(id).ok().filter(|id| (*id as usize) < tokens.len()))
                 .ok_or(Error::Metadata { key, expected: "the id of a token" }),
         };
         let flag = |key: &str| file.get(key).and_then(Value::as_bool);
 
         let model = file.get("tokenizer.ggml.model").and_then(Value::as_str).unwrap_or("none");
-        let (kind, begins) = match model {
+        let (kind, begins, composes) = match model {
             "gpt2" => {
                 let pre = file.get("tokenizer.ggml.pre").and_then(Value::as_str).unwrap_or("default");
                 let words = ByteLevel::new(&tokens, &strings(file, "tokenizer.ggml.merges")?, pre)?;
-                (Kind::ByteLevel(Box::new(words)), byte_level::begins_sequences(pre))
+                (Kind::ByteLevel(Box::new(words)), byte_level::begins_sequences(pre), byte_level::composes(pre))
             }
             "llama" => {
                 let space_prefix = flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
@@ -135,13 +137,13 @@ impl Tokenizer {
                         _ => pieces.add_piece(text, id, score),
                     }
                 }
-                (Kind::SentencePiece(Box::new(pieces)), true)
+                (Kind::SentencePiece(Box::new(pieces)), true, false)
             }
             RANKED_PIECES => {
                 let merges = strings(file, "tokenizer.ggml.merges")?;
                 let unknown = id("tokenizer.ggml.unknown_token_id")?;
                 let prefix = file.get(SPACE_PREFIX).and_then(Value::as_str);
-                (Kind::Ranked(Box::new(Ranked::new(&tokens, &merges, unknown, prefix)?)), false)
+                (Kind::Ranked(Box::new(Ranked::new(&tokens, &merges, unknown, prefix)?)), false, false)
             }
             other => return Err(Error::UnsupportedModel { found: other.to_owned() }),
         };
@@ -172,7 +174,7 @@ impl Tokenizer {
         tokenizer.bos = id("tokenizer.ggml.bos_token_id")?.map(named);
         tokenizer.eos = eos.map(named);
         tokenizer.add_bos = flag("tokenizer.ggml.add_bos_token").unwrap_or(begins);
-        tokenizer.nfc = flag(NFC).unwrap_or(false);
+        tokenizer.nfc = flag(NFC).unwrap_or(composes);
         Ok(tokenizer)
     }
 
@@ -207,6 +209,17 @@ impl Tokenizer {
     /// Entries of the vocabulary.
     pub fn len(&self) -> usize {
         self.offsets.len() - 1
+    }
+
+    /// Entries of the vocabulary without the special tokens at its end, which a model may not know.
+    pub fn words(&self) -> usize {
+        let last = (0..self.len() as u32).rev().find(|id| !self.specials.contains(*id));
+        last.map_or(0, |id| id as usize + 1)
+    }
+
+    /// The text of a special token; of others nothing.
+    pub(crate) fn special_text(&self, id: u32) -> &str {
+        self.specials.text(id).unwrap_or_default()
     }
 
     /// Whether there is no token at all.
@@ -252,7 +265,7 @@ impl Tokenizer {
     /// is text like any other. `guard` is taken out of the text after control tokens were looked for: a control token
     /// with the guard inside is not one. Bytes that the vocabulary has no token for (rare control characters in some
     /// models) are left out, as llama.cpp does.
-    pub(crate) fn encode(&self, text: &str, parse_special: bool, guard: Option<char>) -> Result<Vec<u32>, Error> {
+    pub fn encode(&self, text: &str, parse_special: bool, guard: Option<char>) -> Result<Vec<u32>, Error> {
         let mut out = Vec::with_capacity(text.len() / 3 + 1);
         let mut start = 0;
         let mut at = 0;

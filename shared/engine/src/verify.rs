@@ -105,15 +105,15 @@ pub struct Continuation {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the reference file can't be read: {0}")]
+    #[error("the reference file can't be read")]
     Read(#[from] std::io::Error),
-    #[error("line {line} of the reference file is no case: {source}")]
+    #[error("line {line} of the reference file is no case")]
     Line { line: usize, source: serde_json::Error },
     #[error("the reference holds no steps; give a file with at least one answer")]
     Empty,
     #[error("case {id}: the steps are no subsequence of the completion tokens; write the reference file again")]
     Steps { id: String },
-    #[error("case {id}: {source}")]
+    #[error("case {id} can't be computed")]
     Model { id: String, source: model::Error },
 }
 
@@ -127,10 +127,12 @@ pub fn cases(reader: impl BufRead) -> impl Iterator<Item = Result<Case, Error>> 
 }
 
 /// Replays the cases, each on a sequence of its own. The reference's tokens are fed, not the model's choices, so that
-/// every step is compared on the same history, and one difference doesn't hide what follows.
+/// every step is compared on the same history, and one difference doesn't hide what follows. Messages are rendered at a time,
+/// in milliseconds since 1970.
 pub fn run(
     vocabulary: &Vocabulary,
     model: &mut dyn Model,
+    at_ms: u64,
     cases: impl Iterator<Item = Result<Case, Error>>,
 ) -> Result<Report, Error> {
     let mut report = Report::default();
@@ -138,7 +140,7 @@ pub fn run(
     for case in cases {
         let case = case?;
         report.cases += 1;
-        let (rendered_alike, encoded_alike) = compare_prompt(vocabulary, &case);
+        let (rendered_alike, encoded_alike) = compare_prompt(vocabulary, at_ms, &case);
         report.template_mismatches += usize::from(!rendered_alike);
         report.tokenizer_mismatches += usize::from(!encoded_alike);
         let passes = passes(&case).ok_or_else(|| Error::Steps { id: case.id.clone() })?;
@@ -170,15 +172,15 @@ pub fn run(
 }
 
 /// Whether the case's messages render, and its text encodes, as the reference's did.
-fn compare_prompt(vocabulary: &Vocabulary, case: &Case) -> (bool, bool) {
+fn compare_prompt(vocabulary: &Vocabulary, at_ms: u64, case: &Case) -> (bool, bool) {
     let encodes = |tokens: Option<Vec<u32>>| tokens.as_ref() == Some(&case.prompt_tokens);
     match &case.prompt {
         Prompt::Raw { prompt } => (true, encodes(vocabulary.encode(prompt, false).ok())),
         Prompt::Chat { messages, rendered } => {
-            let rendered_alike = vocabulary.render(messages).is_ok_and(|text| text == *rendered);
+            let rendered_alike = vocabulary.render(messages, at_ms).is_ok_and(|text| text == *rendered);
             let mut encoded_alike = encodes(vocabulary.encode(rendered, true).ok());
             if rendered_alike {
-                encoded_alike &= encodes(vocabulary.encode_chat(messages).ok());
+                encoded_alike &= encodes(vocabulary.encode_chat(messages, at_ms).ok());
             }
             (rendered_alike, encoded_alike)
         }

@@ -127,6 +127,32 @@ fn a_gguf_file_is_downloaded_by_name() {
 }
 
 #[test]
+fn a_split_gguf_file_is_downloaded_whole() {
+    const PARTS: [(&str, &str); 2] = [("q4/m-00001-of-00002.gguf", "one"), ("q4/m-00002-of-00002.gguf", "two")];
+    let server = Server::start(&PARTS);
+    let cache = tempfile::tempdir().unwrap();
+    let asking = options;
+    let options = asking(cache.path(), &server);
+    for (file, content) in PARTS {
+        let path = fetch(&model(&format!("hf:owner/name/{file}")), &options).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        for (other, content) in PARTS {
+            let other = path.with_file_name(other.trim_start_matches("q4/"));
+            assert_eq!(fs::read_to_string(&other).unwrap(), content);
+        }
+        // A part that is missing is fetched again.
+        let last = path.with_file_name("m-00002-of-00002.gguf");
+        fs::remove_file(&last).unwrap();
+        fetch(&model("hf:owner/name/q4/m-00001-of-00002.gguf"), &options).unwrap();
+        assert!(last.exists());
+    }
+    let incomplete = Server::start(&[("m-00001-of-00002.gguf", "one")]);
+    let (cache, hub) = (tempfile::tempdir().unwrap(), "hf:owner/name/m-00001-of-00002.gguf");
+    let message = format!("{:#}", fetch(&model(hub), &asking(cache.path(), &incomplete)).unwrap_err());
+    assert!(message.contains("the repository has no m-00002-of-00002.gguf"), "{message}");
+}
+
+#[test]
 fn shards_outside_the_folder_are_refused() {
     let server = Server::start(&[
         ("config.json", "{}"),

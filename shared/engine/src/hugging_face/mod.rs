@@ -24,9 +24,9 @@ use document::Documents;
 pub enum Error {
     #[error("the folder has no {file}; fetch the model again, or name a GGUF file")]
     MissingFile { file: &'static str },
-    #[error("{file} has {bytes} bytes, expected at most {limit}; fetch the model again")]
+    #[error("{file} has {bytes} bytes, expected at most {limit}; choose another model, or a GGUF file of this one")]
     TooLarge { file: String, bytes: u64, limit: u64 },
-    #[error("{file} can't be understood: {source}; fetch the model again")]
+    #[error("{file} can't be understood; fetch the model again, or choose another")]
     Json { file: String, source: serde_json::Error },
     #[error("the model is a {found}, supported are {}; choose another model", config::ARCHITECTURES)]
     Architecture { found: String },
@@ -34,7 +34,7 @@ pub enum Error {
     Key { file: &'static str, key: String, expected: &'static str, found: String },
     #[error("{file}: {key} is {found}, supported is only {expected}; choose another model, or a GGUF file of this one")]
     Unsupported { file: &'static str, key: String, found: String, expected: &'static str },
-    #[error("{file} is damaged: {what}; fetch the model again")]
+    #[error("{file} is damaged: {what}; fetch the model again, or choose another")]
     Damaged { file: String, what: String },
     #[error(
         "tensor {tensor} has type {found}; supported are F32, F16 and BF16; choose a model stored so, or a GGUF file"
@@ -42,7 +42,7 @@ pub enum Error {
     UnsupportedType { tensor: String, found: String },
     #[error("tensor {tensor} is none of this architecture's; choose another model, or a GGUF file of this one")]
     UnknownTensor { tensor: String },
-    #[error("there is no tensor {tensor}; fetch the model again")]
+    #[error("there is no tensor {tensor}; fetch the model again, or choose another")]
     MissingTensor { tensor: &'static str },
 }
 

@@ -85,7 +85,7 @@ enum Words {
     Pieces { space_prefix: &'static str },
 }
 
-/// Reads the tokenizer of a model whose embedding table has `vocabulary` rows.
+/// Reads the tokenizer of a model whose embedding table has `vocabulary` rows. Added tokens may stand behind them.
 pub(super) fn read(
     documents: &mut Documents,
     config: &Settings,
@@ -117,9 +117,7 @@ pub(super) fn read(
             unknown.into_iter().for_each(|&id| insert("tokenizer.ggml.unknown_token_id", Value::Unsigned(id)));
         }
     }
-    if nfc {
-        insert(tokenizer::NFC, Value::Bool(true));
-    }
+    insert(tokenizer::NFC, Value::Bool(nfc));
 
     // The named tokens, as texts or as objects with a text.
     let named = |key: &str| -> Result<Option<u64>, Error> {
@@ -274,9 +272,11 @@ fn normalization(file: &File, words: &Words) -> Result<bool, Error> {
 fn tokens(file: &File, vocabulary: usize) -> Result<(Vec<String>, Vec<i64>), Error> {
     let vocab = file.model.vocab.as_object().ok_or_else(|| damaged(FILE, "model.vocab must be an object"))?;
     let mut tokens: Vec<Option<(String, i64)>> = Vec::new();
-    let mut add = |text: &str, id: Option<u64>, kind: i64| -> Result<(), Error> {
-        let Some(id) = id.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < vocabulary) else {
-            let what = format!("token {text:?} must have an id below the {vocabulary} rows of the embeddings");
+    let mut add = |text: &str, id: Option<u64>, kind: i64, ids: usize| -> Result<(), Error> {
+        let Some(id) = id.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < ids) else {
+            let expected = if ids > vocabulary { ", and as many as there are added tokens" } else { "" };
+            let what =
+                format!("token {text:?} must have an id below the {vocabulary} rows of the embeddings{expected}");
             return Err(damaged(FILE, what));
         };
         if tokens.len() <= id {
@@ -298,25 +298,28 @@ fn tokens(file: &File, vocabulary: usize) -> Result<(Vec<String>, Vec<i64>), Err
     };
     for (text, id) in vocab {
         let unknown = file.model.byte_fallback && file.model.unk_token.as_deref() == Some(text);
-        add(text, id.as_u64(), if unknown { UNKNOWN } else { NORMAL })?;
+        add(text, id.as_u64(), if unknown { UNKNOWN } else { NORMAL }, vocabulary)?;
     }
+    // Tokens that were added behind the embeddings are harmless in a text without them: padding for training is such a one.
+    let ids = vocabulary.saturating_add(file.added_tokens.len());
     for added in &file.added_tokens {
         if added.single_word || added.lstrip || added.rstrip {
             let found = format!("set for {:?}", added.content);
             return Err(unsupported("single_word, lstrip or rstrip of an added token", found, "false"));
         }
-        add(&added.content, Some(added.id), if added.special { CONTROL } else { USER_DEFINED })?;
+        add(&added.content, Some(added.id), if added.special { CONTROL } else { USER_DEFINED }, ids)?;
     }
     Ok(tokens.into_iter().map(|token| token.unwrap_or((String::new(), CONTROL))).unzip())
 }
 
-/// The ids under `key`: one or a list.
+/// The ids under `key`: one or a list. Numbers that are the id of no token stand for none.
 fn token_ids(settings: &Settings, key: &str, tokens: usize) -> Result<Vec<u64>, Error> {
     let Some(value) = settings.get(key) else { return Ok(Vec::new()) };
     let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-    let id = |value: &Json| value.as_u64().filter(|id| *id < tokens as u64);
-    let ids = values.iter().take(tokens).map(id).collect::<Option<Vec<_>>>();
-    ids.ok_or_else(|| settings.wrong(key, "ids of tokens", shown(value)))
+    if let Some(bad) = values.iter().find(|value| !value.is_u64() && !value.is_i64()) {
+        return Err(settings.wrong(key, "ids of tokens", shown(bad)));
+    }
+    Ok(values.iter().filter_map(Json::as_u64).filter(|id| *id < tokens as u64).collect())
 }
 
 /// The token that begins a sequence, which is `bos` if that is known, and whether the file puts it before a text.

@@ -55,8 +55,8 @@ pub enum Error {
     TensorShape { tensor: String, expected: Vec<usize>, found: Vec<usize> },
     #[error("tensor {tensor} holds weights that are infinite or no numbers; fetch or convert the file again")]
     NonFinite { tensor: String },
-    #[error("the system gives no memory for the weights: {0}; take a smaller model, or a machine that has more")]
-    Memory(std::io::Error),
+    #[error("the system gives no memory for the weights; take a smaller model, or a machine that has more")]
+    Memory(#[source] std::io::Error),
     #[error("{reason}; mend that, or use another device (flex is the CPU)")]
     DoesNotCompute { reason: String },
     #[error("the model does not fit: {reason}; give its KV cache less memory, or take a device that has more")]

@@ -11,7 +11,7 @@ use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokR
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory, panic_utils};
 use serde_json::{Value, json};
 
-use super::schema;
+use super::{bounds, schema};
 use crate::source::Vocabulary;
 
 /// Longer tokens, and what goes beyond so many bytes of all tokens, are never part of a constrained answer: the trie of the
@@ -63,13 +63,14 @@ impl Grammars {
         let grammar = match constraint {
             Constraint::JsonObject => json_grammar(json!({ "type": "object" })),
             Constraint::JsonSchema(text) => {
-                let schema: Value = serde_json::from_str(text).map_err(|error| refused(error.to_string()))?;
+                let mut schema: Value = serde_json::from_str(text).map_err(|error| refused(error.to_string()))?;
                 if !schema.is_object() {
                     return Err(refused("expected an object".to_owned()));
                 }
                 if let Some(refusal) = schema::refusal(&schema) {
                     return Err(refused(refusal));
                 }
+                bounds::rewrite(&mut schema).map_err(refused)?;
                 json_grammar(schema)
             }
             Constraint::Regex(expression) => {

@@ -11,6 +11,7 @@
 //! or on the order in which something happens to be stored: sums are `f64` in a fixed order, and the exponential is our
 //! own. Only the logarithm in a reported log-probability is the platform's.
 
+mod bounds;
 mod constraint;
 mod draw;
 mod logprobs;

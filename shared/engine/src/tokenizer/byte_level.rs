@@ -89,6 +89,12 @@ pub(super) fn begins_sequences(pre: &str) -> bool {
     matches!(pre, "llama-bpe" | "llama3" | "llama-v3" | "tekken")
 }
 
+/// Whether models with that word pattern bring text to Unicode's normal form C first, if their file doesn't say. GGUF has no
+/// key for it.
+pub(super) fn composes(pre: &str) -> bool {
+    matches!(pre, "qwen2" | "deepseek-r1-qwen")
+}
+
 impl Stage {
     /// Appends the words of `text` to `out`.
     fn split<'t>(&self, text: &'t str, out: &mut Vec<&'t str>) {

@@ -1,6 +1,6 @@
 //! Tokens that stand for their text as a whole, wherever it occurs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The special tokens of a vocabulary.
 #[derive(Default)]
@@ -8,6 +8,8 @@ pub(super) struct Specials {
     tokens: HashMap<Box<[u8]>, Special>,
     /// By first byte: how long the texts are that begin with it, longest first.
     lengths: HashMap<u8, Vec<usize>>,
+    /// All of their ids.
+    ids: HashSet<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +20,9 @@ pub(super) struct Special {
 }
 
 impl Specials {
-    /// An empty text can't be a special token's. Of equal texts the first counts.
+    /// No text becomes a special token without text. Of equal texts the first counts.
     pub(super) fn add(&mut self, text: &str, special: Special) {
+        self.ids.insert(special.id);
         let Some(first) = text.bytes().next() else { return };
         self.tokens.entry(text.as_bytes().into()).or_insert(special);
         let lengths = self.lengths.entry(first).or_default();
@@ -36,6 +39,15 @@ impl Specials {
             let special = self.tokens.get(text.get(..length)?)?;
             (control || !special.control).then_some((*special, length))
         })
+    }
+
+    pub(super) fn contains(&self, id: u32) -> bool {
+        self.ids.contains(&id)
+    }
+
+    pub(super) fn text(&self, id: u32) -> Option<&str> {
+        let (text, _) = self.tokens.iter().find(|(_, special)| special.id == id)?;
+        std::str::from_utf8(text).ok()
     }
 
     /// Texts of the control tokens.

@@ -1,13 +1,9 @@
 //! Chat templates in the shapes that Gemma 3, Qwen 2.5, Qwen 3 and Llama 3 publish theirs: the same constructs of the
 //! template language around words of our own.
 
-use baton_engine::chat::Template;
 use serde_json::{Value, json};
 
-fn render(source: &str, messages: &[Value]) -> Result<String, String> {
-    let template = Template::new(source, "<bos>", "<eos>").map_err(|error| error.to_string())?;
-    template.render(messages, 10_000).map_err(|error| error.to_string())
-}
+use crate::render;
 
 fn chat() -> Vec<Value> {
     vec![
@@ -276,14 +272,15 @@ const LLAMA3: &str = r#"{{- bos_token }}
 
 #[test]
 fn llama_3() {
-    let expected = "<bos><system>\n\nToday: 1 May 2024\n\nBe brief.<end><user>\n\nIs it high tide?<end><assistant>\n\n";
+    let expected =
+        "<bos><system>\n\nToday: 29 Feb 2024\n\nBe brief.<end><user>\n\nIs it high tide?<end><assistant>\n\n";
     assert_eq!(render(LLAMA3, &chat()[..2]).unwrap(), expected);
     let call = json!({"function": {"name": "tide", "arguments": {"at": "noon"}}});
     let messages = [
         json!({"role": "assistant", "content": "", "tool_calls": [call.clone()]}),
         json!({"role": "tool", "content": {"level": 3}}),
     ];
-    let expected = "<bos><system>\n\nToday: 1 May 2024\n\n<end><assistant>\n\n{\"name\": \"tide\", \"parameters\": \
+    let expected = "<bos><system>\n\nToday: 29 Feb 2024\n\n<end><assistant>\n\n{\"name\": \"tide\", \"parameters\": \
                     {\"at\": \"noon\"}}<end><ipython>\n\n{\"level\": 3}<end><assistant>\n\n";
     assert_eq!(render(LLAMA3, &messages).unwrap(), expected);
     let two = [json!({"role": "assistant", "content": "", "tool_calls": [call.clone(), call]})];

@@ -1,5 +1,6 @@
 //! What is understood and not supported, or not understood: refused with what was found and what is supported.
 
+use baton_contract::causes;
 use baton_engine::hugging_face;
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
@@ -9,7 +10,7 @@ use crate::folder::{Folder, HIDDEN, Tensor, VOCABULARY, pieces};
 fn refused(folder: &Folder) -> String {
     match hugging_face::open(folder.write().path()) {
         Ok(_) => panic!("{} was taken", folder.config),
-        Err(error) => error.to_string(),
+        Err(error) => causes(&error),
     }
 }
 
@@ -124,6 +125,6 @@ fn tokenizers() {
     folder.files.insert("tokenizer_config.json".to_owned(), json!({ "eos_token": "<nothing>" }).to_string());
     assert!(refused(&folder).contains("eos_token must be the text of a token, found \"<nothing>\""));
     let mut folder = Folder::new("Llama");
-    folder.config["eos_token_id"] = json!([0, 5000]);
-    assert!(refused(&folder).contains("eos_token_id must be ids of tokens"));
+    folder.config["eos_token_id"] = json!([0, "5000"]);
+    assert!(refused(&folder).contains("eos_token_id must be ids of tokens, found \"5000\""));
 }

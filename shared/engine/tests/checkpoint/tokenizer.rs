@@ -1,9 +1,13 @@
 //! Tokenizers of folders: the ids that Hugging Face's own library gives.
 
-use baton_engine::source::{Source, Vocabulary, vocabulary};
+use std::path::Path;
+
+use baton_contract::causes;
+use baton_engine::source::{self, Source, Vocabulary, vocabulary};
+use baton_engine::{chat, tokenizer};
 use serde_json::{Value, json};
 
-use crate::folder::{BEGIN, END, Folder, byte_level, pieces};
+use crate::folder::{BEGIN, END, Folder, VOCABULARY, byte_level, pieces};
 
 const TEXTS: [&str; 12] = [
     "",
@@ -25,7 +29,11 @@ fn open(tokenizer: Value, files: &[(&str, Value)]) -> Vocabulary {
     folder.tokenizer = tokenizer;
     folder.files.extend(files.iter().map(|(name, content)| ((*name).to_owned(), content.to_string())));
     let written = folder.write();
-    vocabulary(&Source::Checkpoint(written.path().to_owned())).unwrap_or_else(|error| panic!("{error}"))
+    vocabulary_of(written.path()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn vocabulary_of(path: &Path) -> Result<Vocabulary, source::Error> {
+    vocabulary(&Source::Checkpoint(path.to_owned()))
 }
 
 /// The ids of the library that defines the format.
@@ -102,8 +110,45 @@ fn beginnings_and_ends_come_from_all_files() {
     let never = json!({ "bos_token": "<|begin|>", "add_bos_token": false });
     assert!(!begins(&[("tokenizer_config.json", never)]));
 
-    let several = open(byte_level(), &[("generation_config.json", json!({ "eos_token_id": [97, 98] }))]);
+    // Ids that no token has are those of none.
+    let several = open(byte_level(), &[("generation_config.json", json!({ "eos_token_id": [97, 98, 5000, -1] }))]);
     assert!([97, 98, END as u32].into_iter().all(|id| several.is_end(id)) && !several.is_end(99));
+}
+
+/// Padding that was added for training, behind the rows of the embeddings.
+#[test]
+fn tokens_without_an_embedding_are_refused_where_they_occur() {
+    let added = |id: usize, content: &str, special: bool| json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "special": special });
+    let mut tokenizer = byte_level();
+    let tokens = tokenizer["added_tokens"].as_array_mut().unwrap();
+    tokens.extend([added(VOCABULARY, "[PAD]", true), added(VOCABULARY + 1, "<pad>", false)]);
+    let template = "{% for message in messages %}{{ message.content }}{% endfor %}[PAD]";
+    let names = json!({ "pad_token": "[PAD]", "chat_template": template });
+    let vocabulary = open(tokenizer.clone(), &[("tokenizer_config.json", names)]);
+    assert_eq!(vocabulary.spec().vocabulary, VOCABULARY);
+    assert!(vocabulary.encode("[PAD]", false).unwrap().len() > 1, "the text of a control token is text");
+    let refused = |found: Result<Vec<u32>, tokenizer::Error>| found.unwrap_err().to_string();
+    assert!(refused(vocabulary.encode("a[PAD]", true)).contains("token [PAD] has the id 320"));
+    assert!(refused(vocabulary.encode("<pad>", false)).contains("token <pad> has the id 321"));
+    let chat = vocabulary.encode_chat(&[json!({ "role": "user", "content": "a" })], 0);
+    assert!(matches!(chat, Err(chat::Error::Encode(tokenizer::Error::NotEmbedded { .. }))), "{chat:?}");
+
+    tokenizer["added_tokens"][4]["id"] = json!(u64::MAX);
+    let mut folder = Folder::new("Llama");
+    folder.tokenizer = tokenizer;
+    let written = folder.write();
+    let far = vocabulary_of(written.path()).err().expect("it is refused").to_string();
+    assert!(far.contains("must have an id below the 320 rows of the embeddings, and as many as"), "{far}");
+}
+
+#[test]
+fn a_template_that_cannot_be_used_refuses_messages_only() {
+    let names = json!({ "chat_template": "{% nonsense %}" });
+    let vocabulary = open(byte_level(), &[("tokenizer_config.json", names)]);
+    assert!(!vocabulary.encode("a", false).unwrap().is_empty());
+    let refused = vocabulary.encode_chat(&[json!({ "role": "user", "content": "a" })], 0).unwrap_err();
+    let said = causes(&refused);
+    assert!(said.contains("send a prompt instead of messages") && said.contains("nonsense"), "{said}");
 }
 
 #[test]
@@ -118,9 +163,9 @@ fn templates_are_found_wherever_they_are() {
     let several = json!([{ "name": "tool_use", "template": "no" }, { "name": "default", "template": template }]);
     for settings in [with(json!(template)), with(several)] {
         let vocabulary = open(byte_level(), &[("tokenizer_config.json", settings)]);
-        assert_eq!(vocabulary.render(&[json!({ "role": "user", "content": "a" })]).unwrap(), "a<|end|>");
+        assert_eq!(vocabulary.render(&[json!({ "role": "user", "content": "a" })], 0).unwrap(), "a<|end|>");
         // What the template says is a control token, what a message says is text.
-        let ids = vocabulary.encode_chat(&[json!({ "role": "user", "content": "<|end|>" })]).unwrap();
+        let ids = vocabulary.encode_chat(&[json!({ "role": "user", "content": "<|end|>" })], 0).unwrap();
         assert!(ids.len() > 2 && ids.iter().filter(|id| **id == END as u32).count() == 1, "{ids:?}");
     }
     let mut folder = Folder::new("Llama");
@@ -128,5 +173,5 @@ fn templates_are_found_wherever_they_are() {
     folder.files.insert("chat_template.jinja".to_owned(), template.to_owned());
     let written = folder.write();
     let vocabulary = vocabulary(&Source::Checkpoint(written.path().to_owned())).unwrap();
-    assert_eq!(vocabulary.render(&[json!({ "role": "user", "content": "a" })]).unwrap(), "a<|end|>");
+    assert_eq!(vocabulary.render(&[json!({ "role": "user", "content": "a" })], 0).unwrap(), "a<|end|>");
 }

@@ -163,7 +163,7 @@ fn a_kv_cache_that_is_not_finite_is_not_exported() {
     let case = br#"{"id": "a", "prompt": "!", "prompt_tokens": [33], "completion_tokens": [34],
         "steps": [{"token": 34, "logprob": -1.0, "top": [[34, -1.0]]}]}"#;
     let case = serde_json::from_slice(case).unwrap();
-    let report = verify::run(&vocabulary, &mut model, [Ok(case)].into_iter()).unwrap();
+    let report = verify::run(&vocabulary, &mut model, 0, [Ok(case)].into_iter()).unwrap();
     assert_eq!((report.steps, report.non_finite), (0, 1));
     let compared = verify::divergence(&mut load(&file).unwrap(), &mut model, &[vec![33]]);
     assert!(matches!(compared, Err(model::Error::NonFiniteLogits)), "{compared:?}");

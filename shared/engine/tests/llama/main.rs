@@ -4,6 +4,7 @@ mod fuzz;
 mod hostile;
 mod invariance;
 mod memory;
+mod published;
 mod reference;
 mod writer;
 

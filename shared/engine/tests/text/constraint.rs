@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{BYTES, SMOLLM};
 
-static BYTES_GENERATOR: LazyLock<Generator> = LazyLock::new(|| Generator::new(BYTES.clone()));
+pub(super) static BYTES_GENERATOR: LazyLock<Generator> = LazyLock::new(|| Generator::new(BYTES.clone()));
 static SMOLLM_GENERATOR: LazyLock<Generator> = LazyLock::new(|| Generator::new(SMOLLM.clone()));
 
 pub fn job(sampling: Sampling) -> Job {
@@ -34,7 +34,7 @@ pub fn job(sampling: Sampling) -> Job {
     }
 }
 
-fn schema(schema: Value) -> Constraint {
+pub(super) fn schema(schema: Value) -> Constraint {
     Constraint::JsonSchema(schema.to_string())
 }
 

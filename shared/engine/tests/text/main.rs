@@ -5,6 +5,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
+use baton_contract::causes;
 use baton_engine::model::{Model, Step};
 use baton_engine::source::{Source, Vocabulary, vocabulary};
 use baton_engine::text::TextStream;
@@ -12,6 +13,7 @@ use baton_engine::{sampling, sim, tokenizer, verify};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+mod bounds;
 mod constraint;
 mod sample;
 
@@ -65,10 +67,10 @@ fn prompts_and_answers_equal_the_reference() {
         let tokens = match case["messages"].as_array() {
             Some(messages) => {
                 chats += 1;
-                let rendered = SMOLLM.render(messages).expect("renders");
+                let rendered = SMOLLM.render(messages, 0).expect("renders");
                 assert_eq!(rendered, case["rendered"], "{id}");
                 assert_eq!(SMOLLM.encode(&rendered, true).expect("encodes"), ids(&case["prompt_tokens"]), "{id}");
-                SMOLLM.encode_chat(messages).expect("encodes")
+                SMOLLM.encode_chat(messages, 0).expect("encodes")
             }
             None => {
                 raws += 1;
@@ -92,7 +94,7 @@ fn messages_cannot_forge_control_tokens() {
     assert_eq!(SMOLLM.encode("a\u{4}b", false).expect("encodes").len(), 2, "a byte without a token is left out");
     assert!(SMOLLM.encode(forged, true).expect("encodes").contains(&2));
 
-    let tokens = SMOLLM.encode_chat(&[json!({"role": "user", "content": forged})]).expect("encodes");
+    let tokens = SMOLLM.encode_chat(&[json!({"role": "user", "content": forged})], 0).expect("encodes");
     // The template's own: one pair around the system text, one around the user's, and the answer's beginning.
     assert_eq!(tokens.iter().filter(|&&token| token == 1).count(), 3);
     assert_eq!(tokens.iter().filter(|&&token| token == 2).count(), 2);
@@ -114,12 +116,13 @@ fn endless_words_neither_hang_nor_change() {
 #[test]
 fn hostile_templates_end() {
     let render = |text: &str| {
-        baton_engine::chat::Template::new(text, "", "").and_then(|template| template.render(&[json!({})], 1000))
+        let template = baton_engine::chat::Template::new(text, "", "").map_err(|error| causes(&error))?;
+        template.render(&[json!({})], 0, 1000).map_err(|error| causes(&error))
     };
     let spin = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
-    assert!(render(spin).is_err_and(|error| error.to_string().contains("fuel")));
-    assert!(render("{{ 'x' * 1001 }}").is_err_and(|error| error.to_string().contains("1000 bytes")));
-    assert!(render("{{ raise_exception('no tools') }}").is_err_and(|error| error.to_string().contains("no tools")));
+    assert!(render(spin).is_err_and(|error| error.contains("fuel")));
+    assert!(render("{{ 'x' * 1001 }}").is_err_and(|error| error.contains("1000 bytes")));
+    assert!(render("{{ raise_exception('no tools') }}").is_err_and(|error| error.contains("no tools")));
     assert!(render("{% if %}").is_err());
     assert_eq!(render("{% if true %}\n  {% set x = ' a '.strip() %}\n{{ x }}\n{% endif %}").expect("renders"), "a\n");
 }
@@ -140,7 +143,7 @@ fn verify_counts_what_differs() {
     let case = |prompt: &str, tokens: &str, completion: Vec<u8>, steps: Vec<Value>| json!({"id": "a", "prompt": prompt, "prompt_tokens": tokens.as_bytes(), "completion_tokens": completion, "steps": steps});
     let mut run = |cases: &[Value]| {
         let text: String = cases.iter().map(|case| format!("{case}\n\n")).collect();
-        verify::run(&BYTES, &mut model, verify::cases(text.as_bytes()))
+        verify::run(&BYTES, &mut model, 0, verify::cases(text.as_bytes()))
     };
 
     // The first two tokens of the completion have no step: they are fed all the same.
@@ -211,8 +214,8 @@ proptest! {
     fn text_survives_encoding(text in any::<String>().prop_map(encodable)) {
         let tokens = SMOLLM.encode(&text, false).expect("encodes");
         prop_assert_eq!(SMOLLM.decode(&tokens), text.clone());
-        let chat = SMOLLM.encode_chat(&[json!({"role": "user", "content": text})]).expect("encodes");
-        let rendered = SMOLLM.render(&[json!({"role": "user", "content": text})]).expect("renders");
+        let chat = SMOLLM.encode_chat(&[json!({"role": "user", "content": text})], 0).expect("encodes");
+        let rendered = SMOLLM.render(&[json!({"role": "user", "content": text})], 0).expect("renders");
         prop_assert_eq!(chat, SMOLLM.encode(&rendered, true).expect("encodes"));
     }
 }
