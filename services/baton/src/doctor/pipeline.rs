@@ -107,7 +107,11 @@ async fn streams(plan: &Plan, bus: &Bus) -> anyhow::Result<String> {
             Change::Changed { .. } => None,
         })
         .collect();
-    ensure!(missing.is_empty(), "missing: {}; a worker, running or started now, makes them within seconds", missing.join(", "));
+    ensure!(
+        missing.is_empty(),
+        "missing: {}; a worker, running or started now, makes them within seconds",
+        missing.join(", ")
+    );
     let others: Vec<_> = changes.iter().map(ToString::to_string).collect();
     ensure!(others.is_empty(), "otherwise than the settings say, `baton provision` would change {}", others.join(", "));
     Ok("all there, as the settings say".into())
