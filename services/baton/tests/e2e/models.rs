@@ -1,18 +1,36 @@
 //! Workers that serve other models under one name: no answer is of both.
 
+use std::{io::ErrorKind::NotFound, path::Path};
+
 use baton_contract::outcome::{Outcome, Status};
 use serde_json::json;
 
-use crate::support::Ground;
+use crate::support::{self, Ground};
 
 #[tokio::test]
 async fn an_answer_is_wholly_of_one_model() {
-    // Sim engines whose KV caches have other widths are other models.
-    let ground = Ground::sim(&[]).await;
-    let other = ["worker", "decode", "--name", "other", "--set", "models.sim.sim.kv_width=32"];
+    // The file is replaced while workers serve it, as in an update worker by worker.
+    let directory = tempfile::tempdir().unwrap();
+    let [path, own, other] = ["model.gguf", "own.gguf", "other.gguf"].map(|name| directory.path().join(name));
+    let mut bytes = std::fs::read(&support::provisioned().1).unwrap();
+    std::fs::write(&own, &bytes).unwrap();
+    let place = bytes.len() - 200;
+    bytes[place] ^= 1;
+    std::fs::write(&other, &bytes).unwrap();
+    let put = |from: &Path| {
+        // Those who have the old file keep it.
+        std::fs::remove_file(&path)
+            .or_else(|error| if error.kind() == NotFound { Ok(()) } else { Err(error) })
+            .unwrap();
+        std::fs::hard_link(from, &path).unwrap();
+    };
+    put(&own);
+    let ground = Ground::new(&[&format!("models.m.source={}", path.display()), "default_model=m"]).await;
     let _ingest = ground.worker("ingest", "ingest-1").await;
     let _prefill = ground.worker("prefill", "prefill-1").await;
-    let _other = ground.process(&other).await;
+    put(&other);
+    let _other = ground.worker("decode", "other").await;
+    put(&own);
     let prompt = "Which rivers end in the Black Sea? ".repeat(15);
     let request = |number: usize| json!({ "id": format!("job-{number}"), "prompt": prompt, "max_tokens": 12 });
     let facts = |outcome: &Outcome| {
