@@ -124,9 +124,9 @@ fn begins(byte: u8) -> bool {
 /// The character of the text in which a token begins, after tokens that began so many characters.
 fn offset_of(token: &Alternative, before: usize) -> usize {
     match token.bytes.first() {
-        // It goes on with the character that a token before it began.
-        Some(byte) if !begins(*byte) => before.saturating_sub(1),
-        _ => before,
+        Some(byte) if begins(*byte) => before,
+        // It goes on with the character that a token before it began, or has no text, as one that ends the answer.
+        _ => before.saturating_sub(1),
     }
 }
 

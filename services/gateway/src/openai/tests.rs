@@ -215,8 +215,12 @@ fn answers_have_openais_shape() {
         piece
     });
     let (pieces, expected): (Vec<_>, _) = (pieces.collect(), [0, 1, 1, 1, 2, 2]);
-    let whole = response::logprobs_of(Endpoint::Completions, &pieces, 0);
-    assert_eq!(whole["text_offset"], json!(expected));
+    let whole = response::logprobs_of(Endpoint::Completions, &[&pieces[..], &[logprob("")]].concat(), 0);
+    assert_eq!(
+        whole["text_offset"],
+        json!([&expected[..], &[2]].concat()),
+        "the token that ends it is not beyond the text"
+    );
     let mut stream = Chunks::new(Endpoint::Completions, "j", "m", 0, 1, false);
     let mut streamed = Vec::new();
     for (index, (piece, text)) in pieces.into_iter().zip(["a", "", "", "中", "", "é"]).enumerate() {
