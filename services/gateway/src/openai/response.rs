@@ -125,7 +125,7 @@ fn begins(byte: u8) -> bool {
 fn offset_of(token: &Alternative, before: usize) -> usize {
     match token.bytes.first() {
         Some(byte) if begins(*byte) => before,
-        // It goes on with the character that a token before it began, or ends the text and adds none.
+        // It goes on with the character that a token before it began, or has no text, as one that ends the answer.
         _ => before.saturating_sub(1),
     }
 }
