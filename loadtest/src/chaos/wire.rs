@@ -7,17 +7,22 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 /// A broker that answers not within that long answers not.
 const WITHIN: Duration = Duration::from_secs(10);
+/// A cluster that elects a leader refuses, or does not answer, for so long at most.
+const ELECTED_WITHIN: Duration = Duration::from_secs(60);
+const TRY_AGAIN: Duration = Duration::from_millis(250);
+const UNAVAILABLE: u64 = 503;
 /// Answers of the broker's API are some kilobytes.
 const MOST_BYTES: usize = 8 << 20;
 const INBOX: &str = "_INBOX.chaos";
 
 /// A connection.
 pub struct Wire {
+    address: String,
     stream: BufReader<TcpStream>,
 }
 
@@ -34,7 +39,8 @@ impl Wire {
     /// Connects to `host:port`.
     pub async fn connect(address: &str) -> io::Result<Self> {
         in_time(async {
-            let mut it = Self { stream: BufReader::new(TcpStream::connect(address).await?) };
+            let stream = BufReader::new(TcpStream::connect(address).await?);
+            let mut it = Self { address: address.to_owned(), stream };
             let line = it.line().await?;
             if !line.starts_with("INFO ") {
                 return Err(unexpected("INFO", &line));
@@ -82,31 +88,60 @@ impl Wire {
         .await
     }
 
-    /// Calls the API of JetStream.
+    /// Calls the API of JetStream, again while a cluster elects.
     pub async fn call(&mut self, what: &str, body: &Value) -> io::Result<Value> {
+        let deadline = Instant::now() + ELECTED_WITHIN;
+        loop {
+            let asked = self.ask(what, body).await;
+            match &asked {
+                Ok(answer) if answer["error"]["code"] == UNAVAILABLE => {}
+                // Its answer may still come, and must not be taken for another's.
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    let address = self.address.clone();
+                    *self = Self::connect(&address).await?;
+                }
+                _ => return asked,
+            }
+            if Instant::now() > deadline {
+                return asked;
+            }
+            sleep(TRY_AGAIN).await;
+        }
+    }
+
+    async fn ask(&mut self, what: &str, body: &Value) -> io::Result<Value> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         in_time(async {
             self.send(format!("PUB $JS.API.{what} {INBOX} {}\r\n{body}\r\n", body.len()).as_bytes()).await?;
             loop {
                 let line = self.line().await?;
-                let mut words = line.split(' ');
-                match words.next() {
+                match line.split(' ').next() {
                     Some("MSG") => {
-                        let bytes = words.next_back().and_then(|bytes| bytes.parse().ok());
-                        let bytes =
-                            bytes.filter(|bytes| *bytes <= MOST_BYTES).ok_or_else(|| unexpected("MSG", &line))?;
-                        let mut payload = vec![0; bytes + 2];
-                        self.stream.read_exact(&mut payload).await?;
-                        return Ok(serde_json::from_slice(&payload[..bytes])?);
+                        let payload = self.payload(&line).await?;
+                        return Ok(serde_json::from_slice(&payload)?);
                     }
                     Some("PING") => self.send(b"PONG\r\n").await?,
                     // Nobody answers: a status without a body.
-                    Some("HMSG" | "-ERR") => return Err(unexpected("an answer", &line)),
+                    Some("HMSG") => {
+                        self.payload(&line).await?;
+                        return Ok(json!({ "error": { "code": UNAVAILABLE } }));
+                    }
+                    Some("-ERR") => return Err(unexpected("an answer", &line)),
                     _ => {}
                 }
             }
         })
         .await
+    }
+
+    /// What follows the line of a message, whose last word says how many bytes that are.
+    async fn payload(&mut self, line: &str) -> io::Result<Vec<u8>> {
+        let bytes = line.rsplit(' ').next().and_then(|bytes| bytes.parse::<usize>().ok());
+        let bytes = bytes.filter(|bytes| *bytes <= MOST_BYTES).ok_or_else(|| unexpected("a message", line))?;
+        let mut payload = vec![0; bytes + 2];
+        self.stream.read_exact(&mut payload).await?;
+        payload.truncate(bytes);
+        Ok(payload)
     }
 
     /// Empties a stream, or deletes it; whether there was one.
