@@ -1,5 +1,7 @@
 //! Wrong clocks, by libfaketime.
 
+use std::path::Path;
+
 use tokio::process::Command;
 
 /// The library, as `faketime` names it to the system's loader; nothing if it is not installed.
@@ -20,4 +22,12 @@ pub fn environment(library: &str, by: &str) -> [(&'static str, String); 6] {
         ("NO_FAKE_STAT", "1".to_owned()),
         ("FAKE_UTIME", "0".to_owned()),
     ]
+}
+
+/// Removes what the library leaves in shared memory of a process that was killed. Newer releases need none of it.
+pub fn tidy(process: u32) {
+    for name in [format!("faketime_shm_{process}"), format!("sem.faketime_sem_{process}")] {
+        // Most processes have left nothing.
+        let _ = std::fs::remove_file(Path::new("/dev/shm").join(name));
+    }
 }

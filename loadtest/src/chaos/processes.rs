@@ -145,8 +145,10 @@ pub fn send(child: &Child, signal: Signal) {
 
 /// Ends a process at once.
 pub async fn end(child: &mut Child) {
+    let process = child.id();
     // Fails only for one that has ended.
     let _ = child.kill().await;
+    process.into_iter().for_each(clock::tidy);
 }
 
 /// A worker's or gateway's place: whoever has it now, it has the same name.

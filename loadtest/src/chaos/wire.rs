@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// A broker that answers not within that long answers not.
+/// A broker that takes longer to answer is taken for one that does not.
 const WITHIN: Duration = Duration::from_secs(10);
 /// A cluster that elects a leader refuses, or does not answer, for so long at most.
 const ELECTED_WITHIN: Duration = Duration::from_secs(60);
