@@ -117,8 +117,7 @@ fn pure_crates_stay_pure() {
                 "{name} uses {dependency}, only {allowed:?} are pure"
             );
         }
-        for entry in fs::read_dir(root.join(&member.folder).join("src")).unwrap() {
-            let path = entry.unwrap().path();
+        for path in sources(&root.join(&member.folder).join("src")) {
             let source = fs::read_to_string(&path).unwrap();
             for impure in IMPURE {
                 let code = source.lines().filter(|line| !line.trim_start().starts_with("//"));

@@ -2,7 +2,6 @@
 //! that it cannot; and of several that create the same stream, some may get no answer.
 
 use std::{
-    fmt::{self, Display},
     hash::{BuildHasher, RandomState},
     time::Duration,
 };
@@ -27,7 +26,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 const UNAVAILABLE: usize = 503;
 
 /// Tries something for as long as an election may take, while what it fails with `passes`.
-pub async fn patiently<T, E: Display, F: Future<Output = Result<T, E>>>(
+pub async fn patiently<T, E: AsRef<dyn std::error::Error>, F: Future<Output = Result<T, E>>>(
     what: &str,
     mut attempt: impl FnMut() -> F,
     passes: impl Fn(&E) -> bool,
@@ -39,7 +38,7 @@ pub async fn patiently<T, E: Display, F: Future<Output = Result<T, E>>>(
             done => return done,
         };
         let left = PATIENCE.saturating_sub(began.elapsed());
-        tracing::info!(error = %format!("{error:#}"), ?left, "{what}: the broker may be electing; trying again");
+        tracing::info!(error = causes(error.as_ref()), ?left, "{what}: the broker may be electing; trying again");
         // Those that began together are not to try together.
         let share = RandomState::new().hash_one(what) % 1_000;
         sleep(pause.mul_f64(0.5 + share as f64 / 1_000.0)).await;
@@ -61,9 +60,9 @@ impl Failed {
     }
 }
 
-impl Display for Failed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&causes(&self.error))
+impl AsRef<dyn std::error::Error> for Failed {
+    fn as_ref(&self) -> &(dyn std::error::Error + 'static) {
+        &self.error
     }
 }
 

@@ -56,12 +56,10 @@ async fn files_come_back_byte_for_byte_a_batch_runs_and_what_is_deleted_leaves_t
 #[tokio::test]
 async fn size_costs_no_memory() {
     let seaweed = Seaweed::start().await;
-    // The workers' chunks are not what this is about.
-    let ground = Ground::sim(&SLOTS).await.environment(seaweed.vars());
-    let url = format!("store.url={}", seaweed.url("pipeline"));
+    let ground = ground(&seaweed).await;
     let _workers = ground.workers().await;
     let memory = async |count: u64, checked: &str| {
-        let gateway = Gateway::start(&ground, &[&url]).await;
+        let gateway = Gateway::start(&ground, &[]).await;
         let id = ran(&ground, &gateway, count).await;
         let memory = gateway.memory();
         assert_eq!(python(&ground, CROWD, &[&gateway.url, "check", &count.to_string(), &id]).await, checked);
