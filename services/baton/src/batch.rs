@@ -5,6 +5,7 @@ mod foreign;
 mod input;
 mod output;
 mod progress;
+mod reading;
 mod run;
 
 use std::{path::PathBuf, process::ExitCode};
