@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(all[4].at, Duration::from_millis(500));
 
         std::fs::write(file.path(), "{\"prompt\": \"a\"}\n{\"promt\": \"b\"}\n").unwrap();
-        let error = Workload::new(&five).err().unwrap().to_string();
+        let error = baton_contract::causes(&Workload::new(&five).err().unwrap());
         assert!(error.contains("line 2") && error.contains("promt"), "{error}");
     }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{outcome::Status, subject::Stage};
 
 /// Characters of a reason to wait; a chain of causes may quote whole answers of a store.
-const LONGEST_REASON: usize = 400;
+const LONGEST_REASON: usize = 1_000;
 
 /// What is known about a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -215,6 +215,9 @@ async fn finds(store: &Store) {
     assert_eq!(kv.find(&ids).await.unwrap(), 0);
 }
 
+/// S3's answer to a removal.
+const NONE_FAILED: &str = "<DeleteResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"></DeleteResult>";
+
 /// What is there is not packed and sent again, nor asked for more than once: when the store's server has counted.
 #[tokio::test]
 async fn a_put_of_what_is_there_costs_one_question() {
@@ -228,15 +231,26 @@ async fn a_put_of_what_is_there_costs_one_question() {
             let mut request = vec![0; 64 * 1024];
             let len = stream.read(&mut request).await.unwrap();
             let method = String::from_utf8_lossy(&request[..len]).split(' ').next().unwrap().to_owned();
+            let (length, body) = match &*method {
+                "HEAD" => (1234, ""),
+                "POST" => (NONE_FAILED.len(), NONE_FAILED),
+                _ => (0, ""),
+            };
             seen.lock().unwrap().push(method);
-            let answer = "HTTP/1.1 200 OK\r\netag: \"1\"\r\ncontent-length: 1234\r\nconnection: close\r\n\
-                last-modified: Thu, 01 Jan 2099 00:00:00 GMT\r\n\r\n";
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\netag: \"1\"\r\ncontent-length: {length}\r\nconnection: close\r\n\
+                 last-modified: Thu, 01 Jan 2099 00:00:00 GMT\r\n\r\n{body}"
+            );
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });
     let vars = [("AWS_ENDPOINT_URL", endpoint.as_str()), ("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s")];
     let vars = vars.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let kv = KvStore::new(Store::open_with("s3://bucket", vars).unwrap(), SHAPE, Codec::Lossless);
+    let store = Store::open_with("s3://bucket", vars).unwrap();
+    // Its clock is asked for once in ten minutes, whatever is put.
+    store.now().await.unwrap();
+    assert_eq!(std::mem::take(&mut *requests.lock().unwrap()), ["PUT", "HEAD", "POST"]);
+    let kv = KvStore::new(store, SHAPE, Codec::Lossless);
     for questions in [2, 1] {
         let stored = kv.put(&ChunkId([1; 32]), block()).await.unwrap();
         assert_eq!((stored.created, stored.stored_bytes), (false, 1234));

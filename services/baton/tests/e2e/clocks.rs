@@ -34,13 +34,20 @@ fn faketime() -> &'static PathBuf {
     })
 }
 
-/// The same command by a clock that is wrong by so much; steady clocks go on as they do.
+/// The same command by a clock that is wrong by so much; steady clocks go on as they do. The library is loaded without the
+/// program `faketime`, whose child would outlive it.
 fn shifted(command: &Command, by: &str) -> Command {
+    static LIBRARY: OnceLock<String> = OnceLock::new();
+    let library = LIBRARY.get_or_init(|| {
+        let told = std::process::Command::new(faketime()).args(["-f", "+0s", "env"]).output().unwrap().stdout;
+        let told = String::from_utf8(told).unwrap();
+        told.lines().find_map(|line| line.strip_prefix("LD_PRELOAD=")).expect("faketime names its library").to_owned()
+    });
     let plain = command.as_std();
-    let mut shifted = Command::new(faketime());
-    shifted.args(["-f", by]).arg(plain.get_program()).args(plain.get_args());
-    shifted.envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
-    shifted.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").kill_on_drop(true);
+    let mut shifted = Command::new(plain.get_program());
+    shifted.args(plain.get_args()).envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    shifted.env("LD_PRELOAD", library).env("FAKETIME", by).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    shifted.env("FAKETIME_DISABLE_SHM", "1").kill_on_drop(true);
     shifted
 }
 

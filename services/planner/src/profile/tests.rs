@@ -15,7 +15,7 @@ fn what_is_no_profile_is_refused_by_its_key() {
     let refused = |from: &str, to: &str| {
         let text = crate::H100_8B.replacen(from, to, 1);
         assert_ne!(text, crate::H100_8B, "{from} is not in the profile");
-        Profile::read(&text).unwrap_err().to_string()
+        baton_contract::causes(&Profile::read(&text).unwrap_err())
     };
     let text = refused("s_per_step = ", "s_per_step = -");
     assert!(text.starts_with("the profile's decode.s_per_step: expected 0 to 3600 seconds, found -"), "{text}");

@@ -74,12 +74,13 @@ fn text(units: i64) -> String {
     }
 }
 
-/// Units as they are usually written, with all zeros, and with one.
+/// Units as they are usually written, and with any number of zeros behind.
 fn spellings(units: i64) -> Vec<String> {
     let usual = text(units);
+    let point = usual.find('.').unwrap_or(usual.len());
     let padded = format!("{}{}.{:04}", if units < 0 { "-" } else { "" }, units.abs() / UNITS, units.abs() % UNITS);
-    let zero = units % UNITS == 0;
-    [usual.clone(), padded].into_iter().chain(zero.then(|| format!("{usual}.0"))).collect()
+    let longer = (point + 2..=padded.len()).filter(|end| *end > usual.len()).map(|end| padded[..end].to_owned());
+    longer.chain([usual.clone()]).collect()
 }
 
 fn start(schema_of: &Value) -> Result<Generation, Error> {

@@ -201,7 +201,7 @@ for tricky in ["..%2f..%2fetc%2fpasswd", "file-..", "file-%00", "*", "file-*", "
     for path in [f"/v1/files/{tricky}", f"/v1/files/{tricky}/content", f"/v1/batches/{tricky}"]:
         status, answer = raw("GET", path)
         assert 400 <= status < 500, (path, status, answer)
-status, answer = raw("POST", "/v1/batches", json.dumps({"input_file_id": "../x", "endpoint": "/v1/completions", "completion_window": "24h"}))
+status, answer = raw("POST", "/v1/batches", json.dumps({"input_file_id": "../x", "endpoint": "/v1/completions", "completion_window": "24h"}), {"content-type": "application/json"})
 assert status == 404, answer
 
 # What is deleted is gone.

@@ -38,7 +38,9 @@ async fn a_job_whose_client_leaves_is_cancelled_unless_the_client_named_it() {
     assert_eq!(outcome.status, Status::Cancelled);
     assert!(outcome.tokens.len() < 4000);
 
-    // One that waits for the whole answer; its job is known only to the bus.
+    // One that waits for the whole answer; its job is known only to the bus, whose queues the first one has left.
+    let settled = async { while bus.queues().await.unwrap().iter().any(|queue| queue.delivered > 0) {} };
+    timeout(PATIENCE, settled).await.expect("the first job's message stayed");
     let mut waits = Connection::open(&url).await;
     waits.request("POST", "/v1/completions", &[], long(false).as_bytes()).await;
     let taken = async { while bus.queues().await.unwrap().iter().all(|queue| queue.delivered == 0) {} };
