@@ -29,7 +29,7 @@ const PURE: [(&str, &[&str]); 3] = [
         "baton-contract",
         &["bincode", "blake3", "humantime", "serde", "serde_json", "serde_path_to_error", "thiserror", "uuid"],
     ),
-    ("baton-topology", &["baton-contract", "humantime", "serde", "strsim", "thiserror", "toml"]),
+    ("baton-topology", &["baton-contract", "humantime", "serde", "serde_json", "strsim", "thiserror", "toml"]),
     ("baton-workload", &["rand", "rand_chacha", "rand_distr", "serde", "serde_json", "thiserror"]),
 ];
 

@@ -231,7 +231,7 @@ async fn the_words_of_a_store_that_refuses_reach_the_job_and_the_doctor() {
     assert!(reason.contains("403"), "{reason}");
     let doctor = ground.baton(&["doctor", "--json"]).await;
     let told = String::from_utf8_lossy(&doctor.stdout).into_owned();
-    assert!(doctor.status.code() == Some(1) && told.contains("AccessDenied"), "{told}");
+    assert!(doctor.status.code() == Some(1) && told.contains("403 Forbidden"), "{told}");
     denies.store(false, Relaxed);
     assert!(ground.baton(&["result", "told", "--wait"]).await.status.success());
 }
