@@ -36,7 +36,7 @@ pub struct Client {
 /// What became of the requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
-    /// By job: whether its request was taken. One over HTTP counts from the first try on: who has no answer can't know.
+    /// By job: whether its request was taken. One over HTTP counts from the first try on: a sender without an answer can't know.
     pub submitted: Vec<bool>,
     /// Requests that were sent again on purpose.
     pub again: usize,

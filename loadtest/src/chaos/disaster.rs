@@ -117,7 +117,7 @@ impl Pipeline {
         Ok(hit)
     }
 
-    /// The broker starts anew with nothing: accepted jobs are gone, results too. Who has none sends again.
+    /// The broker starts anew with nothing: accepted jobs are gone, results too. A sender without a result sends again.
     pub(super) async fn wipe(&self, crew: &Crew) -> Result<(), Error> {
         {
             let mut broker = self.broker.lock().await;

@@ -112,7 +112,7 @@ pub async fn result(arguments: ResultArguments) -> anyhow::Result<ExitCode> {
         let mut waits = Waits::new(bus.jobs().await?, tenant.clone());
         tokio::select! {
             outcome = follower.result(id) => outcome?,
-            () = waits.tell(id) => bail!("nothing more is told of job {id}"),
+            () = waits.tell(id) => bail!("no more news of job {id} can come"),
         }
     } else {
         match bus.jobs().await?.result(tenant, id).await? {

@@ -105,7 +105,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
     Ok(if wrong { Exit::Failure } else { Exit::Success }.into())
 }
 
-/// Brings broker and settings to what is told, or only says what that would change.
+/// Brings broker and settings to what file and flags say, or only says what that would change.
 pub async fn change(found: &Found, bus: &Bus, check: bool) -> anyhow::Result<Outcome> {
     for _ in 0..RACES {
         let kept = bus.settings().await?;
@@ -149,7 +149,7 @@ pub async fn change(found: &Found, bus: &Bus, check: bool) -> anyhow::Result<Out
     bail!("the pipeline's settings kept changing; try again")
 }
 
-/// The plan that is told, with a place for the store.
+/// The plan of file and flags, with a place for the store.
 async fn wanted(found: &Found, bus: &Bus, settings: Option<&Settings>) -> anyhow::Result<Plan> {
     let mut plan = match settings {
         Some(settings) => found.told.change(settings)?,

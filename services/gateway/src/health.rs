@@ -39,7 +39,7 @@ pub(crate) async fn ready(FromState(state): FromState<State>) -> Result<&'static
                 return Ok(());
             }
             idle = Some(stages);
-            // Who has just begun to listen hears of all within a second.
+            // A process that has just begun to listen hears of all within a second.
             watch.next().await;
         }
     };

@@ -329,6 +329,6 @@ mod tests {
         readers[2].0.tell(&payload);
         assert_eq!(readers[2].1.0.len(), 6, "what one has read, another may be behind with");
         readers.clear();
-        assert_eq!(all.load(Relaxed), 0, "who leaves counts no more");
+        assert_eq!(all.load(Relaxed), 0, "a reader that left is counted no more");
     }
 }

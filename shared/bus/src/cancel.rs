@@ -39,7 +39,7 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(60);
 /// How long a worker may take to say that it is there.
 const PING: Duration = Duration::from_secs(2);
-/// So many of them, and so many bytes, are looked through: whoever asks for ids that nobody knows must not cost more.
+/// So many of them, and so many bytes, are looked through: asking for unknown ids must not cost more.
 const LOOKED_THROUGH: (usize, usize) = (10_000, 64 << 20);
 /// Where an endpoint says what went wrong.
 const SERVICE_ERROR: &str = "Nats-Service-Error";

@@ -135,7 +135,7 @@ impl Jobs {
     }
 
     /// What has become of the request that a job's record was made for. It is removed only when the job's first message is
-    /// stored, together with a copy: so who finds neither knows that it was lost. The streams' leaders are asked, for others may
+    /// stored, together with a copy: so finding neither means that it was lost. The streams' leaders are asked, for others may
     /// not have heard yet.
     async fn original(&self, tenant: &Name, job: &JobId, of: Source) -> Result<Original, Error> {
         let key = JobKey { tenant: tenant.clone(), job: job.clone() };

@@ -222,7 +222,7 @@ struct Puller<R> {
 enum Pulled {
     /// With so many messages.
     Over(usize),
-    /// With so many, when the connection was made anew or died: the broker may have forgotten the pull.
+    /// With this many taken, when the connection was made anew or died: the broker may have forgotten the pull.
     Lost(usize),
     /// By a shutdown.
     Closed,

@@ -163,7 +163,7 @@ impl Bus {
         }
     }
 
-    /// Keeps a message as a dead letter, then removes it. Who finds it at the same time changes nothing.
+    /// Keeps a message as a dead letter, then removes it. Another worker that finds it at the same time changes nothing.
     async fn put_aside(&self, stream: &str, stage: Option<Stage>, message: &Raw, fault: &Fault) -> Result<(), Error> {
         let (sequence, subject) = (message.sequence, &message.subject);
         let failed = |message: String| Error::Read { what: format!("message {sequence} of {stream}"), message };

@@ -27,7 +27,7 @@ const HEARD_WITHIN: Duration = Duration::from_millis(1_500);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "for", rename_all = "lowercase")]
 pub enum WaitReason {
-    /// Ingest has not seen it, if it was submitted: so many requests of its tenant wait there.
+    /// Ingest has not seen it, if it was submitted: this many requests of its tenant wait there.
     Ingest { requests: u64, served: bool },
     /// It is among so many jobs in a stage's queue, or will be once its tenant's turn comes, of which so many jobs
     /// wait for it.

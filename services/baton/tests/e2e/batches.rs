@@ -120,7 +120,7 @@ async fn openais_client_uploads_runs_reads_and_is_refused_and_a_webhook_tells_th
     let gateway = Gateway::start(&ground, &settings).await;
     let said = python(&ground, CLIENT, &[&gateway.url, &made[0], &made[1], &port, SECRET]).await;
     assert_eq!(said, "done");
-    // It is sent by who has a key, and counted.
+    // A gateway with a key sends it, and counts it.
     let metrics = get(&gateway.url, "/metrics").await.text();
     assert!(metrics.contains("baton_gateway_webhook_calls_total{outcome=\"sent\"}"), "{metrics}");
 }

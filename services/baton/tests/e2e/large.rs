@@ -80,7 +80,7 @@ asyncio.run(main())
     );
     assert_eq!(python::run(&ground, &script).await.trim(), "200");
 
-    // Who comes too late leaves nothing behind.
+    // A worker that comes too late leaves nothing behind.
     let late = Outcome { text: "late".into(), ..whole.clone() };
     assert!(!jobs.finish(&late, Default::default()).await.unwrap());
     assert_eq!(jobs.result(&tenant, &id).await.unwrap(), Some(whole));
