@@ -78,6 +78,8 @@ impl Bus {
         match stream.get_raw_message(source.sequence).await {
             Ok(message) => Ok(stored_ms(&message) == source.stored_ms),
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(false),
+            // A stranger's, in a stream that was made anew.
+            Err(_) if self.untakeable(&name, source.sequence, ">").await? == Some(source.sequence) => Ok(false),
             Err(error) => Err(unreadable(source.sequence, &name, causes(&error))),
         }
     }
@@ -105,7 +107,8 @@ impl Bus {
         let state = &stream.cached_info().state;
         let spans = spans(state.first_sequence..state.last_sequence + 1);
         let count = state.messages;
-        let read = move |span| read(stream.clone(), subjects.clone(), span).boxed();
+        let bus = self.clone();
+        let read = move |span| read(bus.clone(), stream.clone(), subjects.clone(), span).boxed();
         Ok(Waiting { count, tasks: stream::iter(spans).map(read).flatten_unordered(None) })
     }
 }
@@ -118,24 +121,34 @@ fn spans(all: Range<u64>) -> Vec<Range<u64>> {
 }
 
 /// The messages of a run of sequences, one after the other.
-fn read(stream: JetStream, subjects: String, span: Range<u64>) -> impl Stream<Item = Result<StreamMessage, Error>> {
-    stream::try_unfold(span, move |span| {
-        let (stream, subjects) = (stream.clone(), subjects.clone());
+fn read(
+    bus: Bus,
+    stream: JetStream,
+    subjects: String,
+    span: Range<u64>,
+) -> impl Stream<Item = Result<StreamMessage, Error>> {
+    stream::try_unfold(span, move |mut span| {
+        let (bus, stream, subjects) = (bus.clone(), stream.clone(), subjects.clone());
         async move {
-            if span.is_empty() {
-                return Ok(None);
-            }
-            let next = stream.raw_message_builder().sequence(span.start).next_by_subject(subjects).send().await;
-            match next {
-                Ok(message) if message.sequence < span.end => {
-                    let rest = message.sequence + 1..span.end;
-                    Ok(Some((message, rest)))
+            let name = &stream.cached_info().config.name;
+            while !span.is_empty() {
+                let next = stream.raw_message_builder().sequence(span.start).next_by_subject(subjects.clone());
+                match next.send().await {
+                    Ok(message) if message.sequence < span.end => {
+                        let rest = message.sequence + 1..span.end;
+                        return Ok(Some((message, rest)));
+                    }
+                    // What follows belongs to the next run.
+                    Ok(_) => return Ok(None),
+                    Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok(None),
+                    // What the client cannot take is no job's, and stays until a worker puts it aside.
+                    Err(error) => match bus.untakeable(name, span.start, &subjects).await? {
+                        Some(sequence) => span.start = sequence + 1,
+                        None => return Err(unreadable(span.start, name, causes(&error))),
+                    },
                 }
-                // What follows belongs to the next run.
-                Ok(_) => Ok(None),
-                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-                Err(error) => Err(unreadable(span.start, &stream.cached_info().config.name, causes(&error))),
             }
+            Ok(None)
         }
     })
     .into_stream()

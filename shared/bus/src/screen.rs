@@ -151,6 +151,13 @@ fn judge(subject: &str, header: &[u8]) -> Result<(), Fault> {
 }
 
 impl Bus {
+    /// The sequence of a subject's first message from one on, if the client cannot take it.
+    pub(crate) async fn untakeable(&self, stream: &str, from: u64, subject: &str) -> Result<Option<u64>, Error> {
+        let failed = |message: String| Error::Read { what: format!("message {from} of stream {stream}"), message };
+        let Some(message) = self.raw(stream, from, subject).await.map_err(failed)? else { return Ok(None) };
+        Ok(message.judge().map_err(failed)?.is_err().then_some(message.sequence))
+    }
+
     /// The first message of a subject from a sequence on, if there is one.
     async fn raw(&self, stream: &str, seq: u64, next_by_subj: &str) -> Result<Option<Raw>, String> {
         let wanted = Wanted { seq, next_by_subj };

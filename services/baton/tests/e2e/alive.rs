@@ -171,3 +171,19 @@ async fn what_the_broker_lost_is_made_again() {
     let ready = async { while get(&url, "/readyz").await.head.status != 200 {} };
     timeout(PATIENCE, ready).await.expect("the gateway is not ready again");
 }
+
+#[tokio::test]
+async fn maintenance_passes_over_what_no_client_can_take() {
+    let ground = Ground::sim(&[]).await;
+    assert!(ground.baton(&["provision"]).await.status.success());
+    let mut stranger = Stranger::new(&ground).await;
+    // No worker is there to put them aside.
+    for header in [RETURN, NO_TEXT] {
+        stranger.publish(b"baton.req.evil.batch", header, b"{}").await;
+        stranger.publish(b"baton.decode.sim.batch.evil", header, b"{}").await;
+    }
+    for words in [&["reconcile"][..], &["kv", "stat"], &["kv", "gc"]] {
+        let output = ground.baton(words).await;
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
