@@ -32,12 +32,7 @@ impl Bus {
         lanes: &[Name],
         ack_wait: Duration,
     ) -> Result<Vec<Change>, Error> {
-        let mut changes = Vec::new();
-        for queue in Queue::all(stage, models, lanes) {
-            let (stream, config) = self.queue_consumer(&queue, ack_wait);
-            changes.extend(self.change_ack_wait(&stream, config, true).await?);
-        }
-        Ok(changes)
+        self.ack_waits(Queue::all(stage, models, lanes), ack_wait, true).await
     }
 
     /// What [`Bus::apply_ack_wait`] would do.
@@ -48,10 +43,19 @@ impl Bus {
         lanes: &[Name],
         ack_wait: Duration,
     ) -> Result<Vec<Change>, Error> {
+        self.ack_waits(Queue::all(stage, models, lanes), ack_wait, false).await
+    }
+
+    async fn ack_waits(
+        &self,
+        queues: impl IntoIterator<Item = Queue>,
+        ack_wait: Duration,
+        change: bool,
+    ) -> Result<Vec<Change>, Error> {
         let mut changes = Vec::new();
-        for queue in Queue::all(stage, models, lanes) {
+        for queue in queues {
             let (stream, config) = self.queue_consumer(&queue, ack_wait);
-            changes.extend(self.change_ack_wait(&stream, config, false).await?);
+            changes.extend(self.change_ack_wait(&stream, config, change).await?);
         }
         Ok(changes)
     }
