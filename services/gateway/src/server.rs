@@ -84,8 +84,7 @@ impl Gateway {
         let address = listener.local_addr().map_err(unheard)?;
         // Of the bytes that may be in memory, readers of streams may be behind with a part; the rest is for everything else.
         let behind = body_memory / 4;
-        let (jobs, client) = (bus.jobs().await?, bus.answers().await?.within(behind as usize));
-        let desk = Desk::open(&bus, &batches).await?;
+        let (jobs, client, desk) = tokio::try_join!(bus.jobs(), bus.answers(), Desk::open(&bus, &batches))?;
         let sites = Sites::new(keys.is_some(), address, hosts, cors_origins);
         let clock = bus.clock();
         let started = clock.now_ms().await? / 1_000;
@@ -95,7 +94,7 @@ impl Gateway {
             clock,
             bus,
             jobs,
-            client,
+            client: client.within(behind as usize),
             facts: Arc::new(facts),
             files: store.map(Files::new).map(|files| match seal {
                 Some(key) => files.sealed(key),

@@ -10,14 +10,12 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 use tokio::time::sleep;
 
-use crate::{Bus, Error, Retention};
+use crate::{Bus, Error, Retention, provision::AT_ONCE};
 
 /// How often it is looked whether something is missing, although nothing failed.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Between two looks, whatever fails.
 const APART: Duration = Duration::from_secs(1);
-/// Streams that are asked for at a time.
-const AT_ONCE: usize = 16;
 
 impl Bus {
     /// Makes again what the pipeline needs whenever it is lost, as long as this is polled. Changes nothing that stands.

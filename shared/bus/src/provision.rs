@@ -15,6 +15,7 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, RetentionPolicy, Source},
 };
 use baton_contract::{causes, envelope, subject::Stage};
+use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::{
     Bus, Error, Retention,
@@ -24,6 +25,8 @@ use crate::{
 
 /// The shortest time for which a broker before 2.14 lets a stream remember message ids; no time at all means two minutes to it.
 const SHORTEST_WINDOW: Duration = Duration::from_millis(100);
+/// What the broker is asked for at a time.
+pub(crate) const AT_ONCE: usize = 16;
 
 /// What [`Bus::apply`] did or would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,11 +170,9 @@ impl Bus {
     /// Creates what is missing of the pipeline's streams and buckets, and changes nothing that stands, whatever it is like. Returns
     /// what it created.
     pub async fn provision(&self, retention: &Retention) -> Result<Vec<Change>, Error> {
-        let mut changes = Vec::new();
-        for wanted in self.wanted(retention) {
-            changes.extend(self.create_missing(&wanted).await?);
-        }
-        Ok(changes)
+        // All at once: beside a broker that has faults, what takes long hardly ever comes to its end.
+        let created = stream::iter(self.wanted(retention)).map(async |wanted| self.create_missing(&wanted).await);
+        created.buffered(AT_ONCE).try_filter_map(async |change| Ok(change)).try_collect().await
     }
 
     /// Creates what is missing and brings what stands to this configuration. Returns what it did.

@@ -11,7 +11,11 @@ use baton_contract::{
     Name, causes,
     subject::{Layout, Stage},
 };
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures::{
+    FutureExt, StreamExt, TryStreamExt,
+    future::BoxFuture,
+    stream::{self, FuturesUnordered},
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
@@ -21,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::delivery::{Delivery, Settle};
 pub(crate) use self::intake::{Came, Intake};
 use self::turns::{Turn, Turns};
-use crate::{Bus, Error, screen::Screen};
+use crate::{Bus, Error, provision::AT_ONCE, screen::Screen};
 
 /// One work queue: all workers that serve it share its messages.
 pub(crate) struct Queue {
@@ -115,8 +119,9 @@ pub async fn run<R: Receiver>(
     let mut pullers = Vec::new();
     let lanes: Vec<_> =
         queues.iter().map(|queue| options.lanes.iter().take_while(|&lane| *lane != queue.lane).count()).collect();
-    for (index, queue) in queues.into_iter().enumerate() {
-        let consumer = bus.consumer_once_elected(&queue, options.ack_wait).await?;
+    let consumers = stream::iter(&queues).map(|queue| bus.consumer_once_elected(queue, options.ack_wait));
+    let consumers: Vec<_> = consumers.buffered(AT_ONCE).try_collect().await?;
+    for (index, (queue, consumer)) in queues.into_iter().zip(consumers).enumerate() {
         pullers.push(Some(Puller {
             index,
             bus: bus.clone(),

@@ -42,11 +42,12 @@ impl Desk {
     /// Creates what it needs.
     pub(crate) async fn open(bus: &Bus, options: &Options) -> Result<Self, Error> {
         let Options { ack_wait, replicas, .. } = *options;
-        Ok(Self {
-            files: bus.files(replicas).await?,
-            batches: bus.batches(replicas).await?,
-            batch_errands: bus.errands(Kind::Batch, replicas, ack_wait).await?,
-            webhook_errands: bus.errands(Kind::Webhook, replicas, ack_wait).await?,
-        })
+        let (files, batches, batch_errands, webhook_errands) = tokio::try_join!(
+            bus.files(replicas),
+            bus.batches(replicas),
+            bus.errands(Kind::Batch, replicas, ack_wait),
+            bus.errands(Kind::Webhook, replicas, ack_wait),
+        )?;
+        Ok(Self { files, batches, batch_errands, webhook_errands })
     }
 }
