@@ -175,6 +175,8 @@ fn members_follow_the_workspace() {
         for key in ["version", "edition", "rust-version", "license", "publish"] {
             assert!(inherits(package, key), "{name}: package.{key} is not the workspace's");
         }
+        let described = package.get("description").and_then(toml::Value::as_str).is_some_and(|text| !text.is_empty());
+        assert!(described, "{name}: package.description does not say what it is");
         let lints = manifest.get("lints").and_then(|lints| lints.get("workspace"));
         assert_eq!(lints.and_then(toml::Value::as_bool), Some(true), "{name}: lints are not the workspace's");
         for table in dependency_tables(manifest) {
