@@ -11,23 +11,24 @@
 mod burst;
 mod control;
 mod decode;
+mod jobs;
 mod machine;
 mod measure;
 mod prefill;
+mod queue;
 mod reuse;
+mod time;
 mod world;
 
 use baton_workload::Drawn;
 
-pub use self::{
-    control::Change,
-    measure::{Quantiles, Report, Slo, Use},
-};
+pub use self::measure::{Change, Quantiles, Report, Slo, Use};
 use self::{
     control::Control,
     decode::DecodeWorker,
     prefill::PrefillWorker,
-    world::{Event, Nanos, Role, World, nanos},
+    time::{Nanos, nanos},
+    world::{Event, Role, World},
 };
 use crate::{decide, profile::Profile};
 

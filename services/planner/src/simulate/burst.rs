@@ -1,6 +1,6 @@
 //! Steps of a batch in which nobody joins and nobody leaves: their times are a sum, not events.
 
-use super::world::{Nanos, nanos};
+use super::time::{Nanos, nanos};
 use crate::profile::Decode;
 
 /// Steps in a row of the same sequences, each of which grows by a token a step.

@@ -1,23 +1,13 @@
 //! A planner in the loop: it sees what a planner of a running pipeline would see, and its flips are done.
 
-use serde::Serialize;
-
 use super::{
     Worker,
-    world::{Event, Nanos, Role, World, nanos, seconds},
+    measure::Change,
+    queue::Shared,
+    time::{Nanos, nanos, seconds},
+    world::{Event, Role, World},
 };
 use crate::decide::{self, Decision, Flip, Planner, Statistics};
-
-/// A worker that changed its role.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Change {
-    /// Seconds since the beginning.
-    pub at_s: f64,
-    /// What it became.
-    pub to: decide::Role,
-    /// Why.
-    pub reason: String,
-}
 
 pub(super) struct Control {
     planner: Planner,
@@ -88,7 +78,7 @@ impl Control {
 
 impl Counters {
     fn of(world: &World<'_>) -> Self {
-        let pool = |pool: &super::world::Shared| PoolCounters {
+        let pool = |pool: &Shared| PoolCounters {
             done: pool.done,
             busy: pool.busy_nanos,
             held: pool.held_nanos,

@@ -7,7 +7,9 @@ use baton_decode::{AHEAD, COMPUTE_COST, IMPORTED, schedule::Schedule};
 use super::{
     Options,
     burst::Burst,
-    world::{Event, JobId, Nanos, Role, World, nanos, seconds},
+    jobs::JobId,
+    time::{Nanos, nanos, seconds},
+    world::{Event, Role, World},
 };
 
 /// Chunks of one job that are fetched at a time, as decode and prefill do.

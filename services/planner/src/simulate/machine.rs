@@ -1,6 +1,6 @@
 //! The cores that the workers of one machine share with each other's threads, the broker and the client.
 
-use super::world::{Nanos, seconds};
+use super::time::{Nanos, seconds};
 
 /// Seconds of other work that a free core may be behind before it is more than a core can do.
 const BEHIND_S: f64 = 0.01;

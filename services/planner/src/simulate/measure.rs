@@ -5,9 +5,11 @@ use serde::Serialize;
 
 use super::{
     Options,
-    control::Change,
-    world::{Job, Nanos, Shared, seconds},
+    jobs::Job,
+    queue::Shared,
+    time::{Nanos, seconds},
 };
+use crate::decide;
 
 /// Three digits, from a microsecond to ten hours: some 200 KiB a histogram.
 const LONGEST_US: u64 = 36_000_000_000;
@@ -50,6 +52,17 @@ pub struct Use {
     pub busy: f64,
     /// The share of their slots that held a job.
     pub slots: f64,
+}
+
+/// A worker that changed its role.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Change {
+    /// Seconds since the beginning.
+    pub at_s: f64,
+    /// What it became.
+    pub to: decide::Role,
+    /// Why.
+    pub reason: String,
 }
 
 /// What a workload comes to. Rates are per second from the first arrival to the last result. In a closed loop that is at least twice as

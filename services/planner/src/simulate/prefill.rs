@@ -9,8 +9,10 @@ use baton_prefill::{
 
 use super::{
     Options,
+    jobs::JobId,
     reuse::Place,
-    world::{Event, JobId, Nanos, Role, World, nanos},
+    time::{Nanos, nanos},
+    world::{Event, Role, World},
 };
 
 pub(super) struct PrefillWorker {

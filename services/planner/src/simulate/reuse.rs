@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use baton_storage::cache::Index;
 
-use super::world::JobId;
+use super::jobs::JobId;
 
 /// The blocks of all prompts, by their names.
 pub(super) struct Prefixes {

@@ -1,34 +1,19 @@
 //! What all workers of a simulation share: the clock, the events, the jobs, the queues and the store.
 
-use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
-    ops::{Index, IndexMut},
-};
+use std::{cmp::Reverse, collections::BinaryHeap};
 
 use baton_workload::Drawn;
 
 use super::{
     Options, Pool,
-    control::Change,
+    jobs::{Job, JobId, Jobs},
     machine::Machine,
-    measure::{Measure, Report},
+    measure::{Change, Measure, Report},
+    queue::Shared,
     reuse::Prefixes,
+    time::{Nanos, nanos},
 };
 use crate::profile::Host;
-
-/// Time since the beginning.
-pub(super) type Nanos = u64;
-/// Names a job while it is open.
-pub(super) type JobId = u32;
-
-pub(super) fn nanos(seconds: f64) -> Nanos {
-    (seconds * 1e9).round() as Nanos
-}
-
-pub(super) fn seconds(nanos: Nanos) -> f64 {
-    nanos as f64 / 1e9
-}
 
 /// Something that happens at a time; the last number is a worker's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,148 +55,6 @@ impl Role {
     }
 }
 
-/// A job from its arrival to its result.
-#[derive(Debug, Default)]
-pub(super) struct Job {
-    pub(super) arrived: Nanos,
-    /// Tokens of the prompt, and of the whole answer.
-    pub(super) prompt: usize,
-    pub(super) output: usize,
-    pub(super) blocks: Vec<u64>,
-    /// Blocks at the beginning that are known to be stored.
-    pub(super) found: usize,
-    /// Tokens of the prompt that prefill did not compute.
-    pub(super) reused: usize,
-    /// Tokens of the prompt that are stored.
-    pub(super) stored: usize,
-    /// Tokens of the answer so far; the first comes from prefill, or where decode computes the prompt from its first step.
-    pub(super) generated: usize,
-    pub(super) first: Nanos,
-    pub(super) last: Nanos,
-    /// Whether its latencies count.
-    pub(super) measured: bool,
-}
-
-/// Jobs by their numbers, which are used again.
-#[derive(Default)]
-pub(super) struct Jobs {
-    jobs: Vec<Job>,
-    free: Vec<JobId>,
-}
-
-impl Jobs {
-    fn add(&mut self, job: Job) -> JobId {
-        match self.free.pop() {
-            Some(id) => {
-                self[id] = job;
-                id
-            }
-            None => {
-                self.jobs.push(job);
-                (self.jobs.len() - 1) as JobId
-            }
-        }
-    }
-
-    fn remove(&mut self, id: JobId) -> Job {
-        self.free.push(id);
-        std::mem::take(&mut self[id])
-    }
-
-    pub(super) fn open(&self) -> usize {
-        self.jobs.len() - self.free.len()
-    }
-}
-
-impl Index<JobId> for Jobs {
-    type Output = Job;
-
-    fn index(&self, id: JobId) -> &Job {
-        &self.jobs[id as usize]
-    }
-}
-
-impl IndexMut<JobId> for Jobs {
-    fn index_mut(&mut self, id: JobId) -> &mut Job {
-        &mut self.jobs[id as usize]
-    }
-}
-
-/// A stage's queue, and the workers that have free slots: the broker serves them in the order in which they asked.
-#[derive(Default)]
-pub(super) struct Shared {
-    pub(super) queue: VecDeque<JobId>,
-    asking: VecDeque<usize>,
-    /// Of each worker: free slots, and whether it takes anything.
-    workers: Vec<(usize, bool)>,
-    slots: usize,
-    /// Workers that take jobs, and the time of all of them together until `counted`.
-    pub(super) present: usize,
-    pub(super) present_nanos: u128,
-    counted: Nanos,
-    /// Slots that hold a job, and the time of all of them together.
-    pub(super) held: usize,
-    pub(super) held_nanos: u128,
-    /// Jobs that left the stage.
-    pub(super) done: u64,
-    /// Time in which engines computed, of all workers together.
-    pub(super) busy_nanos: u128,
-    now: Nanos,
-}
-
-impl Shared {
-    fn count(&mut self) {
-        let passed = u128::from(self.now - self.counted);
-        self.present_nanos += passed * self.present as u128;
-        self.held_nanos += passed * self.held as u128;
-        self.counted = self.now;
-    }
-
-    /// The time has come to `now`.
-    pub(super) fn count_until(&mut self, now: Nanos) {
-        self.now = now;
-        self.count();
-    }
-
-    /// The next job, and the worker that it goes to.
-    pub(super) fn dispatch(&mut self) -> Option<(JobId, usize)> {
-        if self.queue.is_empty() {
-            return None;
-        }
-        let worker = self.asking.pop_front()?;
-        let job = self.queue.pop_front()?;
-        self.workers[worker].0 -= 1;
-        self.held += 1;
-        if self.workers[worker].0 > 0 {
-            self.asking.push_back(worker);
-        }
-        Some((job, worker))
-    }
-
-    /// A worker begins to take jobs.
-    pub(super) fn offer(&mut self, worker: usize) {
-        self.workers[worker] = (self.slots, true);
-        self.asking.push_back(worker);
-    }
-
-    /// A worker takes no more jobs.
-    pub(super) fn withdraw(&mut self, worker: usize) {
-        self.workers[worker].1 = false;
-        self.asking.retain(|other| *other != worker);
-    }
-
-    /// A worker has a slot more.
-    pub(super) fn free(&mut self, worker: usize) {
-        self.held -= 1;
-        let (free, takes) = &mut self.workers[worker];
-        let was_full = *free == 0;
-        *free = (*free + 1).min(self.slots);
-        if *takes && was_full {
-            self.asking.push_back(worker);
-        }
-    }
-}
-
 pub(super) struct World<'o> {
     pub(super) options: &'o Options,
     pub(super) now: Nanos,
@@ -234,8 +77,6 @@ pub(super) struct World<'o> {
 impl<'o> World<'o> {
     pub(super) fn new(options: &'o Options) -> Self {
         let workers = options.prefill.workers + options.decode.workers;
-        let shared =
-            |slots: usize| Shared { slots: slots.max(1), workers: vec![(0, false); workers], ..Shared::default() };
         Self {
             options,
             now: 0,
@@ -243,12 +84,12 @@ impl<'o> World<'o> {
             count: 0,
             bursts: 0,
             jobs: Jobs::default(),
-            prefill: shared(options.prefill.slots),
-            decode: shared(options.decode.slots),
+            prefill: Shared::new(options.prefill.slots, workers),
+            decode: Shared::new(options.decode.slots, workers),
             ingesting: 0,
             prefixes: Prefixes::new(options.store_bytes),
             measure: Measure::new(options.slo, options.flow.filling(options)),
-            machine: options.cores.map(|cores| Machine::new(cores, options.prefill.workers + options.decode.workers)),
+            machine: options.cores.map(|cores| Machine::new(cores, workers)),
             drained: Vec::new(),
         }
     }
