@@ -6,12 +6,12 @@
 
 mod answers;
 mod chores;
-mod desk;
 mod drive;
 mod input;
 mod object;
 mod order;
 mod output;
+mod stores;
 mod worker;
 
 use axum::{
@@ -27,8 +27,8 @@ use baton_contract::{JobId, Name, causes};
 use serde::Deserialize;
 use serde_json::Value;
 
-pub use self::desk::Options;
-pub(crate) use self::{chores::sweep_regularly, desk::Desk, output::blobs, worker::run};
+pub use self::stores::Options;
+pub(crate) use self::{chores::sweep_regularly, stores::BatchStores, worker::run};
 use crate::{
     State,
     auth::{Caller, Tenant},
@@ -77,11 +77,11 @@ async fn create(caller: Caller, Shared(state): Shared<State>, request: HttpReque
     let told = webhooks::has_webhook(&state, &tenant);
     let batch = Batch { told, ..Batch::new(order, created_at, created_at + window) };
     let key = key(&id)?;
-    let desk = &state.desk;
-    desk.batches.put(&tenant, &key, &batch).await?;
+    let stores = &state.stores;
+    stores.batches.put(&tenant, &key, &batch).await?;
     // Should this fail, the sender hears of it, and at worst a batch is left that he does not know of.
-    if let Err(error) = desk.batch_errands.leave(&tenant, &id, id.clone().into_bytes()).await {
-        let _ = desk.batches.remove(&tenant, &key).await;
+    if let Err(error) = stores.batch_errands.leave(&tenant, &id, id.clone().into_bytes()).await {
+        let _ = stores.batches.remove(&tenant, &key).await;
         return Err(error.into());
     }
     tracing::info!(batch = id, %tenant, "a batch was accepted");
@@ -94,7 +94,7 @@ async fn list(
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let Query(wanted) = wanted.map_err(|error| ApiError::invalid(error.body_text()))?;
-    let batches = state.desk.batches.of_tenant(&tenant).await?;
+    let batches = state.stores.batches.of_tenant(&tenant).await?;
     let key = |batch: &Batch| (batch.created_at, batch.order.id.clone());
     let limit = wanted.limit.unwrap_or(PAGE.0);
     page(batches, key, object::of, Order::Desc, wanted.after.as_deref(), (limit, PAGE.1)).map(Json)
@@ -102,7 +102,7 @@ async fn list(
 
 async fn retrieve(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, ApiError> {
     let kept = match known_id("batch_", &id) {
-        Some(key) => state.desk.batches.get(&tenant, &key).await?,
+        Some(key) => state.stores.batches.get(&tenant, &key).await?,
         None => None,
     };
     Ok(Json(object::of(&kept.ok_or_else(unknown)?.value)))
@@ -113,7 +113,7 @@ async fn cancel(caller: Caller, Shared(state): Shared<State>, Id(id): Id) -> Res
     let key = known_id("batch_", &id).ok_or_else(unknown)?;
     let now = now(&state).await?;
     let batch =
-        state.desk.batches.change(&caller.tenant, &key, |batch| batch.cancelled(now)).await?.ok_or_else(unknown)?;
+        state.stores.batches.change(&caller.tenant, &key, |batch| batch.cancelled(now)).await?.ok_or_else(unknown)?;
     match batch.status {
         // Whoever drives it sees this within a second.
         Status::Cancelling | Status::Cancelled => Ok(Json(object::of(&batch))),
@@ -130,6 +130,17 @@ fn unknown() -> ApiError {
 
 fn key(id: &str) -> Result<JobId, ApiError> {
     JobId::new(id).map_err(|error| ApiError::internal(causes(&error)))
+}
+
+/// Changes a batch by its id.
+async fn change(
+    state: &State,
+    tenant: &Name,
+    id: &str,
+    change: impl FnMut(&Batch) -> Option<Batch>,
+) -> Result<Option<Batch>, baton_bus::Error> {
+    let Ok(key) = JobId::new(id) else { return Ok(None) };
+    state.stores.batches.change(tenant, &key, change).await
 }
 
 /// The job of a line, the same whoever asks for it.

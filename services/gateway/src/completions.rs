@@ -88,10 +88,10 @@ struct Posting {
     lane: Name,
     model: Name,
     job: JobId,
-    /// Whether the caller named the job: then it may be an earlier one, and goes on without its caller.
+    /// Whether the client named the job: then it may be an earlier one, and goes on without its client.
     named: bool,
-    /// Whether a webhook tells the end: then the job goes on without its caller, too.
-    told: bool,
+    /// Whether a webhook is called at the end: then the job goes on without its client, too.
+    notify: bool,
     /// What the request takes in memory, until it is the broker's.
     room: Room,
 }
@@ -132,12 +132,12 @@ impl Posting {
                 (JobId::new(key).map_err(bad)?, true)
             }
         };
-        let told = match text(headers, WEBHOOK_HEADER)? {
+        let notify = match text(headers, WEBHOOK_HEADER)? {
             None | Some("false") => false,
             Some("true") => true,
             Some(_) => return Err(ApiError::field("Baton-Webhook", "Baton-Webhook: expected true or false")),
         };
-        Ok(Self { call, lane, model, job, named, told, room: body.room })
+        Ok(Self { call, lane, model, job, named, notify, room: body.room })
     }
 
     /// The request as it goes on the bus.
@@ -161,15 +161,15 @@ impl Posting {
         }
         // Before anything is asked for, for without the broker's time there is no stream.
         let created = if self.call.stream { state.clock.now_ms().await? / 1_000 } else { 0 };
-        let Self { call, lane, model, job, named, told, room } = self;
+        let Self { call, lane, model, job, named, notify, room } = self;
         let Call { endpoint, request, stream, include_usage, .. } = call;
         let answers = request.n.unwrap_or(1);
         drop(request);
-        if told && !webhooks::has_webhook(&state, tenant) {
+        if notify && !webhooks::has_webhook(&state, tenant) {
             let message = "Baton-Webhook: the tenant has no webhook; add one to the gateway's file of keys";
             return Err(ApiError::field("Baton-Webhook", message));
         }
-        let mut abandon = Abandon::new(&state, tenant, &job, !named && !told);
+        let mut abandon = Abandon::new(&state, tenant, &job, !named && !notify);
         let ask = Ask { tenant, lane: &lane, job: &job, body, live: stream, known: named };
         let asked = state.client.ask(ask).await;
         let mut answer = asked.map_err(|error| {
@@ -179,7 +179,7 @@ impl Posting {
         })?;
         // It is the broker's now, and no longer here.
         drop(room);
-        if told {
+        if notify {
             webhooks::follow_job(&state, tenant, &job).await?;
         }
         if !stream {

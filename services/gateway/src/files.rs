@@ -96,6 +96,11 @@ pub(crate) fn known_id(prefix: &str, text: &str) -> Option<JobId> {
     (digits.len() == 32 && digits.bytes().all(hex)).then(|| JobId::new(text).ok()).flatten()
 }
 
+/// The blobs that a run of a tenant's batch writes: answers and errors.
+pub(crate) fn blobs_of_run(tenant: &Name, run: &str) -> [Blob; 2] {
+    ["output", "error"].map(|kind| Blob::of_upload(tenant.as_str(), &format!("{run}/{kind}")))
+}
+
 /// Where the bytes of a file are.
 pub(crate) fn place(file: &File) -> Option<(Blob, Extent)> {
     let (form, part_bytes) = match file.form {
@@ -118,7 +123,7 @@ pub(crate) fn recorded(extent: Extent) -> (u64, Form, Option<u64>) {
 /// A tenant's file that has not expired.
 pub(crate) async fn find(state: &State, tenant: &Name, id: &str) -> Result<Option<File>, ApiError> {
     let Some(key) = known_id("file-", id) else { return Ok(None) };
-    let kept = state.desk.files.get(tenant, &key).await?;
+    let kept = state.stores.files.get(tenant, &key).await?;
     let Some(file) = kept.map(|kept| kept.value) else { return Ok(None) };
     Ok(match file.expires_at {
         Some(expires) if expires <= now(state).await? => None,
@@ -174,14 +179,14 @@ async fn upload(caller: Caller, Shared(state): Shared<State>, request: Request) 
         sealed_part_bytes,
     };
     let key = JobId::new(&id).map_err(|error| ApiError::internal(causes(&error)))?;
-    if let Err(error) = state.desk.files.put(&tenant, &key, &file).await {
+    if let Err(error) = state.stores.files.put(&tenant, &key, &file).await {
         // What can't be removed now is swept.
         let _ = files.delete(blob, received.extent).await;
         return Err(error.into());
     }
     // From here on no sweep takes its parts; whether one has before is seen now.
     if let Err(error) = files.check(blob, received.extent).await {
-        state.desk.files.remove(&tenant, &key).await?;
+        state.stores.files.remove(&tenant, &key).await?;
         let _ = files.delete(blob, received.extent).await;
         let message = format!("the file was not kept: {}; send it again", causes(&error));
         return Err(ApiError::unavailable(message));
@@ -197,7 +202,7 @@ async fn list(
 ) -> Result<Json<Value>, ApiError> {
     let Query(wanted) = wanted.map_err(|error| ApiError::invalid(error.body_text()))?;
     let now = now(&state).await?;
-    let mut files = state.desk.files.of_tenant(&tenant).await?;
+    let mut files = state.stores.files.of_tenant(&tenant).await?;
     files.retain(|file| file.expires_at.is_none_or(|expires| now < expires));
     if let Some(purpose) = &wanted.purpose {
         files.retain(|file| serde_json::to_value(file.purpose).is_ok_and(|own| own == purpose.as_str()));
@@ -216,7 +221,7 @@ async fn remove(caller: Caller, Shared(state): Shared<State>, Id(id): Id) -> Res
     let _permit = caller.admit()?;
     let tenant = caller.tenant;
     let file = found(&state, &tenant, &id).await?;
-    let batches = state.desk.batches.of_tenant(&tenant).await?;
+    let batches = state.stores.batches.of_tenant(&tenant).await?;
     let reads = |batch: &baton_bus::batches::Batch| batch.order.input_file_id == file.id && !batch.status.is_final();
     if let Some(batch) = batches.into_iter().find(reads) {
         let message =
@@ -224,7 +229,7 @@ async fn remove(caller: Caller, Shared(state): Shared<State>, Id(id): Id) -> Res
         return Err(ApiError::new(409, "invalid_request_error", Some("file_in_use"), message));
     }
     let key = JobId::new(&file.id).map_err(|error| ApiError::internal(causes(&error)))?;
-    state.desk.files.remove(&tenant, &key).await?;
+    state.stores.files.remove(&tenant, &key).await?;
     if let Some((blob, extent)) = place(&file)
         && let Err(error) = files.delete(blob, extent).await
     {

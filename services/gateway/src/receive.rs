@@ -96,8 +96,8 @@ async fn next(body: &mut Body, until: Instant) -> Result<Option<Bytes>, ApiError
 /// Refuses a body that does not say that it is of a kind. That is also what keeps pages of a browser from sending it without
 /// being asked whether they may.
 pub(crate) fn check_kind(request: &Request, expected: &str) -> Result<(), ApiError> {
-    let told = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let kind = told.split(';').next().unwrap_or_default().trim();
+    let content_type = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = content_type.split(';').next().unwrap_or_default().trim();
     if kind.eq_ignore_ascii_case(expected) {
         return Ok(());
     }

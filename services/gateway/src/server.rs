@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Error, Options, State,
     auth::{Entry, Key, KeysFile},
-    batches::{self, Desk},
+    batches::{self, BatchStores},
     budget::Budget,
     files,
     metrics::Metrics,
@@ -84,7 +84,7 @@ impl Gateway {
         let address = listener.local_addr().map_err(unheard)?;
         // Of the bytes that may be in memory, readers of streams may be behind with a part; the rest is for everything else.
         let behind = body_memory / 4;
-        let (jobs, client, desk) = tokio::try_join!(bus.jobs(), bus.answers(), Desk::open(&bus, &batches))?;
+        let (jobs, client, stores) = tokio::try_join!(bus.jobs(), bus.answers(), BatchStores::open(&bus, &batches))?;
         let sites = Sites::new(keys.is_some(), address, hosts, cors_origins);
         let clock = bus.clock();
         let started = clock.now_ms().await? / 1_000;
@@ -100,7 +100,7 @@ impl Gateway {
                 Some(key) => files.sealed(key),
                 None => files,
             }),
-            desk,
+            stores,
             webhooks: webhooks.map(Arc::new),
             metrics: Metrics::new(),
             watch: Arc::default(),

@@ -119,7 +119,7 @@ async fn leave(state: &State, tenant: &Name, notice: Notice) -> Result<(), baton
         message: causes(&error),
     };
     let payload = serde_json::to_vec(&notice).map_err(failed)?;
-    state.desk.webhook_errands.leave(tenant, &notice.id, payload).await
+    state.stores.webhook_errands.leave(tenant, &notice.id, payload).await
 }
 
 /// Makes calls until `shutdown`. A gateway without a file of keys leaves them to those that have one, and only says how many
@@ -133,7 +133,7 @@ async fn call(state: State, shutdown: CancellationToken) {
     let Some(options) = state.webhooks.clone().filter(|_| state.keys.is_some()) else { return };
     // The HTTP client is built without a TLS provider of its own. If the process has one already, it stays.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let errands = state.desk.webhook_errands.clone();
+    let errands = state.stores.webhook_errands.clone();
     errands.run(AT_ONCE, Arc::new(Caller { state, options }), shutdown).await;
 }
 

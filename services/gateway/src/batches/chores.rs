@@ -41,7 +41,7 @@ pub(crate) async fn sweep_regularly(state: State, options: Options, shutdown: Ca
 }
 
 async fn sweep(state: &State, grace: Duration) {
-    match batches::revive(&state.desk.batches, &state.desk.batch_errands, grace).await {
+    match batches::revive(&state.stores.batches, &state.stores.batch_errands, grace).await {
         Ok(revived) => tracing::debug!(revived = revived.len(), "lost batches were looked for"),
         Err(error) => {
             tracing::warn!(error = %causes(&error), "lost batches could not be looked for; the next turn does it")

@@ -28,6 +28,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::{
     answers::{Answer, Place, Unfinished},
+    change,
     input::{self, Lines},
     job_of, lane, line_of,
     output::Output,
@@ -339,7 +340,7 @@ impl<'a> Run<'a> {
 
     /// Tells the record how far this run has come, and looks whether the batch is to end early.
     async fn tick(&'a self, work: &mut Work<'a>, clock: &Clock) -> Result<(), Error> {
-        let batch = super::worker::change(self.state, self.tenant, &self.batch.order.id, |batch| {
+        let batch = change(self.state, self.tenant, &self.batch.order.id, |batch| {
             batch.progressed(self.run, &work.progress).filter(|next| next != batch)
         });
         let batch = batch.await?.filter(|batch| batch.is_of(self.run)).ok_or(Error::Superseded)?;

@@ -13,13 +13,8 @@ use sha2::{Digest, Sha256};
 use super::answers::Answer;
 use crate::{
     State,
-    files::{now, recorded},
+    files::{blobs_of_run, now, recorded},
 };
-
-/// The blobs that a run of a tenant's batch writes: answers and errors.
-pub(crate) fn blobs(tenant: &Name, run: &str) -> [Blob; 2] {
-    ["output", "error"].map(|kind| Blob::of_upload(tenant.as_str(), &format!("{run}/{kind}")))
-}
 
 /// What a run writes.
 pub(super) struct Output {
@@ -34,7 +29,7 @@ pub(super) struct Stored([Option<(Blob, Extent)>; 2]);
 impl Output {
     /// Each of the two files may have `max_bytes`. They grow no faster than answers come, so one part on its way is enough.
     pub(super) fn begin(files: &Files, tenant: &Name, run: &str, max_bytes: u64) -> Self {
-        let blobs = blobs(tenant, run);
+        let blobs = blobs_of_run(tenant, run);
         let [answers, errors] = blobs.map(|blob| files.upload(blob, max_bytes, NonZeroUsize::MIN));
         Self { blobs, answers, errors }
     }
@@ -69,7 +64,7 @@ impl Stored {
             let Some((blob, extent)) = place else { continue };
             let file = describe(batch, kind, blob, extent, created_at);
             if let Ok(key) = JobId::new(&file.id) {
-                state.desk.files.put(tenant, &key, &file).await?;
+                state.stores.files.put(tenant, &key, &file).await?;
                 *id = Some(file.id);
             }
         }

@@ -14,7 +14,7 @@ use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Options,
+    Options, change,
     drive::{Error, Run},
     input::{self, Lines},
     output::Output,
@@ -32,7 +32,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// Drives batches until `shutdown`; then gives them back for another gateway to go on.
 pub(crate) async fn run(state: State, options: Options, shutdown: CancellationToken) {
     let Some(files) = state.files.clone() else { return };
-    let errands = state.desk.batch_errands.clone();
+    let errands = state.stores.batch_errands.clone();
     let Options { slots, max_output, .. } = options;
     errands.run(slots, Arc::new(Driver { state, files, max_output }), shutdown).await;
 }
@@ -61,23 +61,12 @@ impl Receiver for Driver {
     }
 }
 
-/// Changes a batch by its id.
-pub(super) async fn change(
-    state: &State,
-    tenant: &Name,
-    id: &str,
-    change: impl FnMut(&Batch) -> Option<Batch>,
-) -> Result<Option<Batch>, baton_bus::Error> {
-    let Ok(key) = JobId::new(id) else { return Ok(None) };
-    state.desk.batches.change(tenant, &key, change).await
-}
-
 impl Driver {
     /// What becomes of the errand of a batch that another drives: it is his, too, unless he has one of his own, as after a
     /// restored stream. Then this one would take the batch from him in its turn.
     async fn leave(&self, tenant: &Name, delivery: &Delivery) -> Settle {
         let errand = (tenant.clone(), Bytes::copy_from_slice(delivery.payload()));
-        match self.state.desk.batch_errands.open().await {
+        match self.state.stores.batch_errands.open().await {
             Ok(open) if open.get(&errand).is_some_and(|count| *count > 1) => Settle::Ack,
             _ => Settle::Leave,
         }
@@ -88,7 +77,7 @@ impl Driver {
         let state = &self.state;
         let run = uuid::Uuid::now_v7().simple().to_string();
         let mut taken_over = false;
-        let taken = state.desk.batches.change(tenant, id, |batch| {
+        let taken = state.stores.batches.change(tenant, id, |batch| {
             taken_over = batch.run.is_some();
             batch.taken(&run)
         });

@@ -55,13 +55,14 @@ struct Live {
     first: Option<Event>,
     chunks: Chunks,
     abandon: Abandon,
-    told: bool,
+    /// Whether a token was sent.
+    has_sent: bool,
     ended: bool,
     open: Open,
 }
 
 pub(super) fn respond(chunks: Chunks, answer: Answer, first: Option<Event>, abandon: Abandon, open: Open) -> Response {
-    let live = Live { answer, first, chunks, abandon, told: false, ended: false, open };
+    let live = Live { answer, first, chunks, abandon, has_sent: false, ended: false, open };
     let frames = stream::unfold(live, |mut live| async move {
         let frame = live.next().await?;
         Some((Ok::<_, Infallible>(frame), live))
@@ -98,7 +99,7 @@ impl Live {
                 }
             };
             if !chunks.is_empty() {
-                if !std::mem::replace(&mut self.told, true) {
+                if !std::mem::replace(&mut self.has_sent, true) {
                     self.open.state.metrics.first_token(self.open.began.elapsed());
                 }
                 return Some(frames(&chunks, false));

@@ -9,8 +9,8 @@ use baton_storage::files::{self, Blob};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::{UPLOAD_WITHIN, now, place};
-use crate::{State, batches};
+use super::{UPLOAD_WITHIN, blobs_of_run, now, place};
+use crate::State;
 
 const CHORE: &str = "sweep-files";
 const EVERY: Duration = Duration::from_secs(3_600);
@@ -53,7 +53,7 @@ pub(crate) async fn sweep_regularly(state: State, shutdown: CancellationToken) {
 
 async fn sweep(state: &State) -> Result<(), Error> {
     let Some(files) = &state.files else { return Ok(()) };
-    let (shelf, now) = (&state.desk.files, now(state).await?);
+    let (shelf, now) = (&state.stores.files, now(state).await?);
     for (tenant, id, file) in shelf.all().await? {
         if file.expires_at.is_some_and(|expires| expires <= now) {
             shelf.remove(&tenant, &id).await?;
@@ -63,8 +63,8 @@ async fn sweep(state: &State) -> Result<(), Error> {
     let named = async {
         let mut named: HashSet<Blob> = HashSet::new();
         // Batches first: one that ends in between has its files on the shelf by then.
-        for (tenant, _, batch) in state.desk.batches.select(|batch| !batch.status.is_final()).await? {
-            named.extend(batch.run.iter().flat_map(|run| batches::blobs(&tenant, run)));
+        for (tenant, _, batch) in state.stores.batches.select(|batch| !batch.status.is_final()).await? {
+            named.extend(batch.run.iter().flat_map(|run| blobs_of_run(&tenant, run)));
         }
         named.extend(shelf.all().await?.iter().filter_map(|(_, _, file)| Some(place(file)?.0)));
         Ok::<_, Error>(named)

@@ -40,16 +40,16 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 
 /// What all pages share. It looks at the pipeline while there is a page.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Live(Arc<Mutex<Weak<Telling>>>);
+pub(super) struct Live(Arc<Mutex<Weak<Broadcast>>>);
 
 /// A watch and the events made of it; the last page that lets go of it ends it.
 #[derive(Debug)]
-struct Telling {
+struct Broadcast {
     events: watch::Receiver<Bytes>,
     task: JoinHandle<()>,
 }
 
-impl Drop for Telling {
+impl Drop for Broadcast {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -58,11 +58,11 @@ impl Drop for Telling {
 impl Live {
     /// A stream of server-sent events: how the pipeline is, now and every second. A slow reader misses some.
     pub(super) async fn follow(&self, state: &State) -> Result<Response, ApiError> {
-        let telling = self.telling(state).await?;
-        let mut events = telling.events.clone();
+        let broadcast = self.broadcast(state).await?;
+        let mut events = broadcast.events.clone();
         events.mark_changed();
         let closing = state.closing.clone();
-        let frames = stream::unfold((telling, events), move |(telling, mut events)| {
+        let frames = stream::unfold((broadcast, events), move |(broadcast, mut events)| {
             let closing = closing.clone();
             async move {
                 let news = tokio::select! {
@@ -74,7 +74,7 @@ impl Live {
                     Ok(Err(_)) => return None,
                     Err(_) => Bytes::from_static(b": nothing new\n\n"),
                 };
-                Some((Ok::<_, Infallible>(frame), (telling, events)))
+                Some((Ok::<_, Infallible>(frame), (broadcast, events)))
             }
         });
         let mut response = Response::new(Body::from_stream(frames));
@@ -85,18 +85,18 @@ impl Live {
         Ok(response)
     }
 
-    async fn telling(&self, state: &State) -> Result<Arc<Telling>, ApiError> {
+    async fn broadcast(&self, state: &State) -> Result<Arc<Broadcast>, ApiError> {
         let mut shared = self.0.lock().await;
-        if let Some(telling) = shared.upgrade() {
-            return Ok(telling);
+        if let Some(broadcast) = shared.upgrade() {
+            return Ok(broadcast);
         }
         let watch = state.bus.watch_stats().await?;
         let mut teller = Teller::new(state.facts.clone());
         let (sender, events) = watch::channel(teller.event(watch.snapshot()));
         let task = tokio::spawn(tell(watch, teller, sender));
-        let telling = Arc::new(Telling { events, task });
-        *shared = Arc::downgrade(&telling);
-        Ok(telling)
+        let broadcast = Arc::new(Broadcast { events, task });
+        *shared = Arc::downgrade(&broadcast);
+        Ok(broadcast)
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) async fn run(state: State, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             _ = looks.tick() => {}
         }
-        let waiting = match state.desk.webhook_errands.waiting().await {
+        let waiting = match state.stores.webhook_errands.waiting().await {
             Ok(waiting) => waiting,
             Err(error) => {
                 tracing::debug!(error = causes(&error), "webhooks that wait could not be counted");

@@ -31,14 +31,14 @@ impl Default for Options {
 
 /// What is kept on the bus. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Desk {
+pub(crate) struct BatchStores {
     pub(crate) files: Shelf<File>,
     pub(crate) batches: Shelf<Batch>,
     pub(crate) batch_errands: Errands,
     pub(crate) webhook_errands: Errands,
 }
 
-impl Desk {
+impl BatchStores {
     /// Creates what it needs.
     pub(crate) async fn open(bus: &Bus, options: &Options) -> Result<Self, Error> {
         let Options { ack_wait, replicas, .. } = *options;
