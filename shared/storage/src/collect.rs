@@ -8,7 +8,6 @@
 
 mod census;
 mod sweep;
-mod touches;
 
 use std::{
     collections::HashSet,
@@ -17,14 +16,12 @@ use std::{
 
 pub use census::{Census, Leftover};
 pub use sweep::{Swept, sweep};
-pub(crate) use touches::Touches;
+
+pub use crate::store::TOUCH_EVERY;
 
 use crate::key::ChunkId;
 #[cfg(doc)]
 use crate::store::Store;
-
-/// A process touches a chunk at most this often. The grace period must be longer: a chunk in use may look this old.
-pub const TOUCH_EVERY: Duration = Duration::from_secs(30 * 60);
 
 /// A stored chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,10 +3,11 @@
 //! root = derive_key(fingerprint, tenant salt); link = keyed_hash(root, parent, tokens). Nobody without the salt and, in a
 //! store with a key, the key, can name, or guess from a name, what a tenant's chunks hold.
 
-use std::{fmt, ops::Range, str::FromStr};
+use std::{fmt, ops::Range};
 
-use crate::codec::Codec;
-use crate::seal::SealKey;
+use crate::{codec::Codec, seal::SealKey};
+
+pub use crate::id::{ChunkId, ParseIdError};
 
 /// Separates Baton's roots from every other use of BLAKE3. The number is that of the chunk format: formats never meet
 /// under one name, so a rolling upgrade neither misreads nor removes the other version's chunks.
@@ -20,39 +21,6 @@ const TAIL: u8 = 2;
 const SECRET: u8 = 3;
 /// Leads the hashed bytes of a root whose chunks lose something.
 const PACKED: u8 = 4;
-
-/// The name of a stored piece of KV cache: 32 bytes that say nothing to whoever lacks the root. Printed as 64 lowercase
-/// hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ChunkId(pub [u8; 32]);
-
-impl fmt::Display for ChunkId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
-    }
-}
-
-impl fmt::Debug for ChunkId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ChunkId({self})")
-    }
-}
-
-/// A text that is no chunk id.
-#[derive(Debug, thiserror::Error)]
-#[error("expected a chunk id of 64 hex digits, found {found:?}")]
-pub struct ParseIdError {
-    found: String,
-}
-
-impl FromStr for ChunkId {
-    type Err = ParseIdError;
-
-    fn from_str(text: &str) -> Result<Self, ParseIdError> {
-        let hash = blake3::Hash::from_hex(text).map_err(|_| ParseIdError { found: text.chars().take(80).collect() })?;
-        Ok(Self(*hash.as_bytes()))
-    }
-}
 
 /// Where the chains of one tenant on one model begin.
 ///

@@ -15,13 +15,14 @@
 //! * know about jobs, tenants or messages beyond the bytes that go into a hash.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
 
-mod backend;
 pub mod cache;
 pub mod chunk;
 pub mod codec;
 pub mod collect;
 pub mod files;
+mod id;
 pub mod key;
 pub mod kv;
 pub mod seal;

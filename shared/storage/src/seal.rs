@@ -18,7 +18,7 @@ use ring::{
     rand::{SecureRandom, SystemRandom},
 };
 
-use crate::key::ChunkId;
+use crate::id::ChunkId;
 
 /// Separates what is derived from a key from every other use of BLAKE3, and from each other.
 const FRAMES_CONTEXT: &str = "baton kv chunk seal, format 2";

@@ -1,6 +1,7 @@
 //! One place for objects: a local directory, S3, Google Cloud Storage, Azure, or memory, behind the few operations that
 //! Baton needs.
 
+mod backend;
 mod conflict;
 mod error;
 mod range;
@@ -8,6 +9,7 @@ mod space;
 #[cfg(target_os = "linux")]
 mod spare;
 mod touch;
+mod touches;
 
 use std::{
     fmt, io,
@@ -24,9 +26,9 @@ use tokio::time::{Instant, sleep};
 pub use error::Error;
 pub(crate) use range::Start;
 pub use space::free;
+pub use touches::TOUCH_EVERY;
 
-use crate::backend;
-use crate::collect::Touches;
+use self::touches::Touches;
 use crate::key::{ChunkId, PieceKind};
 
 /// The directory of KV chunks.
@@ -264,7 +266,7 @@ impl Store {
         self.touches.due(id);
     }
 
-    /// Whether a chunk was there when this process last touched it, less than [`crate::collect::TOUCH_EVERY`] ago.
+    /// Whether a chunk was there when this process last touched it, less than [`TOUCH_EVERY`] ago.
     pub(crate) fn touched(&self, id: &ChunkId) -> bool {
         self.touches.recent(id)
     }

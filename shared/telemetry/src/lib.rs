@@ -8,6 +8,7 @@
 //! Span contexts exist with and without an endpoint, so a client's `traceparent` reaches the result either way.
 //! Without one, spans have no processor and end in nothing.
 #![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
 
 mod export;
 mod filter;
@@ -99,14 +100,32 @@ impl fmt::Display for LogFormat {
 /// Why telemetry could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The endpoint is no URL of a gRPC receiver.
     #[error("expected an OTLP endpoint like http://localhost:4317, found {found:?}: {reason}")]
-    Endpoint { found: String, reason: String },
+    Endpoint {
+        /// As given.
+        found: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The filter can't be read.
     #[error("expected a log filter like \"info\" or \"warn,baton_decode=debug\", found {found:?}: {reason}")]
-    LogFilter { found: String, reason: String },
+    LogFilter {
+        /// As given.
+        found: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The word names no [`LogFormat`].
     #[error("expected the log format \"text\" or \"json\", found {found:?}")]
-    LogFormat { found: String },
+    LogFormat {
+        /// As given.
+        found: String,
+    },
+    /// The exporter needs a runtime to run on.
     #[error("expected to start inside a tokio runtime, which carries the spans to the endpoint, found none")]
     NoRuntime,
+    /// The process has a subscriber already.
     #[error("telemetry starts once a process, and a subscriber or logger is already installed")]
     AlreadyStarted(#[from] TryInitError),
 }

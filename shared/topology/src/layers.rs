@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use toml::{Table, Value};
 
-use crate::{ENVIRONMENT_PREFIX, Errors, Problem, settings::leaves};
+use crate::{
+    ENVIRONMENT_PREFIX, Errors, Problem,
+    tables::{leaves, overlay},
+};
 
 const DEFAULTS: &str = include_str!("defaults.toml");
 
@@ -93,14 +96,4 @@ pub(crate) fn parse(text: &str, source: &str) -> Result<Table, Problem> {
             message: format!("{source} is no valid TOML: {message}"),
         }
     })
-}
-
-/// Tables grow together; every other value of `upper` replaces that of `lower`.
-pub(crate) fn overlay(lower: &mut Table, upper: Table) {
-    for (key, value) in upper {
-        match (lower.get_mut(&key), value) {
-            (Some(Value::Table(inner)), Value::Table(value)) => overlay(inner, value),
-            (_, value) => drop(lower.insert(key, value)),
-        }
-    }
 }

@@ -4,6 +4,7 @@
 //! It never stops at the first mistake: [`Errors`] lists them all, each with its key. [`Settings`] are what the processes of a
 //! pipeline share, and [`Told`] is how one of them takes them over.
 #![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
 
 mod bytes;
 mod hub;
@@ -12,6 +13,7 @@ mod plan;
 mod read;
 mod section;
 mod settings;
+mod tables;
 mod told;
 
 use std::fmt;
@@ -20,10 +22,10 @@ pub use bytes::Bytes;
 pub use hub::Hub;
 pub use plan::{
     AnswerTokens, Bounds, Broker, BrokerUrl, Codec, Compute, Decode, Device, Gateway, Limits, LogFormat, Mode, Model,
-    Plan, Planner, Prefill, Results, Roles, Sim, Stage, Stages, Store, StoreUrl, Telemetry, Tenant,
+    Plan, Planner, Prefill, Reach, Results, Roles, Sim, Stage, Stages, Store, StoreUrl, Telemetry, Tenant,
 };
 pub use settings::{Difference, Settings, Standing};
-pub use told::{Reach, Refused, Told};
+pub use told::{Refused, Told};
 
 /// Environment variables with this prefix set keys: `BATON__STAGES__PREFILL__REPLICAS=2` is `stages.prefill.replicas`.
 pub const ENVIRONMENT_PREFIX: &str = "BATON__";

@@ -1,11 +1,14 @@
 //! What a pipeline is, once it holds.
 
+mod stages;
+
 use core::net::SocketAddr;
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use baton_contract::{Name, without_secrets};
 use serde::{Serialize, Serializer};
 
+pub use self::stages::{Compute, Decode, Device, Prefill, Stage, Stages};
 use crate::{Bytes, Hub};
 
 /// A validated pipeline. Every field has a value; what a pipeline leaves out comes from the defaults.
@@ -19,23 +22,44 @@ pub struct Plan {
     pub lanes: Vec<Name>,
     /// How prefill and decode compute; one for both, for the KV cache of one mode is of no use in the other.
     pub compute: Mode,
+    /// Where jobs and results are.
     pub broker: Broker,
+    /// Where KV chunks and users' files are.
     pub store: Store,
     /// At least one.
     pub models: BTreeMap<Name, Model>,
+    /// The workers of each stage.
     pub stages: Stages,
+    /// How it is served over HTTP.
     pub gateway: Gateway,
+    /// Whether and how workers change their roles.
     pub planner: Planner,
+    /// How much may wait.
     pub limits: Limits,
     /// What is set for single tenants; the others have the defaults.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tenants: BTreeMap<Name, Tenant>,
+    /// How long results are kept.
     pub results: Results,
+    /// Log lines and traces.
     pub telemetry: Telemetry,
 }
 
+/// What a process must know before it can ask the broker for the rest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reach {
+    /// The pipeline's name on its broker.
+    pub root: Name,
+    /// How the broker is reached.
+    pub broker: Broker,
+    /// Log lines and traces.
+    pub telemetry: Telemetry,
+}
+
+/// The NATS server or cluster, with JetStream.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Broker {
+    /// Its servers.
     pub url: BrokerUrl,
     /// Path of a NATS credentials file (JWT and seed).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,6 +68,7 @@ pub struct Broker {
     pub replicas: usize,
 }
 
+/// Where the broker is. Text for people leaves passwords out; [`BrokerUrl::as_str`] has them.
 #[derive(Clone, PartialEq, Eq)]
 pub enum BrokerUrl {
     /// A `nats-server` that Baton starts as its own child.
@@ -52,9 +77,12 @@ pub enum BrokerUrl {
     Servers(String),
 }
 
+/// The object store, and what is kept in it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Store {
+    /// Where it is; the same for all workers.
     pub url: StoreUrl,
+    /// How chunks are packed.
     pub codec: Codec,
     /// Tokens in a KV chunk: a multiple of 16 from 16 to 4096.
     pub chunk_tokens: usize,
@@ -85,6 +113,7 @@ pub struct Store {
     pub gc_interval: Duration,
 }
 
+/// Where the store is. Text for people leaves passwords out; [`StoreUrl::as_str`] has them.
 #[derive(Clone, PartialEq, Eq)]
 pub enum StoreUrl {
     /// A directory in Baton's own folder.
@@ -151,80 +180,10 @@ pub struct Sim {
 /// The bounds of an answer's length, both included: at least 1, and `min` at most `max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct AnswerTokens {
+    /// Tokens of the shortest answer.
     pub min: u32,
+    /// Tokens of the longest answer.
     pub max: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Stages {
-    pub ingest: Stage,
-    pub prefill: Prefill,
-    pub decode: Decode,
-}
-
-/// What every stage has.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Stage {
-    /// Worker processes that `baton up` starts. None is a valid number: jobs then wait for workers from elsewhere.
-    pub replicas: usize,
-    /// Jobs that a worker holds at once.
-    pub slots: usize,
-    /// A job that its worker has not been heard of for this long goes to another one.
-    #[serde(serialize_with = "duration")]
-    pub ack_wait: Duration,
-    /// How many times a job is tried before it fails.
-    pub max_deliver: usize,
-}
-
-/// A stage that runs models.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Compute {
-    #[serde(flatten)]
-    pub stage: Stage,
-    /// The models that this stage's workers serve, at least one, in the order of the names.
-    pub models: Vec<Name>,
-    pub device: Device,
-    /// CPU threads of a worker; 0 takes all cores.
-    pub threads: usize,
-    /// The share of the machine's memory that a worker's KV caches may take, those of all its models together: above 0, at
-    /// most 1.
-    pub memory_fraction: f64,
-    /// The same in bytes; wins over the share. A device other than the CPU needs it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kv_memory: Option<Bytes>,
-}
-
-/// The prefill stage.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Prefill {
-    #[serde(flatten)]
-    pub compute: Compute,
-    /// Tokens that are computed at a time, of all waiting prompts together.
-    pub batch_tokens: usize,
-}
-
-/// The decode stage.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Decode {
-    #[serde(flatten)]
-    pub compute: Compute,
-    /// Prompt tokens of a job that decode may compute itself, the prompt counted once for each answer; 0 leaves all to
-    /// prefill.
-    pub prefill_tokens: usize,
-    /// Milliseconds after which a running job's tokens are stored, for another worker to go on from them.
-    pub checkpoint_ms: usize,
-}
-
-/// What a worker computes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Device {
-    /// The CPU.
-    Flex,
-    /// An Nvidia GPU; needs a `baton` that was built with the feature `cuda`.
-    Cuda,
-    /// A GPU of any make, through Vulkan or Metal; needs a `baton` that was built with the feature `wgpu`.
-    Wgpu,
 }
 
 /// The HTTP interface.
@@ -278,7 +237,9 @@ pub struct Planner {
     /// Path of a profile that `baton calibrate` wrote. Without it the planner judges jobs by how busy their workers were.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
+    /// How many workers may prefill.
     pub prefill: Bounds,
+    /// How many workers may decode.
     pub decode: Bounds,
 }
 
@@ -295,7 +256,9 @@ pub enum Roles {
 /// Workers of a stage that the planner keeps to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Bounds {
+    /// The planner leaves at least this many.
     pub floor: usize,
+    /// The planner makes no more than this many.
     pub ceiling: usize,
 }
 
@@ -322,6 +285,7 @@ pub struct Tenant {
     pub max_running: Option<usize>,
 }
 
+/// What becomes of results.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Results {
     /// How long a result can be fetched.
@@ -329,6 +293,7 @@ pub struct Results {
     pub keep: Duration,
 }
 
+/// What processes tell of themselves.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Telemetry {
     /// The `http://` or `https://` URL of an OTLP receiver (gRPC). Without it no trace leaves the process.
@@ -336,6 +301,7 @@ pub struct Telemetry {
     pub otlp_endpoint: Option<String>,
     /// Which log lines appear, as in `info,baton_bus=debug`.
     pub log: String,
+    /// How a line is written.
     pub log_format: LogFormat,
 }
 
@@ -347,27 +313,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-impl Stages {
-    /// Checks that one worker can serve prefill and then decode with the same loaded models; returns what stands against it.
-    pub fn interchangeable(&self) -> Result<(), String> {
-        let (prefill, decode) = (&self.prefill.compute, &self.decode.compute);
-        let differs = |what: &str| {
-            Err(format!(
-                "a worker of both roles loads its models once, so stages.prefill and stages.decode need the same {what}"
-            ))
-        };
-        if prefill.models != decode.models {
-            differs("models")
-        } else if prefill.device != decode.device {
-            differs("device")
-        } else if prefill.threads != decode.threads {
-            differs("threads")
-        } else {
-            Ok(())
-        }
-    }
 }
 
 impl Default for Sim {
@@ -398,6 +343,7 @@ impl Model {
 }
 
 impl BrokerUrl {
+    /// As in the pipeline's file, passwords included.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Embedded => "embedded",
@@ -407,6 +353,7 @@ impl BrokerUrl {
 }
 
 impl StoreUrl {
+    /// As in the pipeline's file.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Embedded => "embedded",

@@ -1,5 +1,7 @@
 //! Turns the merged layers into a plan: which keys there are, what they may hold, and what must hold between them.
 
+mod stages;
+
 use core::net::SocketAddr;
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,12 +12,11 @@ use crate::{
     Errors,
     layers::Layers,
     plan::{
-        AnswerTokens, Bounds, Broker, BrokerUrl, Codec, Compute, Decode, Device, Gateway, Limits, LogFormat, Mode,
-        Model, Plan, Planner, Prefill, Results, Roles, Sim, Stage, Stages, Store, StoreUrl, Telemetry, Tenant,
+        AnswerTokens, Bounds, Broker, BrokerUrl, Codec, Gateway, Limits, LogFormat, Mode, Model, Plan, Planner, Reach,
+        Results, Roles, Sim, Stages, Store, StoreUrl, Telemetry, Tenant,
     },
     section::{Reader, Section, suggestion},
     settings::{secret_in, store_place},
-    told::Reach,
 };
 
 /// The name of the model that `baton setup` brings, in a pipeline that names none.
@@ -37,7 +38,7 @@ pub(crate) fn plan(mut layers: Layers) -> Result<Plan, Errors> {
     let store = store(root.table("store"));
     let models = models(root.table("models"));
     let default_model = default_model(&mut root, &models);
-    let stages = stages(root.table("stages"), &models);
+    let stages = stages::stages(root.table("stages"), &models);
     let gateway = gateway(root.table("gateway"));
     let planner = planner(root.table("planner"), stages.as_ref());
     let limits = limits(root.table("limits"));
@@ -245,58 +246,6 @@ fn default_model(root: &mut Section<'_>, models: &BTreeMap<Name, Model>) -> Opti
             None
         }
     }
-}
-
-fn stages(mut section: Section<'_>, models: &BTreeMap<Name, Model>) -> Option<Stages> {
-    let mut ingest_section = section.table("ingest");
-    let ingest = stage(&mut ingest_section);
-    ingest_section.finish();
-    let mut prefill_section = section.table("prefill");
-    let prefill = compute(&mut prefill_section, models);
-    let batch_tokens = prefill_section.integer("batch_tokens", 16..=65_536);
-    prefill_section.finish();
-    let mut decode_section = section.table("decode");
-    let decode = compute(&mut decode_section, models);
-    let prefill_tokens = decode_section.integer("prefill_tokens", 0..=65_536);
-    let checkpoint_ms = decode_section.integer("checkpoint_ms", 10..=60_000);
-    decode_section.finish();
-    section.finish();
-    let prefill = prefill.map(|compute| Prefill { compute, batch_tokens });
-    let decode = decode.map(|compute| Decode { compute, prefill_tokens, checkpoint_ms });
-    Some(Stages { ingest, prefill: prefill?, decode: decode? })
-}
-
-fn stage(section: &mut Section<'_>) -> Stage {
-    Stage {
-        replicas: section.integer("replicas", 0..=1024),
-        slots: section.integer("slots", 1..=4096),
-        ack_wait: section.duration("ack_wait", SECOND..=HOUR),
-        max_deliver: section.integer("max_deliver", 1..=100),
-    }
-}
-
-fn compute(section: &mut Section<'_>, models: &BTreeMap<Name, Model>) -> Option<Compute> {
-    let stage = stage(section);
-    let mut served: Vec<Name> = models.keys().cloned().collect();
-    if section.may_have("models") {
-        served = section.names("models", 1..=1024);
-        served.sort();
-        for name in served.iter().filter(|name| !models.contains_key(name)) {
-            section.note("models", unknown_model(name, models));
-        }
-    }
-    let devices = [("flex", Device::Flex), ("cuda", Device::Cuda), ("wgpu", Device::Wgpu)];
-    let device = section.choice("device", &devices);
-    let threads = section.integer("threads", 0..=1024);
-    let memory_fraction = section.fraction("memory_fraction");
-    let kv_memory = section.may_have("kv_memory").then(|| section.bytes("kv_memory"));
-    if kv_memory.is_none() && device.is_some_and(|device| device != Device::Flex) {
-        section.note(
-            "kv_memory",
-            "expected a size such as \"8GiB\", for the device's memory is not the machine's; found nothing",
-        );
-    }
-    Some(Compute { stage, models: served, device: device?, threads, memory_fraction, kv_memory })
 }
 
 /// What a few requests need at a time.

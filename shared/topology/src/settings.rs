@@ -1,12 +1,16 @@
 //! What all processes of a pipeline must agree on, as it is kept in the broker.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 use toml::{Table, Value};
 
-use crate::{Model, Plan, layers::overlay, plan::StoreUrl};
+use crate::{
+    Model, Plan,
+    plan::StoreUrl,
+    tables::{find, insert, leaves, overlay},
+};
 
 /// What must be the same in all processes; `*` is any name. A process that was told another value is refused.
 pub(crate) const AGREED: [&str; 32] = [
@@ -82,18 +86,24 @@ pub struct Settings {
 /// What streams tell of the settings that they were made with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
+    /// Copies of each stream.
     pub replicas: usize,
+    /// How long results are kept; none if for ever.
     pub results: Option<Duration>,
+    /// Jobs that a stage's queue takes; none if any number.
     pub backlog_messages: Option<u64>,
+    /// Jobs that may wait of each tenant; none if any number.
     pub tenant_backlog: Option<u64>,
 }
 
 /// A setting that is kept with one value and wanted with another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
+    /// As in `stages.decode.slots`.
     pub key: String,
     /// Nothing if it is not set.
     pub kept: Option<String>,
+    /// Nothing if it is not to be set.
     pub wanted: Option<String>,
 }
 
@@ -252,44 +262,6 @@ fn is_path(key: &str, value: Option<&Value>) -> bool {
     let source = value.and_then(Value::as_str);
     matches(&["models.*.source"], key)
         && source.is_some_and(|source| matches!(Model::from_source(source), Some(Model::File(_))))
-}
-
-/// All values that are no tables, under their whole keys.
-pub(crate) fn leaves(table: &Table) -> BTreeMap<String, Value> {
-    fn add(prefix: &str, table: &Table, found: &mut BTreeMap<String, Value>) {
-        for (key, value) in table {
-            let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-            match value {
-                Value::Table(inner) => add(&key, inner, found),
-                value => drop(found.insert(key, value.clone())),
-            }
-        }
-    }
-    let mut found = BTreeMap::new();
-    add("", table, &mut found);
-    found
-}
-
-pub(crate) fn find<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
-    match key.split_once('.') {
-        None => table.get(key),
-        Some((first, rest)) => find(table.get(first)?.as_table()?, rest),
-    }
-}
-
-pub(crate) fn insert(table: &mut Table, key: &str, value: Value) {
-    match key.split_once('.') {
-        None => drop(table.insert(key.into(), value)),
-        Some((first, rest)) => {
-            let inner = table.entry(first).or_insert_with(|| Table::new().into());
-            if !inner.is_table() {
-                *inner = Table::new().into();
-            }
-            if let Value::Table(inner) = inner {
-                insert(inner, rest, value);
-            }
-        }
-    }
 }
 
 fn json(table: Table) -> Map<String, serde_json::Value> {

@@ -6,11 +6,11 @@
 use toml::{Table, Value};
 
 use crate::{
-    Difference, Errors, Plan, Settings,
+    Difference, Errors, Plan, Reach, Settings,
     layers::{self, Layers},
-    plan::{Broker, Telemetry},
     read,
-    settings::{AGREED, FORMAT, compare, find, insert, matches, shared},
+    settings::{AGREED, FORMAT, compare, matches, shared},
+    tables::{find, insert},
 };
 
 /// What a process was told about its pipeline.
@@ -24,14 +24,6 @@ pub struct Told {
     pub environment: Vec<(String, String)>,
     /// As in `stages.decode.slots=8`.
     pub overrides: Vec<String>,
-}
-
-/// What a process must know before it can ask the broker for the rest.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Reach {
-    pub root: baton_contract::Name,
-    pub broker: Broker,
-    pub telemetry: Telemetry,
 }
 
 impl Told {
@@ -142,16 +134,27 @@ fn drop_other_engines(layers: &mut Layers) {
 /// Why a process can't take part in a pipeline.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refused {
+    /// What it was told and what is kept are no pipeline together.
     #[error(transparent)]
     Plan(#[from] Errors),
+    /// A later release wrote the settings.
     #[error("the pipeline's settings have the format {found}, and this release reads {FORMAT}: use a newer baton")]
-    Format { found: u32 },
+    Format {
+        /// The number of the settings' shape.
+        found: u32,
+    },
+    /// The process was told other settings than those that all must agree on.
     #[error(
         "this process was told other settings than the pipeline under root {root} has:{}\nleave them out here, or change the pipeline \
          with `baton provision FILE` (or `baton provision --set KEY=VALUE`)",
         lines(.differences)
     )]
-    Differs { root: String, differences: Vec<Difference> },
+    Differs {
+        /// The pipeline's name.
+        root: String,
+        /// At least one.
+        differences: Vec<Difference>,
+    },
 }
 
 fn lines(differences: &[Difference]) -> String {

@@ -26,6 +26,7 @@ pub struct Rate(f64);
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Burstiness(f64);
 
+/// A number out of its bounds, or a text that is no number.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}, found {found:?}")]
 pub struct Error {
@@ -34,8 +35,10 @@ pub struct Error {
 }
 
 impl Rate {
+    /// Every request comes at the beginning.
     pub const ALL_AT_ONCE: Self = Self(f64::INFINITY);
 
+    /// An error outside of 0.001 to 100,000 that is not infinite.
     pub fn new(per_second: f64) -> Result<Self, Error> {
         let expected = "0.001 to 100000 requests per second, or inf";
         let holds = (0.001..=100_000.0).contains(&per_second) || per_second == f64::INFINITY;
@@ -49,9 +52,12 @@ impl Rate {
 }
 
 impl Burstiness {
+    /// Arrivals that know nothing of each other.
     pub const POISSON: Self = Self(1.0);
+    /// Gaps that are all alike.
     pub const CONSTANT: Self = Self(f64::INFINITY);
 
+    /// An error outside of 0.01 to 1,000 that is not infinite.
     pub fn new(shape: f64) -> Result<Self, Error> {
         let expected = "0.01 to 1000 (1 is Poisson, less is burstier), or inf";
         let holds = (0.01..=1_000.0).contains(&shape) || shape == f64::INFINITY;

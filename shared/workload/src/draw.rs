@@ -11,6 +11,7 @@ use crate::{ARRIVALS, Arrivals, OUTPUT_LENGTHS, PROMPT_LENGTHS, Shape, stream, t
 pub struct Drawn {
     /// When it comes, from the beginning of the load.
     pub at: Duration,
+    /// At least 1.
     pub prompt_tokens: u32,
     /// Most tokens of its answer.
     pub max_tokens: u32,
@@ -32,6 +33,7 @@ pub struct Draw {
 }
 
 impl Draw {
+    /// The load of a seed: equal seeds give equal requests.
     pub fn new(arrivals: Arrivals, shape: Shape, seed: u64) -> Self {
         Self {
             arrivals,

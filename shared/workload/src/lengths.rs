@@ -19,13 +19,27 @@ pub enum Lengths {
     /// `256`
     Fixed(u32),
     /// `uniform:64:512`, both included.
-    Uniform { min: u32, max: u32 },
+    Uniform {
+        /// The fewest tokens.
+        min: u32,
+        /// The most tokens.
+        max: u32,
+    },
     /// `lognormal:300:0.8`: the mean in tokens, and the standard deviation of the logarithm.
-    LogNormal { mean: f64, sigma: f64 },
+    LogNormal {
+        /// In tokens.
+        mean: f64,
+        /// Of the logarithm.
+        sigma: f64,
+    },
     /// `exp:200`: the mean in tokens.
-    Exponential { mean: f64 },
+    Exponential {
+        /// In tokens.
+        mean: f64,
+    },
 }
 
+/// A text that is no distribution.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "expected TOKENS, uniform:MIN:MAX, lognormal:MEAN:SIGMA or exp:MEAN, with 1 to {LONGEST} tokens and a sigma of 0 to \
@@ -34,6 +48,7 @@ pub enum Lengths {
 pub struct Error(String);
 
 impl Lengths {
+    /// A number of tokens, at least 1.
     pub fn sample(&self, random: &mut impl Rng) -> u32 {
         let drawn = match *self {
             Self::Fixed(tokens) => return tokens,

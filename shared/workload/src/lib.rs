@@ -9,6 +9,7 @@
 //!
 //! What must never happen here: that one option changes what another one draws. Everything random has its own stream.
 #![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
 
 pub mod arrivals;
 pub mod draw;

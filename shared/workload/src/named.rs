@@ -37,8 +37,10 @@ pub enum Named {
 }
 
 impl Named {
+    /// From the fewest prompt tokens for a generated one to the most.
     pub const ALL: [Self; 3] = [Self::Long, Self::Mixed, Self::Prompts];
 
+    /// The word that [`FromStr`] reads.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Long => "long",
@@ -47,6 +49,7 @@ impl Named {
         }
     }
 
+    /// The distributions of the lengths.
     pub fn shape(self) -> Shape {
         let uniform = |min, max| Lengths::Uniform { min, max };
         let (prompt_tokens, output_tokens) = match self {
@@ -58,6 +61,7 @@ impl Named {
     }
 }
 
+/// A text that names no load.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected long, mixed or prompts, found {0:?}")]
 pub struct Error(String);

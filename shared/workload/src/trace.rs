@@ -18,19 +18,46 @@ pub struct Line {
     pub hash_ids: Vec<u64>,
 }
 
+/// What is wrong with a line of a trace, which is counted from 1.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// It is no JSON object with the four fields.
     #[error("line {line} of the trace is no request with timestamp, input_length, output_length and hash_ids")]
-    Line { line: usize, source: serde_json::Error },
+    Line {
+        /// Its number.
+        line: usize,
+        /// What the JSON lacks.
+        source: serde_json::Error,
+    },
+    /// The names of blocks don't fit the prompt's length.
     #[error(
         "line {line} of the trace: expected {expected} hash_ids, one for each {block_tokens} of {tokens} tokens, found \
          {found}; give the trace's own block size"
     )]
-    Blocks { line: usize, expected: u64, block_tokens: u32, tokens: u64, found: u64 },
+    Blocks {
+        /// Its number.
+        line: usize,
+        /// Blocks that the prompt has.
+        expected: u64,
+        /// Tokens of a block.
+        block_tokens: u32,
+        /// Tokens of the prompt.
+        tokens: u64,
+        /// Names that the line has.
+        found: u64,
+    },
+    /// It comes before the line above it.
     #[error(
         "line {line} of the trace: expected a timestamp of at least {expected} ms, that of the line before, found {found}"
     )]
-    Order { line: usize, expected: f64, found: f64 },
+    Order {
+        /// Its number.
+        line: usize,
+        /// The least timestamp, in milliseconds.
+        expected: f64,
+        /// The line's timestamp, in milliseconds.
+        found: f64,
+    },
 }
 
 /// Reads a trace line by line: the checks that need the line before are here.

@@ -11,8 +11,7 @@ use bytes::Bytes;
 use object_store::ObjectStoreExt;
 use tokio::time::Instant;
 
-use super::{Error, ObjectPath, Store};
-use crate::collect::TOUCH_EVERY;
+use super::{Error, ObjectPath, Store, TOUCH_EVERY};
 use crate::key::ChunkId;
 
 /// How long what the store's clock showed serves.

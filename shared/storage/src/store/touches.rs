@@ -1,11 +1,16 @@
 //! Which chunks this process has touched lately.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
-use super::TOUCH_EVERY;
 use crate::key::ChunkId;
+
+/// A process touches a chunk at most this often. The grace period must be longer: a chunk in use may look this old.
+pub const TOUCH_EVERY: Duration = Duration::from_secs(30 * 60);
 
 /// Rows of the table. It has its full size, 512 KiB, from the beginning, so that no worker grows by it.
 const ROWS: usize = 4096;
@@ -79,8 +84,6 @@ fn place(id: &ChunkId) -> (u64, usize) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]

@@ -21,7 +21,7 @@ use object_store::{
     prefix::PrefixStore,
 };
 
-use crate::store::Error;
+use super::Error;
 
 /// An opened store, and the directory if it is a local one.
 pub(crate) struct Opened {
