@@ -17,6 +17,7 @@ mod doctor;
 mod exit;
 mod gateway;
 mod guard;
+mod help;
 mod hub;
 mod jobs;
 mod join;
@@ -43,7 +44,7 @@ mod worker;
 use std::{io::Write as _, process::ExitCode, thread};
 
 use anyhow::Context as _;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::{exit::report, output::stdout};
 
@@ -91,7 +92,7 @@ enum Command {
     Worker(worker::Arguments),
     /// Have a worker change from prefill to decode or back
     Role(role::Arguments),
-    /// Decide how many workers prefill and how many decode need, and have them change their role
+    /// Decide how many workers each stage needs, and have them change their role
     Planner(planner::Arguments),
     /// Serve the pipeline over HTTP, with OpenAI's interface; make API keys
     Gateway(gateway::Arguments),
@@ -105,7 +106,7 @@ enum Command {
     Batch(batch::Arguments),
     /// List jobs, those that changed last first
     Jobs(jobs::ListArguments),
-    /// End jobs that nobody wants any more; what there is of their answers is kept
+    /// Cancel jobs; what there is of their answers is kept
     Cancel(cancel::Arguments),
     /// Look at what no worker could finish; try it again or drop it
     Dlq(dlq::Arguments),
@@ -178,7 +179,8 @@ struct SetupArguments {
 const BLOCKING: usize = 8;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let matches = help::in_groups(Arguments::command()).get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     // It replaces this process and must not start threads before.
     if let Command::Guard(arguments) = arguments.command {
         return report(guard::run(&arguments));
