@@ -11,6 +11,7 @@ mod clocks;
 mod commands;
 mod copies;
 mod dead;
+mod examples;
 mod faults;
 mod gateway;
 mod http;
