@@ -119,8 +119,9 @@ pub async fn run<R: Receiver>(
     let mut pullers = Vec::new();
     let lanes: Vec<_> =
         queues.iter().map(|queue| options.lanes.iter().take_while(|&lane| *lane != queue.lane).count()).collect();
-    let consumers = stream::iter(&queues).map(|queue| bus.consumer_once_elected(queue, options.ack_wait));
-    let consumers: Vec<_> = consumers.buffered(AT_ONCE).try_collect().await?;
+    // In a list, not as they are taken: the compiler can't tell that the latter may be sent to another thread.
+    let consumers: Vec<_> = queues.iter().map(|queue| bus.consumer_once_elected(queue, options.ack_wait)).collect();
+    let consumers: Vec<_> = stream::iter(consumers).buffered(AT_ONCE).try_collect().await?;
     for (index, (queue, consumer)) in queues.into_iter().zip(consumers).enumerate() {
         pullers.push(Some(Puller {
             index,
