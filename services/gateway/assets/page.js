@@ -33,6 +33,7 @@ function show(event) {
   flow.update(summary);
   meters.update(summary);
   at("pipeline").textContent = event.root;
+  warn(event.problem ?? "");
   if (!loaded) {
     loaded = true;
     submit.load().catch(() => {
@@ -43,6 +44,14 @@ function show(event) {
     ended = summary.ended;
     jobs.changed();
   }
+}
+
+/** Says what keeps jobs waiting whatever the workers do. */
+function warn(problem) {
+  const banner = at("problem");
+  // Unchanged text is not announced again.
+  if (banner.textContent !== problem) banner.textContent = problem;
+  banner.hidden = problem === "";
 }
 
 function state(name) {

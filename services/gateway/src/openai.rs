@@ -10,6 +10,7 @@ mod response;
 use baton_contract::request::Request;
 pub use chunks::Chunks;
 pub use error::ApiError;
+pub(crate) use error::Reason;
 pub use line::{BatchLine, LineProblem, read_line};
 pub use request::read;
 pub use response::response;

@@ -19,7 +19,7 @@ use crate::{
     State, batches,
     budget::{self, Housed},
     completions, document, files, health, models,
-    openai::{ApiError, Endpoint},
+    openai::{ApiError, Endpoint, Reason},
     page, sites, webhooks,
 };
 
@@ -104,11 +104,12 @@ async fn count(FromState(state): FromState<State>, request: Request, next: Next)
     let mut response = next.run(request).instrument(info_span!("request", id)).await.into_response();
     let status = response.status();
     state.metrics.answered(method.as_str(), route.as_deref(), status.as_u16(), began.elapsed());
+    let error = response.extensions_mut().remove::<Reason>().map(|Reason(error)| error).unwrap_or_default();
     let (route, headers) = (route.as_deref().unwrap_or("none"), response.headers_mut());
     let job = headers.get(completions::JOB_HEADER).and_then(|job| job.to_str().ok()).unwrap_or_default();
     // That it is not ready is what a probe wants to know.
     if status.is_server_error() && route != READY {
-        tracing::warn!(request = id, %method, route, status = status.as_u16(), job, "a request failed");
+        tracing::warn!(request = id, %method, route, status = status.as_u16(), job, error, "a request failed");
     } else {
         tracing::debug!(request = id, %method, route, status = status.as_u16(), job, "a request was answered");
     }

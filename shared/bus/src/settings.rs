@@ -84,8 +84,17 @@ impl Bus {
         Ok(Room { used: account.storage, limit })
     }
 
+    /// What keeps the broker from storing more, if anything does or soon will.
+    pub async fn full(&self) -> Result<Option<Full>, Error> {
+        let Room { used, limit } = self.room().await?;
+        match limit {
+            Some(limit) if used.saturating_mul(20) >= limit.saturating_mul(19) => Ok(Some(Full::Limit { used, limit })),
+            _ => Ok(self.probe_write().await.err().map(|error| Full::Refuses { used, error })),
+        }
+    }
+
     /// Whether the broker stores a message now; of a pipeline that has settings.
-    pub async fn probe_write(&self) -> Result<(), Error> {
+    async fn probe_write(&self) -> Result<(), Error> {
         if self.stream_config(&format!("KV_{}", self.layout.settings_bucket())).await?.is_none() {
             return Ok(());
         }
@@ -129,6 +138,15 @@ pub struct Room {
     pub used: u64,
     /// None if only the server's own limit or its disk bounds it.
     pub limit: Option<u64>,
+}
+
+/// A broker without room.
+#[derive(Debug)]
+pub enum Full {
+    /// At least 95 % of what the account may store are used; both in bytes.
+    Limit { used: u64, limit: u64 },
+    /// It refuses a message, although `used` bytes are within its limit.
+    Refuses { used: u64, error: Error },
 }
 
 /// What streams tell of the settings that they were made with.

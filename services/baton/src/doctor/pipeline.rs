@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::{Context, bail, ensure};
-use baton_bus::{Bus, provision::Change};
+use baton_bus::{Bus, provision::Change, settings::Full};
 use baton_contract::{
     causes,
     stats::{Snapshot, Worker},
@@ -73,26 +73,25 @@ async fn kept(bus: &Bus) -> anyhow::Result<Option<Settings>> {
 
 /// The broker stores messages, and has room for more.
 async fn room(bus: &Bus) -> anyhow::Result<String> {
+    match bus.full().await? {
+        Some(Full::Limit { used, limit }) => bail!(
+            "JetStream holds {} of the {} that it may: raise max_file_store (or the account's limit), or keep results for a \
+             shorter time (results.keep)",
+            table::bytes(used),
+            table::bytes(limit)
+        ),
+        Some(Full::Refuses { used, error }) => bail!(
+            "the broker stores nothing now ({}): its disk or JetStream's limit is full, {} are used; free space, then restart \
+             nats-server",
+            causes(&error),
+            table::bytes(used)
+        ),
+        None => {}
+    }
     let room = bus.room().await?;
     let used = table::bytes(room.used);
-    let limit = room.limit.map(table::bytes);
-    if let (Some(limit), Some(bytes)) = (&limit, room.limit)
-        && room.used.saturating_mul(20) >= bytes.saturating_mul(19)
-    {
-        bail!(
-            "JetStream holds {used} of the {limit} that it may: raise max_file_store (or the account's limit), or keep results for a \
-             shorter time (results.keep)"
-        );
-    }
-    if let Err(error) = bus.probe_write().await {
-        bail!(
-            "the broker stores nothing now ({}): its disk or JetStream's limit is full, {used} are used; free space, then restart \
-             nats-server",
-            causes(&error)
-        );
-    }
-    Ok(match limit {
-        Some(limit) => format!("JetStream holds {used} of {limit}"),
+    Ok(match room.limit {
+        Some(limit) => format!("JetStream holds {used} of {}", table::bytes(limit)),
         None => format!("JetStream holds {used}, and takes more"),
     })
 }

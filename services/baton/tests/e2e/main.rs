@@ -13,6 +13,7 @@ mod copies;
 mod dead;
 mod examples;
 mod faults;
+mod full;
 mod gateway;
 mod http;
 mod inputs;

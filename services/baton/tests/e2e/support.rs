@@ -1,6 +1,7 @@
 //! Brokers, workers and commands for the tests; all end with the value that stands for them.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     process::{ExitStatus, Output, Stdio},
     sync::OnceLock,
@@ -70,11 +71,22 @@ pub struct Ground {
 
 impl Ground {
     pub async fn new(settings: &[&str]) -> Self {
+        Self::started(tempfile::tempdir().unwrap(), Vec::new(), settings).await
+    }
+
+    /// A broker that stores no more than `most`, as its configuration says it.
+    pub async fn small(most: &str, settings: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        let limit = format!("sed -i s/16GB/{most}/ {}/nats/nats.conf && exec \"$@\"", directory.path().display());
+        let launcher = ["sh", "-c", &limit, "limit"].map(Into::into).to_vec();
+        Self::started(directory, launcher, settings).await
+    }
+
+    async fn started(directory: TempDir, launcher: Vec<OsString>, settings: &[&str]) -> Self {
         let options = server::Options {
             binary: provisioned().0.clone(),
             directory: directory.path().join("nats"),
-            launcher: Vec::new(),
+            launcher,
             sync_always: false,
         };
         let server = Server::start(options).await.unwrap();

@@ -24,6 +24,10 @@ pub struct ApiError {
     pub retry_after: u32,
 }
 
+/// Why a request failed, beside its response: for the log.
+#[derive(Clone, Debug)]
+pub(crate) struct Reason(pub(crate) String);
+
 impl ApiError {
     /// A request that can't be followed.
     pub fn invalid(message: impl Into<String>) -> Self {
@@ -125,6 +129,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, axum::Json(self.body())).into_response();
+        response.extensions_mut().insert(Reason(self.message));
         let headers = response.headers_mut();
         if matches!(self.status, 429 | 503) {
             headers.insert(RETRY_AFTER, HeaderValue::from(self.retry_after));

@@ -15,7 +15,7 @@ use axum::{
     },
     response::Response,
 };
-use baton_bus::stats::Watch;
+use baton_bus::{Bus, settings::Full, stats::Watch};
 use baton_contract::{
     stats::{Counts, Snapshot},
     subject::Stage,
@@ -26,7 +26,7 @@ use serde_json::json;
 use tokio::{
     sync::{Mutex, watch},
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{Facts, State, openai::ApiError};
@@ -37,6 +37,8 @@ const MEAN: usize = 3;
 const SHARES: usize = 60;
 /// A stream that has nothing to tell says so, which also shows whether anybody still listens.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
+/// Between two looks whether the broker has room.
+const PROBLEM_LOOK: Duration = Duration::from_secs(10);
 
 /// What all pages share. It looks at the pipeline while there is a page.
 #[derive(Clone, Debug, Default)]
@@ -92,18 +94,43 @@ impl Live {
         }
         let watch = state.bus.watch_stats().await?;
         let mut teller = Teller::new(state.facts.clone());
-        let (sender, events) = watch::channel(teller.event(watch.snapshot()));
-        let task = tokio::spawn(tell(watch, teller, sender));
+        let (sender, events) = watch::channel(teller.event(watch.snapshot(), None));
+        let task = tokio::spawn(tell(state.bus.clone(), watch, teller, sender));
         let broadcast = Arc::new(Broadcast { events, task });
         *shared = Arc::downgrade(&broadcast);
         Ok(broadcast)
     }
 }
 
-async fn tell(mut watch: Watch, mut teller: Teller, events: watch::Sender<Bytes>) {
-    loop {
-        let snapshot = watch.next().await;
-        events.send_replace(teller.event(snapshot));
+async fn tell(bus: Bus, mut snapshots: Watch, mut teller: Teller, events: watch::Sender<Bytes>) {
+    let (noticed, problem) = watch::channel(None);
+    let look_for_problems = async {
+        loop {
+            noticed.send_replace(problem_of(&bus).await);
+            sleep(PROBLEM_LOOK).await;
+        }
+    };
+    let follow_snapshots = async {
+        loop {
+            let snapshot = snapshots.next().await;
+            let problem = *problem.borrow();
+            events.send_replace(teller.event(snapshot, problem));
+        }
+    };
+    // Apart from each other, since a broker in trouble takes long to answer.
+    tokio::join!(look_for_problems, follow_snapshots);
+}
+
+/// What keeps jobs from ending whatever the workers do, in words.
+async fn problem_of(bus: &Bus) -> Option<&'static str> {
+    // A broker that does not answer shows by the missing events.
+    match bus.full().await.ok()?? {
+        Full::Limit { .. } => {
+            Some("JetStream has used nearly all the storage that it may use; at its limit, jobs wait.")
+        }
+        Full::Refuses { .. } => {
+            Some("The broker stores nothing: its disk or JetStream's limit is full. Jobs wait until it has room.")
+        }
     }
 }
 
@@ -132,7 +159,7 @@ impl Teller {
         Self { facts, past: VecDeque::new(), counted: HashMap::new(), seconds: VecDeque::new() }
     }
 
-    fn event(&mut self, snapshot: Arc<Snapshot>) -> Bytes {
+    fn event(&mut self, snapshot: Arc<Snapshot>, problem: Option<&'static str>) -> Bytes {
         let earlier = self.past.front().cloned().unwrap_or_default();
         let rates = snapshot.rates(&earlier);
         self.count(&snapshot);
@@ -146,6 +173,7 @@ impl Teller {
             "root": self.facts.root,
             "lanes": self.facts.lanes,
             "at_ms": snapshot.at_ms,
+            "problem": problem,
             "workers": snapshot.workers,
             "queues": snapshot.queues,
             "rates": rates,
@@ -219,16 +247,16 @@ mod tests {
         let (models, lanes) = (vec![name("sim")], vec![name("batch")]);
         let facts = Facts { root: name("baton"), models, default_model: name("sim"), lanes };
         let mut teller = Teller::new(Arc::new(facts));
-        let first = read(&teller.event(seen(1_000, 1_000_000, 900_000)));
+        let first = read(&teller.event(seen(1_000, 1_000_000, 900_000), None));
         assert_eq!(first["rates"]["prefill"]["prompt_tokens"], 0.0);
         assert_eq!(first["reuse"]["prompt_tokens"], 0);
-        let second = read(&teller.event(seen(3_000, 1_000_400, 900_100)));
+        let second = read(&teller.event(seen(3_000, 1_000_400, 900_100), None));
         assert_eq!(second["rates"]["prefill"]["prompt_tokens"], 200.0);
         assert_eq!(second["reuse"]["cached_tokens"], 100);
         for second in 1..=SHARES as u64 {
-            teller.event(seen(3_000 + 1_000 * second, 1_000_400, 900_100));
+            teller.event(seen(3_000 + 1_000 * second, 1_000_400, 900_100), None);
         }
-        let last = read(&teller.event(seen(70_000, 1_000_410, 900_100)));
+        let last = read(&teller.event(seen(70_000, 1_000_410, 900_100), None));
         assert_eq!((&last["reuse"]["prompt_tokens"], &last["reuse"]["cached_tokens"]), (&json!(10), &json!(0)));
     }
 }
