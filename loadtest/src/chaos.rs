@@ -75,7 +75,7 @@ pub enum Error {
     #[error(transparent)]
     Name(#[from] baton_contract::name::Error),
     #[error(transparent)]
-    Option(#[from] crate::Error),
+    Option(#[from] baton_load::Error),
 }
 
 /// How far a run is.

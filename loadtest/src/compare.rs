@@ -4,19 +4,18 @@
 //! What must never happen here: both targets under load at the same time.
 
 mod report;
+mod spec;
 
 use std::path::PathBuf;
 
 use baton_contract::Name;
+use baton_load::{Measured, Options, Progress, Target};
 use serde::Serialize;
 
 pub use report::{Comparison, Difference};
+pub use spec::Spec;
 
-use crate::{
-    Measured, Options, Progress, pipeline,
-    pipeline::Started,
-    target::{Spec, Target},
-};
+use crate::pipeline::{self, Started};
 
 /// What to compare.
 #[derive(clap::Args, Clone, Debug)]
@@ -45,7 +44,7 @@ pub enum Error {
     #[error("target {side} failed")]
     Pipeline { side: Side, source: pipeline::Error },
     #[error("target {side} failed")]
-    Run { side: Side, source: crate::Error },
+    Run { side: Side, source: baton_load::Error },
 }
 
 /// One of the two.
@@ -114,20 +113,9 @@ async fn turn(
             Target::from(bus)
         }
     };
-    let measured = crate::run(&target, &load, progress).await.map_err(|source| Error::Run { side, source });
+    let measured = baton_load::run(&target, &load, progress).await.map_err(|source| Error::Run { side, source });
     if let Some(started) = started {
         started.stop().await;
     }
     measured
-}
-
-impl Spec {
-    /// The target in a few words.
-    pub(crate) fn describe(&self) -> String {
-        match self {
-            Self::Bus { url, root, .. } => format!("bus {} ({root})", url.as_deref().unwrap_or("of this machine")),
-            Self::OpenAi { server, .. } => format!("openai {}", server.url),
-            Self::Pipeline(file) => file.display().to_string(),
-        }
-    }
 }

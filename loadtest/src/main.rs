@@ -146,7 +146,8 @@ async fn peers(arguments: PeersArguments) -> anyhow::Result<()> {
 fn replay(arguments: &PrefixesArguments) -> anyhow::Result<()> {
     let report = prefixes::run(&arguments.options)?;
     if let Some(path) = &arguments.plot {
-        std::fs::write(path, report.svg()).with_context(|| format!("cannot write the plot {}", path.display()))?;
+        std::fs::write(path, prefixes::svg(&report))
+            .with_context(|| format!("cannot write the plot {}", path.display()))?;
     }
     let text = if arguments.json { serde_json::to_string(&report)? + "\n" } else { report.markdown() };
     command::print(&text)

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use baton_storage::cache::Index;
 use serde::Serialize;
 
+pub use plot::svg;
 pub use report::Report;
 pub use size::{ParseSizeError, Size};
 pub use trace::Error;

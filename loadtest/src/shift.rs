@@ -5,15 +5,12 @@ use std::{collections::BTreeMap, path::Path, str::FromStr, time::Duration};
 
 use baton_bus::{roles::PlannerWatch, unix_ms};
 use baton_contract::{Name, stats::RoleChange, subject::Stage};
+use baton_load::{Measured, Options as Load, Target, timeline::Timeline};
 use baton_workload::Lengths;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    Measured, Options as Load, Target,
-    pipeline::{self, Started, Workers},
-    timeline::Timeline,
-};
+use crate::pipeline::{self, Started, Workers};
 
 /// The pipeline that is run where no other is named.
 const PIPELINE: &str = include_str!("../shift.toml");
@@ -82,7 +79,7 @@ pub enum Error {
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
     #[error(transparent)]
-    Run(#[from] crate::Error),
+    Run(#[from] baton_load::Error),
     #[error(transparent)]
     Bus(#[from] baton_bus::Error),
     #[error("cannot write the pipeline's file")]
@@ -176,14 +173,14 @@ pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<
 }
 
 async fn start(options: &Options, file: &Path, prefill: u32, planned: bool) -> Result<Started, Error> {
-    let root = Name::new(&format!("shift-{}", std::process::id())).map_err(crate::Error::from)?;
+    let root = Name::new(&format!("shift-{}", std::process::id())).map_err(baton_load::Error::from)?;
     Ok(options.workers.start(file, root, prefill, planned).await?)
 }
 
 async fn measure(options: &Options, file: &Path, prefill: u32) -> Result<Fixed, Error> {
     let started = start(options, file, prefill, false).await?;
     let load = load(options, (options.second, options.concurrency), options.fixed_s, u64::from(prefill))?;
-    let measured = crate::run(&Target::from(started.bus.clone()), &load, |_| {}).await;
+    let measured = baton_load::run(&Target::from(started.bus.clone()), &load, |_| {}).await;
     started.stop().await;
     let report = measured?.report;
     let steady = report.steady;
@@ -209,10 +206,10 @@ async fn shift(options: &Options, file: &Path) -> Result<([Phase; 2], Timeline),
     let second = async {
         sleep(Duration::from_secs_f64(options.phase_s)).await;
         let second_ms = began_ms + began.elapsed().as_millis() as u64;
-        (crate::run(&target, &second, |_| {}).await, second_ms)
+        (baton_load::run(&target, &second, |_| {}).await, second_ms)
     };
     let mut changes = BTreeMap::new();
-    let both = async { tokio::join!(crate::run(&target, &first, |_| {}), second) };
+    let both = async { tokio::join!(baton_load::run(&target, &first, |_| {}), second) };
     let (first, (second, second_ms)) = tokio::select! {
         both = both => both,
         never = listen(&watch, &mut changes) => match never {},

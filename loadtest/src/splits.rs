@@ -9,14 +9,12 @@ use std::{
 };
 
 use baton_contract::{Name, causes};
+use baton_load::{Options as Load, Target};
 use baton_workload::Named;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
-use crate::{
-    Options as Load, Target,
-    pipeline::{self, Workers},
-};
+use crate::pipeline::{self, Workers};
 
 /// The pipeline that is run where no other is named.
 const PIPELINE: &str = include_str!("../splits.toml");
@@ -61,7 +59,7 @@ pub enum Error {
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
     #[error(transparent)]
-    Run(#[from] crate::Error),
+    Run(#[from] baton_load::Error),
     #[error("cannot write the pipeline's file")]
     File(#[source] std::io::Error),
     #[error("cannot run {}; build baton first, or say where it is with --baton", program.display())]
@@ -195,7 +193,7 @@ pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<
     let mut compared = vec![Vec::new(); options.workloads.len()];
     for prefill in 1..options.workers.count {
         let decode = options.workers.count - prefill;
-        let root = Name::new(&format!("splits-{}", std::process::id())).map_err(crate::Error::from)?;
+        let root = Name::new(&format!("splits-{}", std::process::id())).map_err(baton_load::Error::from)?;
         let started = options.workers.start(&file, root, prefill, false).await?;
         let target = Target::from(started.bus.clone());
         let mut done = Ok(());
@@ -289,7 +287,7 @@ async fn measure(
     target: &Target,
     workload: Named,
     seed: u64,
-) -> Result<(Figures, usize, usize), crate::Error> {
+) -> Result<(Figures, usize, usize), baton_load::Error> {
     let load = Load {
         workload: Some(workload),
         length_scale: options.length_scale,
@@ -297,8 +295,8 @@ async fn measure(
         seed,
         ..Load::closed_loop(options.concurrency, Duration::from_secs_f64(options.duration_s))?
     };
-    let report = crate::run(target, &load, |_| {}).await?.report;
-    let times = |summary: &Option<crate::Summary>| summary.as_ref().map_or((0.0, 0.0), |it| (it.p50, it.p99));
+    let report = baton_load::run(target, &load, |_| {}).await?.report;
+    let times = |summary: &Option<baton_load::Summary>| summary.as_ref().map_or((0.0, 0.0), |it| (it.p50, it.p99));
     let ((ttft_p50, ttft_p99), (_, itl_p99)) = (times(&report.ttft_ms), times(&report.itl_ms));
     let output_throughput = report.steady.map_or(report.output_throughput, |steady| steady.output_throughput);
     let figures = Figures { output_throughput, ttft_p50, ttft_p99, itl_p99 };

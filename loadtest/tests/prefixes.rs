@@ -55,7 +55,7 @@ fn a_small_trace_hits_what_fits() {
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!((&json["caches"][0]["cache"], &json["caches"][0]["hit_blocks"]), (&"4blocks".into(), &1.into()));
 
-    let svg = with(&["--cache", "4blocks,1KB,1blocks"]).unwrap().svg();
+    let svg = prefixes::svg(&with(&["--cache", "4blocks,1KB,1blocks"]).unwrap());
     assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{svg}");
     assert_eq!((svg.matches("<polyline").count(), svg.matches("<circle").count()), (2, 6));
     assert!(svg.contains(">1blocks<") && svg.contains("blocks (unbounded: 50.0 %)"), "{svg}");

@@ -7,6 +7,7 @@ use std::{
 };
 
 use baton_contract::causes;
+use baton_load::target::http;
 use nix::sys::signal::Signal;
 use rand::RngExt;
 use serde_json::Value;
@@ -21,7 +22,6 @@ use super::{
     processes::{Program, end, send},
     wire::Wire,
 };
-use crate::target::http;
 
 const START_WITHIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(10);

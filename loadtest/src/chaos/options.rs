@@ -85,14 +85,14 @@ impl fmt::Display for Engine {
 
 impl Options {
     /// Seconds that are no number or too many, by the flag's name.
-    pub(super) fn check(&self) -> Result<(), crate::Error> {
+    pub(super) fn check(&self) -> Result<(), baton_load::Error> {
         let most = Duration::from_secs(7 * 24 * 3600).as_secs_f64();
         for (name, seconds) in
             [("minutes", self.minutes * 60.0), ("fault-every", self.fault_every), ("settle", self.settle)]
         {
             if !(0.001..=most).contains(&seconds) {
                 let found = format!("{seconds} s");
-                return Err(crate::Error::Option { name, expected: "more than 1 ms and at most 7 days", found });
+                return Err(baton_load::Error::Option { name, expected: "more than 1 ms and at most 7 days", found });
             }
         }
         Ok(())

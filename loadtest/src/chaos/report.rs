@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
+use baton_load::table::aligned;
 use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{Options, audit::Audit, kind::LeftOut};
-use crate::table::aligned;
 
 /// Violations that are shown in full; JSON has all.
 const SHOWN: usize = 30;

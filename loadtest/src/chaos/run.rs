@@ -11,6 +11,7 @@ use std::{
 
 use baton_bus::Bus;
 use baton_contract::{JobId, Name, causes, outcome::Status};
+use baton_load::target::http;
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -32,7 +33,6 @@ use super::{
     witness::{Ended, Witness},
     workload::Workload,
 };
-use crate::target::http;
 
 /// In the undisturbed run something ends within that long, or nothing ever will.
 const UNDISTURBED_PAUSE: Duration = Duration::from_secs(120);

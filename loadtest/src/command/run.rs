@@ -8,10 +8,11 @@ use std::{
 
 use anyhow::Context;
 use baton_contract::Name;
-use baton_loadtest::{
-    Measured, Options, Target, pipeline, table,
+use baton_load::{
+    Measured, Options, Target, page, table,
     target::{Api, Key, Server},
 };
+use baton_loadtest::pipeline;
 use clap::ValueEnum;
 use serde_json::{Map, Value};
 
@@ -92,7 +93,7 @@ fn object(text: &str) -> Result<Map<String, Value>, serde_json::Error> {
 pub async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     let target = target(&arguments).await?;
     let bar = progress_bar("{bar:30} {pos}/{len} ended, {msg}  {elapsed}");
-    let measured = baton_loadtest::run(&target, &arguments.options, |progress| {
+    let measured = baton_load::run(&target, &arguments.options, |progress| {
         bar.set_length(progress.total.unwrap_or(progress.sent) as u64);
         bar.set_position(progress.ended as u64);
         bar.set_message(format!("{} under way", progress.sent - progress.ended));
@@ -129,7 +130,7 @@ fn write(arguments: &Arguments, measured: &Measured) -> anyhow::Result<()> {
         save(path, &(serde_json::to_string(&measured.report)? + "\n"))?;
     }
     if let Some(path) = &arguments.html {
-        save(path, &measured.html())?;
+        save(path, &page::of(measured))?;
     }
     if let Some(path) = &arguments.requests {
         let failed = || format!("cannot write {}", path.display());

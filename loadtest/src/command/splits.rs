@@ -3,10 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use baton_loadtest::{
-    chart::{self, Bars, Labels},
-    splits::{self, Judged, Options, Report},
-};
+use baton_load::chart::{self, Bars, Labels};
+use baton_loadtest::splits::{self, Judged, Options, Report};
 
 use crate::progress_bar;
 

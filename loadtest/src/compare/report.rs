@@ -1,9 +1,9 @@
 //! What two targets came to, figure by figure.
 
+use baton_load::{Measured, Options, Report, markup, page, record::Record, statistics, table};
 use serde::Serialize;
 
 use super::CompareOptions;
-use crate::{Measured, Options, Report, html, record::Record, statistics, table};
 
 /// A figure of a run; nothing if the run has none.
 type Figure = fn(&Report) -> Option<f64>;
@@ -69,7 +69,7 @@ impl Comparison {
             let records = runs.iter().flat_map(|run| &run.records).filter(|record| record.e2el().is_some());
             records.filter_map(part).map(|sample| sample.as_secs_f64() * 1e3).collect()
         };
-        let cdf = |(title, part)| html::cdf(title, &[("A", samples(first, part)), ("B", samples(second, part))]);
+        let cdf = |(title, part)| page::cdf(title, &[("A", samples(first, part)), ("B", samples(second, part))]);
         let reports = |runs: &[Measured]| runs.iter().map(|run| run.report.clone()).collect::<Vec<_>>();
         let (rounds_a, rounds_b) = (reports(first), reports(second));
         let differences = differences(&rounds_a, &rounds_b);
@@ -101,14 +101,14 @@ impl Comparison {
     pub fn html(&self) -> String {
         let body = format!(
             "<h1>A beside B</h1>\n<p>A: {}<br>B: {}<br>Load: {}, {} rounds in turn</p>\n{}{}",
-            html::escaped(&self.a),
-            html::escaped(&self.b),
-            html::escaped(&self.options.describe()),
+            markup::escaped(&self.a),
+            markup::escaped(&self.b),
+            markup::escaped(&self.options.describe()),
             self.rounds_a.len(),
-            html::rows(&self.rows()),
+            markup::rows(&self.rows()),
             self.pictures
         );
-        html::document("A beside B", &body)
+        markup::document("A beside B", &body)
     }
 
     fn rows(&self) -> Vec<Vec<String>> {

@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
+use baton_load::table;
 use serde::Serialize;
 
 use super::{Error, Measure, Options, Speeds, output::Ours};
-use crate::table;
 
 /// Our engine beside llama.cpp's.
 #[derive(Clone, Debug, Serialize)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Report, report::Bounded};
+use super::report::{Bounded, Report};
 
 /// The picture and, within it, where the lines are drawn, in pixels.
 const PICTURE: (f64, f64) = (720.0, 420.0);
@@ -16,7 +16,8 @@ const HALF_LETTER: f64 = 4.0;
 /// What is drawn: its name, colour, and share by cache and without a bound.
 type Line<'r> = (&'static str, &'static str, fn(&Bounded) -> f64, f64);
 
-pub(super) fn svg(report: &Report) -> String {
+/// The hit rates of a replay as an SVG document.
+pub fn svg(report: &Report) -> String {
     let mut caches: Vec<&Bounded> = report.caches.iter().collect();
     caches.sort_by_key(|cache| cache.bytes);
     let lines: [Line<'_>; 2] = [

@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
+use baton_load::table;
 use serde::Serialize;
 
-use super::{Hits, Options, Size, plot};
-use crate::table;
+use super::{Hits, Options, Size};
 
 /// How much of a trace's prompts caches of some sizes hold already.
 #[derive(Clone, Debug, Serialize)]
@@ -54,10 +54,5 @@ impl Report {
             self.requests, self.prompt_blocks, self.prompt_tokens
         );
         text
-    }
-
-    /// The hit rates over the sizes of the caches, as an SVG document.
-    pub fn svg(&self) -> String {
-        plot::svg(self)
     }
 }

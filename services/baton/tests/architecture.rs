@@ -162,6 +162,16 @@ fn stages_share_nothing_but_the_bus_and_the_store() {
 }
 
 #[test]
+fn nothing_shipped_depends_on_the_load_tester() {
+    let (_, members) = workspace();
+    for Member { name, dependencies, .. } in &members {
+        for (_, kind) in dependencies.iter().filter(|(dependency, _)| dependency == "baton-loadtest") {
+            assert!(name == "baton" && kind == "dev", "{name} uses the load tester outside its end-to-end tests");
+        }
+    }
+}
+
+#[test]
 fn members_follow_the_workspace() {
     let (_, members) = workspace();
     for Member { name, folder, manifest, roots, .. } in &members {

@@ -9,7 +9,7 @@ use baton_contract::{
     outcome::Status,
     request::{Prompt, Request},
 };
-use baton_loadtest::{Options as Load, Target};
+use baton_load::{Options as Load, Target};
 use baton_planner::fit::{Fitted, Sample, fit};
 use baton_topology::Plan;
 use baton_workload::Lengths;
@@ -124,7 +124,7 @@ async fn send(bus: &Bus, plan: &Plan, (jobs, together, tokens): (usize, usize, u
         seed: jobs as u64,
         ..Load::closed_loop(together, Duration::ZERO)?
     };
-    let report = baton_loadtest::run(&Target::from(bus.clone()), &load, |_| {}).await?.report;
+    let report = baton_load::run(&Target::from(bus.clone()), &load, |_| {}).await?.report;
     ensure!(report.completed == jobs, "{} of {jobs} jobs of the measurement ended", report.completed);
     Ok(())
 }

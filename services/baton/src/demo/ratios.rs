@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use baton_loadtest::{
+use baton_load::{
     Options, Report, Target,
     chart::{self, Bars, Labels},
     table::shares,
@@ -153,7 +153,7 @@ async fn loads(
             seed,
             ..Options::closed_loop(CONCURRENCY, LASTS)?
         };
-        let report = baton_loadtest::run(&target, &options, |_| {}).await?.report;
+        let report = baton_load::run(&target, &options, |_| {}).await?.report;
         cells.push(cell(workload, (prefill, decode), report)?);
         bar.inc(1);
     }
@@ -210,7 +210,7 @@ const HEADINGS: [&str; 13] = [
 fn row(cell: &Cell) -> Vec<String> {
     let percent = |share: f64| format!("{:.0} %", share * 100.0);
     let [queue, prefill, hand_over, decode, _] = cell.shares.map(percent);
-    let both = |summary: Option<baton_loadtest::Summary>, digits: usize| {
+    let both = |summary: Option<baton_load::Summary>, digits: usize| {
         summary.map_or("-".into(), |it| format!("{:.digits$} / {:.digits$}", it.p50, it.p99))
     };
     vec![

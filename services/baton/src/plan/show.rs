@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use baton_loadtest::chart::{self, Labels, Line};
+use baton_load::chart::{self, Labels, Line};
 use baton_planner::{
     search::{Candidate, Goal, Recommendation},
     simulate::{Options, Slo},

@@ -16,8 +16,8 @@ use baton_contract::{
     request::{self, Input},
     subject::Stage,
 };
-use baton_loadtest::{
-    Options, Report, Summary, Target,
+use baton_load::{
+    Options, Report, Summary, Target, page,
     target::{Api, Server},
 };
 use tokio_util::sync::CancellationToken;
@@ -132,7 +132,7 @@ async fn all_requests_go_out_before_any_answer_and_each_is_counted_once() {
 
     let mut seen = Vec::new();
     let target = Target::from(ground.bus().await);
-    let report = baton_loadtest::run(&target, &options, |progress| seen.push(progress)).await.unwrap().report;
+    let report = baton_load::run(&target, &options, |progress| seen.push(progress)).await.unwrap().report;
     shutdown.cancel();
     pipeline.await.unwrap().unwrap();
 
@@ -181,7 +181,7 @@ async fn a_sim_pipeline_takes_every_kind_of_load() {
     let ground = Ground::sim(&["models.sim.sim.decode_s_per_step=0.001", "store.chunk_tokens=64"]).await;
     let _workers = ground.workers().await;
     let target = Target::from(ground.bus().await);
-    let run = async |options: &Options| baton_loadtest::run(&target, options, |_| {}).await.unwrap();
+    let run = async |options: &Options| baton_load::run(&target, options, |_| {}).await.unwrap();
 
     // Open loop: bursts of Poisson's mean rate, with an SLO that all keep to and one that none can.
     let options = Options {
@@ -212,7 +212,7 @@ async fn a_sim_pipeline_takes_every_kind_of_load() {
     assert!(lines.iter().all(|line| line["end"] == "completed" && line["ttft_ms"].is_f64()), "{:?}", lines[0]);
 
     // The page stands alone.
-    let page = measured.html();
+    let page = page::of(&measured);
     assert!(
         !page.contains("://") && !page.contains("<script") && !page.contains("<link"),
         "the page asks for something"
@@ -266,7 +266,7 @@ async fn the_gateway_takes_the_load_of_both_its_endpoints() {
         let target = Target::OpenAi(Server::new(url.clone(), api));
         let output_tokens = "uniform:4:12".parse().unwrap();
         let options = Options { output_tokens, seed, ..Options::open_loop(40.0, 40).unwrap() };
-        let report = baton_loadtest::run(&target, &options, |_| {}).await.unwrap().report;
+        let report = baton_load::run(&target, &options, |_| {}).await.unwrap().report;
         let counts = (report.completed, report.failed, report.lost);
         assert_eq!(counts, (40, 0, 0), "{api:?}: {:?}", report.failures);
         assert_eq!((report.ttft_ms.unwrap().count, report.e2el_ms.unwrap().count), (40, 40));

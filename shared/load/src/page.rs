@@ -5,6 +5,7 @@ use std::fmt::Write;
 use crate::{
     Measured, Report, Summary,
     chart::{self, Bars, Labels, Line},
+    markup::{document, escaped, inline, rows},
     record::{Record, Stages},
     report::steady,
     table,
@@ -15,14 +16,8 @@ const POINTS: usize = 200;
 /// Groups of the picture of the stages: requests by their end-to-end latency.
 const GROUPS: usize = 10;
 
-const STYLE: &str = "\
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b;background:#fff}\
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;margin:1rem 0}\
-th,td{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:right}th:first-child,td:first-child{text-align:left}\
-svg{max-width:100%;height:auto}pre{background:#f6f6f6;padding:.8rem;overflow:auto}";
-
 /// The page of one run.
-pub(crate) fn page(measured: &Measured) -> String {
+pub fn of(measured: &Measured) -> String {
     let Measured { report, records, .. } = measured;
     let mut body = format!("<h1>Load test: {}</h1>\n", escaped(&report.options.describe()));
     body += &figures(report);
@@ -46,36 +41,6 @@ pub(crate) fn page(measured: &Measured) -> String {
         let _ = writeln!(body, "<h2>Options</h2>\n<pre>{}</pre>", escaped(&options));
     }
     document("Load test", &body)
-}
-
-/// A whole page around its body.
-pub(crate) fn document(title: &str, body: &str) -> String {
-    format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width\"><title>{}</title><style>{STYLE}</style></head>\n\
-         <body>\n{body}</body></html>\n",
-        escaped(title)
-    )
-}
-
-/// A picture within a page; there it needs no name space, and the page no URL.
-pub(crate) fn inline(svg: &str) -> String {
-    svg.replace(" xmlns=\"http://www.w3.org/2000/svg\"", "")
-}
-
-pub(crate) fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-/// A table with its first row as the heading.
-pub(crate) fn rows(rows: &[Vec<String>]) -> String {
-    let mut text = String::from("<table>\n");
-    for (place, row) in rows.iter().enumerate() {
-        let cell = if place == 0 { "th" } else { "td" };
-        let cells: String = row.iter().map(|text| format!("<{cell}>{}</{cell}>", escaped(text))).collect();
-        let _ = writeln!(text, "<tr>{cells}</tr>");
-    }
-    text + "</table>\n"
 }
 
 fn figures(report: &Report) -> String {
@@ -120,7 +85,7 @@ fn latencies(report: &Report) -> String {
 }
 
 /// The share of samples up to each value, for one or several sets of milliseconds.
-pub(crate) fn cdf(title: &str, sets: &[(&str, Vec<f64>)]) -> String {
+pub fn cdf(title: &str, sets: &[(&str, Vec<f64>)]) -> String {
     let line = |(name, samples): &(&str, Vec<f64>)| {
         let mut samples = samples.clone();
         samples.sort_by(f64::total_cmp);

@@ -5,16 +5,23 @@ use serde::Serialize;
 /// What many samples come to, in the unit of the samples. Percentiles are by the nearest rank: always one of the samples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Summary {
+    /// The mean.
     pub mean: f64,
     /// The middle one, or the mean of the two in the middle.
     pub median: f64,
     /// The standard deviation of these samples.
     pub std: f64,
+    /// The smallest.
     pub min: f64,
+    /// The 50th percentile.
     pub p50: f64,
+    /// The 90th percentile.
     pub p90: f64,
+    /// The 95th percentile.
     pub p95: f64,
+    /// The 99th percentile.
     pub p99: f64,
+    /// The largest.
     pub max: f64,
     /// Samples that there are.
     pub count: usize,
@@ -58,7 +65,7 @@ const T_95: [f64; 30] = [
 const NORMAL_95: f64 = 1.960;
 
 /// The mean of samples and the half-width of its 95 % confidence interval by Student's t; one sample has no interval.
-pub(crate) fn confidence(samples: &[f64]) -> Option<(f64, Option<f64>)> {
+pub fn confidence(samples: &[f64]) -> Option<(f64, Option<f64>)> {
     let count = samples.len();
     if count == 0 {
         return None;

@@ -9,20 +9,26 @@ use crate::record::Record;
 /// A latency that is measured of each request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
+    /// Time to first token.
     Ttft,
+    /// Time per output token after the first.
     Tpot,
     /// The mean of a request's inter-token latencies.
     Itl,
+    /// End-to-end latency.
     E2el,
 }
 
 /// The most milliseconds that a latency of a good request takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bound {
+    /// Which latency.
     pub metric: Metric,
+    /// The most that it takes, in milliseconds.
     pub ms: f64,
 }
 
+/// A text that names no bound.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected ttft, tpot, itl or e2el with milliseconds, as in ttft:2000, found {0:?}")]
 pub struct Error(String);

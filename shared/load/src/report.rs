@@ -12,7 +12,7 @@ pub use steady::Steady;
 
 use crate::{
     Options, Summary,
-    record::{End, Record, Stages},
+    record::{End, Record, Stages, milliseconds},
 };
 
 /// The figures of one run without its warm-up. submitted = completed + failed + lost.
@@ -20,8 +20,11 @@ use crate::{
 pub struct Report {
     /// `bus` or `openai`.
     pub target: &'static str,
+    /// The load that was made.
     pub options: Options,
+    /// Requests that were sent.
     pub submitted: usize,
+    /// Requests that have their answer.
     pub completed: usize,
     /// Requests with a result other than completed (failed, expired, cancelled), and those that could not be submitted.
     pub failed: usize,
@@ -74,8 +77,10 @@ pub struct Goodput {
     pub rate: f64,
 }
 
+/// Requests that failed for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Failures {
+    /// How many they are.
     pub count: usize,
     /// The message of the first one.
     pub example: String,
@@ -94,7 +99,7 @@ impl Report {
     }
 
     /// The figures of `records`, which have all ended and hold no warm-up.
-    pub(crate) fn new(target: &'static str, options: &Options, records: &[Record], steady: Option<Steady>) -> Self {
+    pub fn new(target: &'static str, options: &Options, records: &[Record], steady: Option<Steady>) -> Self {
         let mut failures: BTreeMap<String, Failures> = BTreeMap::new();
         let (mut completed, mut failed, mut input, mut cached, mut output) = (0, 0, 0, 0, 0);
         let mut last = Duration::ZERO;
@@ -166,10 +171,6 @@ fn mean_stages(records: &[Record]) -> Option<Stages> {
         decode_ms: mean(|stages| stages.decode_ms),
         total_ms: mean(|stages| stages.total_ms),
     })
-}
-
-pub(crate) fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }
 
 fn summary(durations: impl Iterator<Item = Duration>) -> Option<Summary> {

@@ -12,18 +12,25 @@ pub struct Record {
     pub planned: Duration,
     /// When it really was.
     pub sent: Option<Duration>,
+    /// When its first token was seen.
     pub first_token: Option<Duration>,
     /// Between each token and the one before it, where both were seen.
     pub gaps: Vec<Duration>,
+    /// How it ended, once it has.
     pub end: Option<End>,
     last_token: Option<(u32, Duration)>,
 }
 
+/// How a request ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum End {
+    /// It has its answer.
     Completed {
+        /// When the result was seen.
         at: Duration,
+        /// Tokens of the prompt.
         prompt_tokens: u32,
+        /// Tokens of the answer.
         output_tokens: u32,
         /// Prompt tokens that were not computed for this request.
         cached_tokens: u32,
@@ -31,7 +38,14 @@ pub enum End {
         stages: Option<Stages>,
     },
     /// It has a result, but not the answer; or it could not be submitted.
-    Failed { at: Duration, kind: String, message: String },
+    Failed {
+        /// When that was seen.
+        at: Duration,
+        /// An error code, a status, or `submit`.
+        kind: String,
+        /// Why, for people.
+        message: String,
+    },
     /// It has no result within the timeout.
     Lost,
 }
@@ -141,6 +155,11 @@ impl Record {
             _ => None,
         }
     }
+}
+
+/// A length of time in milliseconds.
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use plotters::{
     style::text_anchor::{HPos, Pos, VPos},
 };
 
+use crate::markup::escaped;
+
 /// Width and height in pixels.
 const SIZE: (u32, u32) = (760, 400);
 /// Colours that people with other eyes tell apart too (Okabe and Ito).
@@ -28,22 +30,29 @@ const FONT: &str = "sans-serif";
 /// A named line through points.
 #[derive(Clone, Debug)]
 pub struct Line {
+    /// What the legend calls it.
     pub name: String,
+    /// From left to right.
     pub points: Vec<(f64, f64)>,
 }
 
 /// What stands beside a picture.
 #[derive(Clone, Copy, Debug)]
 pub struct Labels<'a> {
+    /// Above it.
     pub title: &'a str,
+    /// What the horizontal axis shows, with its unit.
     pub x: &'a str,
+    /// What the vertical axis shows, with its unit.
     pub y: &'a str,
 }
 
 /// Bars side by side, or on top of each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bars {
+    /// Side by side.
     Beside,
+    /// On top of each other.
     Stacked,
 }
 
@@ -173,7 +182,7 @@ fn draw(picture: impl FnOnce(&Area<'_>) -> Drawn) -> String {
 }
 
 fn note(problem: &str) -> String {
-    let problem = crate::html::escaped(problem);
+    let problem = escaped(problem);
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"760\" height=\"40\"><text y=\"20\">{problem}</text></svg>\n"
     )

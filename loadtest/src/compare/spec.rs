@@ -3,8 +3,7 @@
 use std::{path::PathBuf, str::FromStr};
 
 use baton_contract::Name;
-
-use super::{Api, Error, Server};
+use baton_load::target::{Api, Server};
 
 /// A target as it was named.
 #[derive(Clone, Debug)]
@@ -20,11 +19,27 @@ pub enum Spec {
 const EXPECTED: &str =
     "bus:URL?root=ROOT&model=M, openai:URL?api=chat|completions&model=M or the path of a pipeline file";
 
+/// A text that names no target.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("target: expected {EXPECTED}, found {0:?}")]
+pub struct Error(String);
+
+impl Spec {
+    /// The target in a few words.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::Bus { url, root, .. } => format!("bus {} ({root})", url.as_deref().unwrap_or("of this machine")),
+            Self::OpenAi { server, .. } => format!("openai {}", server.url),
+            Self::Pipeline(file) => file.display().to_string(),
+        }
+    }
+}
+
 impl FromStr for Spec {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let refused = || Error::Spec { expected: EXPECTED, found: text.chars().take(200).collect() };
+        let refused = || Error(text.chars().take(200).collect());
         let (kind, rest) = match text.split_once(':') {
             Some((kind @ ("bus" | "openai"), rest)) => (kind, rest),
             _ if text.ends_with(".toml") => return Ok(Self::Pipeline(text.into())),

@@ -3,16 +3,17 @@
 use std::time::Duration;
 
 /// The width of a bin.
-pub(crate) const BIN: Duration = Duration::from_millis(50);
+pub const BIN: Duration = Duration::from_millis(50);
 
 /// Tokens that were seen in each bin from the run's start on. A run of a day takes 14 MB.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Timeline {
+pub struct Timeline {
     tokens: Vec<u32>,
 }
 
 impl Timeline {
-    pub(crate) fn token(&mut self, at: Duration) {
+    /// Counts a token that came at this time since the start.
+    pub fn token(&mut self, at: Duration) {
         let bin = (at.as_nanos() / BIN.as_nanos()) as usize;
         if bin >= self.tokens.len() {
             self.tokens.resize(bin + 1, 0);
@@ -21,7 +22,7 @@ impl Timeline {
     }
 
     /// Tokens from one time to another, both rounded to bins; and the seconds between these.
-    pub(crate) fn tokens(&self, from: Duration, to: Duration) -> (u64, f64) {
+    pub fn tokens(&self, from: Duration, to: Duration) -> (u64, f64) {
         let bin = |at: Duration| (at.as_nanos() / BIN.as_nanos()) as usize;
         let (first, end) = (bin(from), bin(to));
         let counted = self.tokens.iter().skip(first).take(end.saturating_sub(first));
@@ -29,7 +30,7 @@ impl Timeline {
     }
 
     /// Tokens a second over the run, at about `points` places: seconds since the start, and the rate from there to the next.
-    pub(crate) fn rates(&self, points: usize) -> Vec<(f64, f64)> {
+    pub fn rates(&self, points: usize) -> Vec<(f64, f64)> {
         let width = self.tokens.len().div_ceil(points.max(1)).max(1);
         let seconds = width as f64 * BIN.as_secs_f64();
         let rate = |bins: &[u32]| bins.iter().map(|tokens| f64::from(*tokens)).sum::<f64>() / seconds;

@@ -17,7 +17,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{Event, What, make};
+use super::event::{Event, What};
 use crate::{
     Error, Options,
     record::Stages,
@@ -77,7 +77,7 @@ impl Session {
         let (bus, maker) = (self.bus.clone(), maker.clone());
         let (tenant, lane) = (self.tenant.clone(), self.lane.clone());
         self.submissions.spawn(async move {
-            let body = serde_json::to_vec(&make(&maker, &planned, Some(&id)));
+            let body = serde_json::to_vec(&maker.make(&planned, Some(&id)));
             let sent = Instant::now();
             let result = match body {
                 Ok(body) => bus.submit(&tenant, &lane, body).await.map_err(|error| causes(&error)),

@@ -103,7 +103,7 @@ pub fn markdown_row(report: &Report) -> String {
 
 /// A Markdown table that is aligned for the terminal too: rows of equal length, the heading first; the first column is
 /// left-aligned, the others right.
-pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
+pub fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();

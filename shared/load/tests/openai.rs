@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use baton_loadtest::{
-    Options, Target,
+use baton_load::{
+    Options, Target, page,
     target::{Api, Key, Server},
 };
 use serde_json::{Value, json};
@@ -81,7 +81,7 @@ async fn a_server_gets_the_load_and_every_way_to_fail_has_its_name() {
     let extra = serde_json::from_value(json!({ "ignore_eos": true })).unwrap();
     let server = Server { api_key: Some(Key("secret".into())), extra, ..Server::new(url.clone() + "/v1/", Api::Chat) };
     let options = Options { model: Some("owner/m".into()), ..Options::open_loop(100.0, 10).unwrap() };
-    let measured = baton_loadtest::run(&Target::OpenAi(server), &options, |_| {}).await.unwrap();
+    let measured = baton_load::run(&Target::OpenAi(server), &options, |_| {}).await.unwrap();
 
     let report = &measured.report;
     assert_eq!(
@@ -94,7 +94,7 @@ async fn a_server_gets_the_load_and_every_way_to_fail_has_its_name() {
     assert_eq!(report.failures["cut_off"].count, 1);
     assert_eq!((report.total_input_tokens, report.total_output_tokens, report.total_cached_tokens), (88, 40, 24));
     assert_eq!((report.ttft_ms.unwrap().count, report.itl_ms.unwrap().count), (8, 8 * 3));
-    assert!(report.stages_ms.is_none() && !measured.html().contains("://"));
+    assert!(report.stages_ms.is_none() && !page::of(&measured).contains("://"));
     {
         let asked = asked.lock().unwrap();
         let (line, authorization, body) = &asked[0];
@@ -111,8 +111,7 @@ async fn a_server_gets_the_load_and_every_way_to_fail_has_its_name() {
     // Text completions take token ids as they are.
     asked.lock().unwrap().clear();
     let completions = Target::OpenAi(Server::new(url, Api::Completions));
-    let report =
-        baton_loadtest::run(&completions, &Options::open_loop(100.0, 3).unwrap(), |_| {}).await.unwrap().report;
+    let report = baton_load::run(&completions, &Options::open_loop(100.0, 3).unwrap(), |_| {}).await.unwrap().report;
     assert_eq!(report.completed, 3, "{:?}", report.failures);
     let (line, _, body) = asked.lock().unwrap()[0].clone();
     assert_eq!(line, "POST /v1/completions HTTP/1.1");
@@ -120,6 +119,6 @@ async fn a_server_gets_the_load_and_every_way_to_fail_has_its_name() {
 
     // Nobody listens.
     let nobody = Target::OpenAi(Server::new("http://127.0.0.1:1".into(), Api::Chat));
-    let report = baton_loadtest::run(&nobody, &Options::open_loop(100.0, 2).unwrap(), |_| {}).await.unwrap().report;
+    let report = baton_load::run(&nobody, &Options::open_loop(100.0, 2).unwrap(), |_| {}).await.unwrap().report;
     assert_eq!((report.completed, report.failures["connect"].count), (0, 2), "{:?}", report.failures);
 }

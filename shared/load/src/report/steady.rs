@@ -16,6 +16,7 @@ const MARGIN: f64 = 0.1;
 pub struct Steady {
     /// Seconds since the run's start.
     pub from_s: f64,
+    /// Its end, likewise.
     pub to_s: f64,
     /// Requests that completed in it, per second.
     pub request_throughput: f64,

@@ -140,14 +140,15 @@ impl Maker {
         }
     }
 
-    /// The request, still without an id.
-    pub(crate) fn make(&self, planned: &Planned) -> Request {
+    /// The request, which is made where it is sent, off the thread that keeps the time.
+    pub(crate) fn make(&self, planned: &Planned, id: Option<&Arc<str>>) -> Request {
         let model = self.model.as_deref().map(str::to_owned);
+        let id = id.map(|id| id.to_string());
         let ids = FIRST_TOKEN..self.vocabulary;
         match &planned.content {
             Content::Given(requests, place) => {
                 let request = requests[*place].clone();
-                Request { id: None, model: model.or(request.model), ..request }
+                Request { id, model: model.or(request.model), ..request }
             }
             Content::Drawn(drawn) => {
                 let prompt = if drawn.blocks.is_empty() {
@@ -156,6 +157,7 @@ impl Maker {
                     prompt::of_blocks(self.seed, &drawn.blocks, self.block_tokens, drawn.prompt_tokens, ids)
                 };
                 Request {
+                    id,
                     model,
                     prompt: Some(Prompt::Tokens(prompt)),
                     max_tokens: Some(drawn.max_tokens),
@@ -217,7 +219,7 @@ mod tests {
         assert_eq!(planned(&once).len(), 2);
         let five = Options { jobs: Some(5), model: Some("other".into()), ..once };
         let all = planned(&five);
-        let requests: Vec<Request> = all.iter().map(|planned| Maker::new(&five).make(planned)).collect();
+        let requests: Vec<Request> = all.iter().map(|planned| Maker::new(&five).make(planned, None)).collect();
         let prompts: Vec<_> = requests.iter().map(|request| request.prompt.clone().unwrap()).collect();
         let text = |text: &str| Prompt::Text(text.into());
         assert_eq!(prompts, [text("a"), text("b"), text("a"), text("b"), text("a")]);
@@ -246,7 +248,7 @@ mod tests {
         options.check().unwrap();
         let all = planned(&options);
         assert_eq!(all.iter().map(|planned| planned.at.as_millis()).collect::<Vec<_>>(), [0, 1000]);
-        let tokens = |planned| match Maker::new(&options).make(planned).prompt {
+        let tokens = |planned| match Maker::new(&options).make(planned, None).prompt {
             Some(Prompt::Tokens(tokens)) => tokens,
             other => panic!("not a list of tokens: {other:?}"),
         };

@@ -2,22 +2,16 @@
 //! events, with the time at which it heard it.
 
 mod bus;
+mod event;
 mod openai;
-mod spec;
-
-use std::sync::Arc;
 
 use baton_bus::Bus;
-use baton_contract::request::Request;
-use tokio::time::Instant;
 
-pub(crate) use openai::http;
-pub use openai::{Api, Key, Server};
-pub use spec::Spec;
+pub(crate) use event::{Event, What};
+pub use openai::{Api, Key, Server, http};
 
 use crate::{
-    Options,
-    record::Stages,
+    Error, Options,
     workload::{Maker, Planned},
 };
 
@@ -28,14 +22,6 @@ pub enum Target {
     Bus(Box<Bus>),
     /// Streaming chat or text completions over HTTP.
     OpenAi(Server),
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("target: expected {expected}, found {found:?}")]
-    Spec { expected: &'static str, found: String },
-    #[error("cannot set up an HTTP client for {url}")]
-    Client { url: String, source: reqwest::Error },
 }
 
 impl From<Bus> for Target {
@@ -54,41 +40,12 @@ impl Target {
     }
 
     /// Begins to listen, before the first request goes out.
-    pub(crate) async fn open(&self, options: &Options) -> Result<Session, crate::Error> {
+    pub(crate) async fn open(&self, options: &Options) -> Result<Session, Error> {
         Ok(match self {
             Self::Bus(bus) => Session::Bus(Box::new(bus::Session::open(bus, options).await?)),
             Self::OpenAi(server) => Session::OpenAi(openai::Session::open(server)?),
         })
     }
-}
-
-/// Something that was heard of a request.
-#[derive(Debug)]
-pub(crate) struct Event {
-    /// The request's place in the run.
-    pub(crate) index: usize,
-    pub(crate) at: Instant,
-    pub(crate) what: What,
-}
-
-#[derive(Debug)]
-pub(crate) enum What {
-    /// It went out at that time; heard once it is known whether it arrived.
-    Sent,
-    /// A live token of the first answer, and its place in it.
-    Token {
-        position: u32,
-    },
-    Completed {
-        prompt_tokens: u32,
-        output_tokens: u32,
-        cached_tokens: u32,
-        stages: Option<Stages>,
-    },
-    Failed {
-        kind: String,
-        message: String,
-    },
 }
 
 /// A target during one run.
@@ -129,9 +86,4 @@ impl Session {
             Self::OpenAi(session) => session.forget(index),
         }
     }
-}
-
-/// A request that is made where it is sent, off the thread that keeps the time.
-fn make(maker: &Maker, planned: &Planned, id: Option<&Arc<str>>) -> Request {
-    Request { id: id.map(|id| id.to_string()), ..maker.make(planned) }
 }

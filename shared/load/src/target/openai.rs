@@ -22,8 +22,11 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Event, What, make};
-use crate::workload::{Maker, Planned};
+use super::event::{Event, What};
+use crate::{
+    Error,
+    workload::{Maker, Planned},
+};
 use stream::{Chunk, Events};
 
 /// What of a refusal's body is kept.
@@ -51,6 +54,7 @@ pub enum Api {
 pub struct Server {
     /// Its URL with or without `/v1`.
     pub url: String,
+    /// Which of its two ways is asked.
     pub api: Api,
     /// Sent as a bearer token.
     pub api_key: Option<Key>,
@@ -142,7 +146,7 @@ pub(crate) struct Session {
 }
 
 /// The beginning of an HTTP client, with the one TLS provider there is.
-pub(crate) fn http() -> ClientBuilder {
+pub fn http() -> ClientBuilder {
     static PROVIDER: Once = Once::new();
     // Fails only if the process has one already, which will do.
     PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
@@ -150,8 +154,8 @@ pub(crate) fn http() -> ClientBuilder {
 }
 
 impl Session {
-    pub(super) fn open(server: &Server) -> Result<Self, super::Error> {
-        let failed = |source| super::Error::Client { url: server.url.clone(), source };
+    pub(super) fn open(server: &Server) -> Result<Self, Error> {
+        let failed = |source| Error::Client { url: server.url.clone(), source };
         // The run's own timeout ends requests; connections are kept, as a busy client's are.
         let client = http().tcp_nodelay(true).pool_max_idle_per_host(usize::MAX).build().map_err(failed)?;
         let (told, events) = mpsc::unbounded_channel();
@@ -164,7 +168,7 @@ impl Session {
         let call = Call { index, server: self.server.clone(), client: self.client.clone(), told: self.told.clone() };
         let maker = maker.clone();
         let handle = self.calls.spawn(async move {
-            let end = match call.server.body(make(&maker, &planned, None)) {
+            let end = match call.server.body(maker.make(&planned, None)) {
                 Ok(body) => call.run(body).await,
                 Err(message) => Err(("request".into(), message)),
             };

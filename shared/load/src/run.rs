@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    Error, Options, Report, html,
+    Error, Options, Report,
     record::{End, Record},
     report::{RequestLine, Steady},
     target::{Event, Session, Target, What},
@@ -16,7 +16,9 @@ use crate::{
 /// How far a run is, the warm-up included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
+    /// Requests that were sent.
     pub sent: usize,
+    /// Those of them that have ended.
     pub ended: usize,
     /// Nothing if time decides how many there will be.
     pub total: Option<usize>,
@@ -25,18 +27,15 @@ pub struct Progress {
 /// A run that has ended.
 #[derive(Clone, Debug)]
 pub struct Measured {
+    /// Its figures.
     pub report: Report,
     /// Every measured request, in the order of the intended send times.
     pub records: Vec<Record>,
-    pub(crate) timeline: Timeline,
+    /// Tokens by the time at which they came.
+    pub timeline: Timeline,
 }
 
 impl Measured {
-    /// One page with figures and pictures that needs nothing from elsewhere.
-    pub fn html(&self) -> String {
-        html::page(self)
-    }
-
     /// One line a request, in the order of the intended send times.
     pub fn lines(&self) -> impl Iterator<Item = RequestLine> {
         self.records.iter().map(RequestLine::of)
