@@ -24,7 +24,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::spawn_blocking;
 
 use self::beside::Beside;
-use crate::{context, local::EngineArguments, output::stdout, table};
+use crate::{local::EngineArguments, output::stdout, table};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -194,7 +194,7 @@ async fn subject(arguments: &Arguments) -> anyhow::Result<Subject> {
     };
     let model: Model = plan.models.get(&name).with_context(|| format!("the pipeline has no model {name}"))?.clone();
     baton_engine::use_threads(arguments.engine.threads)?;
-    let source = spawn_blocking(move || context::source(&model)).await??;
+    let source = spawn_blocking(move || baton_assembly::models::source(&model)).await??;
     let codec = match plan.store.codec {
         Codec::Lossless => baton_storage::codec::Codec::Lossless,
         Codec::Near => baton_storage::codec::Codec::Near,

@@ -1,26 +1,14 @@
-//! Which pipeline a command is about, and how to reach it.
+//! Which pipeline and which tenant a command is about, as flags, environment and contexts say.
 
-use std::{
-    fs::{self, File, OpenOptions, Permissions},
-    io::Write,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, path::PathBuf};
 
-use anyhow::{Context, bail};
-use baton_bus::{Bus, Retention, pressure::Backlog};
-use baton_contract::{Name, subject::Layout};
-use baton_engine::source::{Source, Vocabulary};
-use baton_storage::store::Store;
-use baton_topology::{Broker, BrokerUrl, Device, LogFormat, Model, Plan, StoreUrl, Telemetry, Told};
-use serde::{Deserialize, Serialize};
+use anyhow::Context;
+use baton_assembly::{Found, pipeline::CONTEXT_VARIABLE};
+use baton_bus::Bus;
+use baton_contract::Name;
+use baton_topology::{Plan, Told};
 
-use crate::{
-    contexts, hub, private,
-    setup::{self, Setup},
-};
+use crate::contexts;
 
 const HEADING: &str = "Which pipeline";
 
@@ -43,9 +31,6 @@ pub struct PipelineArguments {
     #[arg(long, value_name = "KEY=VALUE", help_heading = HEADING)]
     pub set: Vec<String>,
 }
-
-/// Names the context of commands that are given no other.
-pub const CONTEXT_VARIABLE: &str = "BATON_CONTEXT";
 
 /// Option of commands that are about one tenant's jobs.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -105,205 +90,13 @@ impl PipelineArguments {
     pub fn plan(&self) -> anyhow::Result<Plan> {
         Ok(self.told()?.plan()?)
     }
-}
-
-/// Where the embedded parts of the pipeline under one root live, inside Baton's own folder.
-#[derive(Clone)]
-pub struct PipelineHome {
-    pub directory: PathBuf,
-}
-
-/// What a running embedded pipeline tells other processes on this machine.
-#[derive(Serialize, Deserialize)]
-pub struct Running {
-    pub nats_url: String,
-    /// Where its gateway is found, once that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gateway_url: Option<String>,
-}
-
-impl PipelineHome {
-    pub fn new(root: &Name) -> anyhow::Result<Self> {
-        Ok(Self { directory: setup::home()?.join("pipelines").join(root.as_str()) })
+    /// The pipeline, with its broker: the one that is named, or the one that `baton up` runs on this machine.
+    pub fn find(&self) -> anyhow::Result<Found> {
+        Ok(Found::find(self.told()?)?)
     }
 
-    pub fn store_url(&self) -> String {
-        format!("file://{}", self.directory.join("store").display())
+    /// The plan and the broker of a pipeline, for a command that looks at it or uses it.
+    pub async fn join(&self, name: &str) -> anyhow::Result<(Plan, Bus)> {
+        Ok(self.find()?.join(name).await?)
     }
-
-    /// Where it lies what holds for the running pipeline's processes on this machine; the broker has the rest.
-    pub fn plan_file(&self) -> PathBuf {
-        self.directory.join("plan.toml")
-    }
-
-    fn running_file(&self) -> PathBuf {
-        self.directory.join("running.json")
-    }
-
-    /// Takes the directory for this process until the returned file is dropped.
-    pub fn lock(&self) -> anyhow::Result<File> {
-        private::create(&self.directory)?;
-        let path = self.directory.join("lock");
-        let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        if file.try_lock().is_err() {
-            bail!(
-                "a pipeline already runs in {}; stop it, or give this one another root (--set root=NAME)",
-                self.directory.display()
-            );
-        }
-        Ok(file)
-    }
-
-    pub fn announce(&self, running: &Running) -> anyhow::Result<()> {
-        // At once: others may be reading it.
-        let written = self.directory.join("running.json.new");
-        write_private(&written, &serde_json::to_vec(running)?)?;
-        fs::rename(&written, self.running_file()).context("cannot write running.json")
-    }
-
-    pub fn withdraw(&self) {
-        // It may be gone already; a stale one only leads to a failed connection.
-        let _ = fs::remove_file(self.running_file());
-    }
-
-    pub fn running(&self) -> anyhow::Result<Running> {
-        let text = fs::read(self.running_file()).map_err(|_| {
-            anyhow::anyhow!(
-                "no embedded pipeline runs in {}; start one with `baton up`, or name a broker with --nats URL",
-                self.directory.display()
-            )
-        })?;
-        serde_json::from_slice(&text).context("cannot read running.json")
-    }
-}
-
-/// Writes a file that only its owner may read: URLs may hold passwords.
-pub fn write_private(path: &Path, text: &[u8]) -> anyhow::Result<()> {
-    let cannot = || format!("cannot write {}", path.display());
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path).with_context(cannot)?;
-    // One that stood there already keeps its mode otherwise.
-    file.set_permissions(Permissions::from_mode(0o600)).with_context(cannot)?;
-    file.write_all(text).with_context(cannot)
-}
-
-/// Connects to the plan's broker, whose URL must be known.
-pub async fn connect(plan: &Plan, name: &str) -> anyhow::Result<Bus> {
-    reach(&plan.root, &plan.broker, name).await
-}
-
-/// Connects to a broker whose URL must be known.
-pub async fn reach(root: &Name, broker: &Broker, name: &str) -> anyhow::Result<Bus> {
-    let BrokerUrl::Servers(url) = &broker.url else { bail!("the embedded broker is not running") };
-    let options = baton_bus::Options {
-        url: url.clone(),
-        credentials: broker.credentials.clone().map(PathBuf::from),
-        name: name.to_owned(),
-        layout: Layout::new(root.clone()),
-    };
-    Ok(Bus::connect(options).await?)
-}
-
-/// Does a process's work, and makes again meanwhile what it needs of the broker. It fails when the connection dies, without
-/// which the work cannot be done.
-pub async fn keeping<T>(plan: &Plan, bus: &Bus, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let retention = retention(plan);
-    tokio::select! {
-        biased;
-        done = work => done,
-        died = bus.died() => Err(died.into()),
-        never = bus.keep(&retention) => match never {},
-    }
-}
-
-/// How the plan wants its streams kept.
-pub fn retention(plan: &Plan) -> Retention {
-    let backlog = Backlog {
-        messages: plan.limits.backlog_messages as u64,
-        bytes: plan.limits.backlog_bytes.map(|bytes| bytes.0),
-        of_tenant: plan.limits.tenant_backlog.map(|messages| messages as u64),
-    };
-    Retention { replicas: plan.broker.replicas, results: plan.results.keep, backlog, lanes: plan.lanes.clone() }
-}
-
-/// Beside a broker that is not `baton up`'s own, a folder of this machine would be a place that nobody else reads.
-pub const NO_STORE: &str = "the pipeline's broker is not `baton up`'s own, and no store is named: name the one that all workers \
-                            share with --store URL, such as s3://bucket/prefix (file:///directory if all run on one machine)";
-
-/// Opens the plan's object store, whose URL must be known.
-pub fn open_store(plan: &Plan) -> anyhow::Result<Store> {
-    let StoreUrl::Url(url) = &plan.store.url else { bail!(NO_STORE) };
-    Ok(if plan.store.sync { Store::open(url)? } else { Store::open_unsynced(url)? })
-}
-
-/// Where the engine finds a model of the plan; the default model and those of the hub are brought if they are missing.
-pub fn source(model: &Model) -> anyhow::Result<Source> {
-    Ok(match model {
-        Model::Default => Source::Checkpoint(Setup::from_environment(false)?.ensure_default_model()?),
-        Model::File(path) => Source::Checkpoint(Path::new(path).to_owned()),
-        Model::Hub(model) => Source::Checkpoint(hub::fetch(model, &hub::Options::from_environment()?)?),
-        Model::Sim(sim) => Source::Sim(baton_engine::sim::Options {
-            layers: sim.layers,
-            kv_width: sim.kv_width,
-            context: sim.context,
-            prefill_s_per_token: sim.prefill_s_per_token,
-            decode_s_per_step: sim.decode_s_per_step,
-            answer_tokens: sim
-                .answer_tokens
-                .map(|tokens| baton_engine::sim::AnswerTokens { min: tokens.min, max: tokens.max }),
-        }),
-    })
-}
-
-/// The engine's name of a device.
-pub fn device(device: Device) -> &'static str {
-    match device {
-        Device::Flex => "flex",
-        Device::Cuda => "cuda",
-        Device::Wgpu => "wgpu",
-    }
-}
-
-/// A model's tokenizer and template, without its weights.
-pub fn vocabulary(model: &Model) -> anyhow::Result<Arc<Vocabulary>> {
-    Ok(Arc::new(baton_engine::source::vocabulary(&source(model)?)?))
-}
-
-/// Ends when the process is asked to: Ctrl-C or SIGTERM. Being asked a second time ends the process at once.
-pub async fn asked_to_stop() -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        std::process::exit(130);
-    });
-    Ok(())
-}
-
-/// The same for a command whose output is its own: only warnings are logged.
-pub fn quiet_telemetry(settings: &Telemetry, service: &str, instance: &str) -> anyhow::Result<baton_telemetry::Guard> {
-    telemetry(&Telemetry { log: "warn".into(), ..settings.clone() }, service, instance)
-}
-
-/// How long the user of a command waits at most for its last spans to be sent.
-pub const LAST_SPANS: Duration = Duration::from_millis(500);
-
-/// Starts logs and traces of a process that serves a pipeline.
-pub fn telemetry(settings: &Telemetry, service: &str, instance: &str) -> anyhow::Result<baton_telemetry::Guard> {
-    let mut options = baton_telemetry::Options::new(service, instance);
-    options.otlp_endpoint = settings.otlp_endpoint.clone();
-    options.log = settings.log.clone();
-    options.log_format = match settings.log_format {
-        LogFormat::Text => baton_telemetry::LogFormat::Text,
-        LogFormat::Json => baton_telemetry::LogFormat::Json,
-    };
-    Ok(baton_telemetry::start(options)?)
 }

@@ -9,21 +9,23 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use baton_assembly::{bus, pipeline::Pipeline, signals, telemetry};
 use baton_bus::client::Event;
 use baton_contract::{
     JobId, Name,
     outcome::{Outcome, Status},
     request::{Message, Request},
 };
+use baton_provision::{
+    home::{self, PipelineHome},
+    processes::Logs,
+};
 use baton_topology::Plan;
 use tokio::time::Instant;
 
 use crate::{
-    context::{self, PipelineHome},
     exit,
     output::{note, stdout},
-    setup,
-    supervisor::{Logs, Pipeline},
     table,
 };
 
@@ -62,8 +64,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let started = Instant::now();
     let plan = Plan::load(None, [], &["gateway.replicas=0".to_owned()])?;
-    let telemetry = context::quiet_telemetry(&plan.telemetry, "baton-demo", "demo")?;
-    let directory = setup::home()?.join("demo").join(std::process::id().to_string());
+    let telemetry = telemetry::start_quiet(&plan.telemetry, "baton-demo", "demo")?;
+    let directory = home::home()?.join("demo").join(std::process::id().to_string());
     let home = PipelineHome { directory: directory.clone() };
     // What a killed demo of the same process id may have left.
     let _ = std::fs::remove_dir_all(&directory);
@@ -73,10 +75,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut pipeline = Pipeline::start(plan, home, Logs::File(log.clone())).await?;
     let outcome = tokio::select! {
         outcome = show(&mut pipeline, arguments.json, started) => outcome,
-        stopped = context::asked_to_stop() => stopped.and(Err(exit::Interrupted.into())),
+        stopped = signals::asked_to_stop() => stopped.map_err(anyhow::Error::from).and(Err(exit::Interrupted.into())),
     };
     pipeline.stop().await?;
-    telemetry.shutdown_within(context::LAST_SPANS).await;
+    telemetry.shutdown_within(telemetry::LAST_SPANS).await;
     match outcome {
         Ok(()) => std::fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display())),
         Err(error) => Err(error.context(format!("the demo failed; the workers' log is {}", log.display()))),
@@ -90,7 +92,7 @@ async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::
 
     let tenant = Name::new("demo")?;
     let plan = pipeline.plan();
-    let bus = context::connect(plan, "baton-demo").await?;
+    let bus = bus::connect(plan, "baton-demo").await?;
     let mut follower = bus.follow(&tenant).await?;
     let mut pending = HashSet::new();
     let mut order = Vec::new();

@@ -7,16 +7,15 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use baton_contract::{Name, causes};
+use baton_assembly::{serving::Process, store};
+use baton_contract::Name;
 use baton_gateway::{Facts, Gateway, Options, auth, batches, webhooks};
 use baton_storage::seal::SealKey;
 use baton_topology::Plan;
 use clap::Subcommand;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
-    context::{self, PipelineArguments},
-    join::Found,
+    context::PipelineArguments,
     output::{note, stdout},
 };
 
@@ -106,41 +105,22 @@ async fn serve(mut arguments: Arguments) -> anyhow::Result<()> {
     arguments.pipeline.set.extend(arguments.listen.map(|listen| format!("gateway.listen={listen}")));
     let found = arguments.pipeline.find()?;
     let name = arguments.name.unwrap_or_else(|| format!("gateway-{}", std::process::id()));
-    let telemetry = context::telemetry(&found.reach.telemetry, "baton-gateway", &name)?;
-    let shutdown = CancellationToken::new();
-    let asked = shutdown.clone();
-    tokio::spawn(async move {
-        if let Err(error) = context::asked_to_stop().await {
-            tracing::error!(error = %causes(error.as_ref()), "signals can't be received; the gateway stops");
-        }
-        asked.cancel();
-    });
-    let served = listen(&found, &name, shutdown).await;
-    telemetry.shutdown().await;
-    served
-}
-
-async fn listen(found: &Found, name: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let bus = context::reach(&found.reach.root, &found.reach.broker, name).await?;
-    let plan = found.take_part(&bus, true).await?;
-    let gateway = Gateway::bind(bus.clone(), options(&plan)?).await?;
-    let url = gateway.url();
-    tracing::info!(gateway = name, url, "the gateway is ready");
-    writeln!(stdout(), "ready {url}").context("cannot write to standard output")?;
-    let running = async {
-        gateway.run(shutdown).await;
-        Ok(())
-    };
-    context::keeping(&plan, &bus, running).await?;
-    tracing::info!("the gateway has drained");
-    Ok(())
+    let process = Process { kind: "gateway", service: "gateway", name: &name, uses_store: true };
+    process
+        .serve(&found, async |plan, bus, shutdown| {
+            let gateway = Gateway::bind(bus.clone(), options(plan)?).await?;
+            let url = gateway.url();
+            tracing::info!(gateway = name, url, "the gateway is ready");
+            writeln!(stdout(), "ready {url}").context("cannot write to standard output")?;
+            gateway.run(shutdown).await;
+            tracing::info!("the gateway has drained");
+            Ok(())
+        })
+        .await
 }
 
 fn options(plan: &Plan) -> anyhow::Result<Options> {
     let settings = &plan.gateway;
-    // Chunks can be computed again, files can't.
-    let mut durable = plan.clone();
-    durable.store.sync = true;
     let allow = settings.webhook_allow.iter().map(|range| range.parse()).collect::<Result<_, _>>()?;
     Ok(Options {
         listen: settings.listen,
@@ -156,7 +136,8 @@ fn options(plan: &Plan) -> anyhow::Result<Options> {
             default_model: plan.default_model.clone(),
             lanes: plan.lanes.clone(),
         },
-        store: Some(context::open_store(&durable)?),
+        // Chunks can be computed again, files can't.
+        store: Some(store::open_durable(plan)?),
         seal: plan.store.key_file.as_ref().map(|path| SealKey::read(path.as_ref())).transpose()?,
         batches: batches::Options {
             slots: settings.batches,

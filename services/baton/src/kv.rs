@@ -7,20 +7,17 @@ use std::{
 
 use anyhow::Context;
 use baton_bus::Bus;
+use baton_provision::home::PipelineHome;
 use baton_storage::{
     Store,
     collect::{Census, Object, Options, Reason, Removal},
 };
 use baton_topology::{BrokerUrl, Bytes, Plan, StoreUrl};
+use baton_worker::collector::{self, Survey};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::{
-    collector::{self, Survey},
-    context::{self, PipelineArguments, PipelineHome},
-    output::stdout,
-    table,
-};
+use crate::{context::PipelineArguments, output::stdout, table};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -119,7 +116,7 @@ struct Row {
 }
 
 async fn list(arguments: ListArguments) -> anyhow::Result<()> {
-    let store = context::open_store(&plan_of_store(&arguments.pipeline).await?)?;
+    let store = baton_assembly::store::open(&plan_of_store(&arguments.pipeline).await?)?;
     let bar = progress();
     bar.set_message("listing the store");
     let census = Census::take(&store, || bar.inc(1)).await?;
@@ -348,7 +345,7 @@ async fn collect(arguments: CollectArguments) -> anyhow::Result<()> {
 }
 
 async fn survey(plan: &Plan, bus: &Bus, options: &Options, bar: &ProgressBar) -> anyhow::Result<(Store, Survey)> {
-    let store = context::open_store(plan)?;
+    let store = baton_assembly::store::open(plan)?;
     let survey = Survey::take(&store, bus, options, bar).await?;
     Ok((store, survey))
 }

@@ -27,7 +27,6 @@ use serde::Serialize;
 use tokio::task::spawn_blocking;
 
 use crate::{
-    context,
     exit::{Exit, Usage},
     output::stdout,
     prompts::PromptArguments,
@@ -63,7 +62,7 @@ impl EngineArguments {
     pub async fn source(&self) -> anyhow::Result<Source> {
         baton_engine::use_threads(self.threads)?;
         let model = self.model()?;
-        spawn_blocking(move || context::source(&model)).await?
+        Ok(spawn_blocking(move || baton_assembly::models::source(&model)).await??)
     }
 
     /// Loads the model from its source. Blocks.

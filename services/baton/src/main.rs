@@ -7,7 +7,6 @@ mod batch;
 mod bench;
 mod calibrate;
 mod cancel;
-mod collector;
 mod completions;
 mod context;
 mod contexts;
@@ -18,35 +17,30 @@ mod exit;
 mod gateway;
 mod guard;
 mod help;
-mod hub;
 mod jobs;
-mod join;
 mod kv;
 mod local;
-mod memory;
 mod output;
 mod plan;
 mod planner;
-mod private;
 mod prompts;
 mod provision;
 mod reconcile;
 mod role;
-mod room;
 mod setup;
 mod submit;
-mod supervisor;
 mod table;
 mod top;
+mod up;
 mod waits;
 mod worker;
 
-use std::{io::Write as _, process::ExitCode, thread};
+use std::{process::ExitCode, thread};
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::{exit::report, output::stdout};
+use crate::exit::report;
 
 /// Language-model inference as a dataflow over NATS JetStream: publish a request, get every answer, whatever crashed.
 #[derive(Parser)]
@@ -81,11 +75,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Bring what the embedded mode needs: nats-server and the default model
-    Setup(SetupArguments),
+    Setup(setup::Arguments),
     /// Run a whole pipeline on a handful of prompts and show where the time went
     Demo(demo::Arguments),
     /// Run a pipeline in the foreground, each worker a process of its own; Ctrl-C drains it
-    Up(supervisor::Arguments),
+    Up(up::Arguments),
     /// Make a pipeline in its broker, or change the settings that all its processes share
     Provision(provision::Arguments),
     /// Run one worker of a stage against any broker and any store
@@ -154,26 +148,6 @@ impl Command {
     }
 }
 
-#[derive(clap::Args)]
-#[command(after_help = "\
-Examples:
-  baton setup
-  baton setup --model gemma3-270m --json | jq -r .model
-
-Everything goes into Baton's own folder: $BATON_HOME, or the user's data directory. A nats-server on the PATH is used as \
-it is. `demo` and `up` do the same when something is missing.")]
-struct SetupArguments {
-    /// Say nothing unless it fails
-    #[arg(long, short)]
-    quiet: bool,
-    /// Print the paths as JSON
-    #[arg(long)]
-    json: bool,
-    /// The model to bring
-    #[arg(long, value_enum, default_value_t)]
-    model: setup::Model,
-}
-
 /// A worker's threads for what blocks: files, packing chunks, reading requests, grammars. The allocator keeps for each thread's
 /// arena the most that it ever held, so that with tokio's 512 a worker would grow for as long as it meets new coincidences.
 const BLOCKING: usize = 8;
@@ -186,7 +160,7 @@ fn main() -> ExitCode {
         return report(guard::run(&arguments));
     }
     if arguments.command.keeps_what_users_said() {
-        private::all_from_now_on();
+        baton_provision::private::all_from_now_on();
     }
     let mut runtime = match arguments.command {
         // Its engine and whatever else computes have threads of their own; passing what is left from one thread to another
@@ -206,9 +180,9 @@ fn main() -> ExitCode {
     };
     let code = runtime.block_on(async {
         match arguments.command {
-            Command::Setup(arguments) => report(bring(arguments).await),
+            Command::Setup(arguments) => report(setup::run(arguments).await),
             Command::Demo(arguments) => report(demo::run(arguments).await),
-            Command::Up(arguments) => report(supervisor::run(arguments).await),
+            Command::Up(arguments) => report(up::run(arguments).await),
             Command::Provision(arguments) => provision::run(arguments).await.unwrap_or_else(|error| report(Err(error))),
             Command::Worker(arguments) => report(worker::run(arguments).await),
             Command::Role(arguments) => report(role::run(arguments).await),
@@ -238,21 +212,6 @@ fn main() -> ExitCode {
     // A thread that still waits for standard input must not keep the process.
     runtime.shutdown_background();
     code
-}
-
-async fn bring(arguments: SetupArguments) -> anyhow::Result<()> {
-    let setup = setup::Setup::from_environment(arguments.quiet)?;
-    let brought = tokio::task::spawn_blocking(move || {
-        anyhow::Ok((setup.ensure_nats_server()?, setup.ensure_model(arguments.model)?))
-    });
-    let (nats_server, model) = brought.await??;
-    if arguments.json {
-        writeln!(stdout(), "{}", serde_json::json!({ "nats_server": nats_server, "model": model }))?;
-    } else if !arguments.quiet {
-        writeln!(stdout(), "nats-server    {}", nats_server.display())?;
-        writeln!(stdout(), "model          {}", model.display())?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

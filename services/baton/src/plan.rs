@@ -20,11 +20,12 @@ use baton_planner::{
     simulate::{self, Flow, Slo},
 };
 use baton_topology::{Compute, Device, Model, Plan};
+use baton_worker::memory;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::spawn_blocking;
 
 use self::load::{Load, LoadArguments};
-use crate::{context::PipelineArguments, memory};
+use crate::context::PipelineArguments;
 
 /// Splits that are simulated at most.
 const MOST_SPLITS: usize = 400;
@@ -274,11 +275,7 @@ fn read_profile(path: &Path) -> anyhow::Result<Profile> {
 
 /// What a worker's KV caches may take of this machine, if the pipeline says no number.
 fn kv_bytes(settings: &Compute) -> anyhow::Result<u64> {
-    let all = match settings.kv_memory {
-        Some(bytes) => bytes.0,
-        None => (memory::of_this_process()? as f64 * settings.memory_fraction) as u64,
-    };
-    Ok(all / settings.models.len().max(1) as u64)
+    Ok(memory::for_kv_caches(settings)? / settings.models.len().max(1) as u64)
 }
 
 fn progress(simulations: usize) -> ProgressBar {

@@ -3,20 +3,15 @@
 use std::{io::Write, path::Path};
 
 use anyhow::Context;
-use baton_contract::causes;
+use baton_assembly::serving::Process;
 use baton_planner::{
     decide::{Bounds, Options, Switch},
     profile::Profile,
     service,
 };
 use baton_topology::Plan;
-use tokio_util::sync::CancellationToken;
 
-use crate::{
-    context::{self, PipelineArguments},
-    join::Found,
-    output::stdout,
-};
+use crate::{context::PipelineArguments, output::stdout};
 
 /// Seconds of a worker's work that a change of role has done again: chunks are fetched anew, batches fill up again.
 const LOST_WORK_S: f64 = 1.0;
@@ -46,31 +41,19 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let found = arguments.pipeline.find()?;
     let name = arguments.name.unwrap_or_else(|| format!("planner-{}", std::process::id()));
-    let telemetry = context::telemetry(&found.reach.telemetry, "baton-planner", &name)?;
-    let shutdown = CancellationToken::new();
-    let asked = shutdown.clone();
-    tokio::spawn(async move {
-        if let Err(error) = context::asked_to_stop().await {
-            tracing::error!(error = %causes(error.as_ref()), "signals can't be received; the planner stops");
-        }
-        asked.cancel();
-    });
-    let planned = serve(&found, name, arguments.dry_run, shutdown).await;
-    telemetry.shutdown().await;
-    planned
-}
-
-async fn serve(found: &Found, name: String, dry_run: bool, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let bus = context::reach(&found.reach.root, &found.reach.broker, &name).await?;
-    let plan = found.take_part(&bus, false).await?;
-    let options = service::Options { decide: options(&plan)?, name: name.clone(), dry_run };
-    let ready = || {
-        tracing::info!(planner = name, dry_run, "the planner is ready");
-        // Whoever started it may not want to know.
-        let _ = writeln!(stdout(), "ready");
-    };
-    let planning = async { Ok(service::run(bus.clone(), options, ready, shutdown).await?) };
-    context::keeping(&plan, &bus, planning).await
+    let dry_run = arguments.dry_run;
+    let process = Process { kind: "planner", service: "planner", name: &name, uses_store: false };
+    process
+        .serve(&found, async |plan, bus, shutdown| {
+            let options = service::Options { decide: options(plan)?, name: name.clone(), dry_run };
+            let ready = || {
+                tracing::info!(planner = name, dry_run, "the planner is ready");
+                // Its parent may not read it.
+                let _ = writeln!(stdout(), "ready");
+            };
+            Ok(service::run(bus.clone(), options, ready, shutdown).await?)
+        })
+        .await
 }
 
 fn options(plan: &Plan) -> anyhow::Result<Options> {

@@ -5,7 +5,9 @@ use std::io::Write;
 use anyhow::bail;
 use baton_bus::roles::Answer;
 
-use crate::{context::PipelineArguments, output::stdout, worker::Role};
+use baton_worker::Role;
+
+use crate::{context::PipelineArguments, output::stdout, worker::RoleName};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -19,7 +21,7 @@ pub struct Arguments {
     /// The worker's name, as `baton top` shows it
     worker: String,
     /// What it is to become
-    role: Role,
+    role: RoleName,
     #[command(flatten)]
     pipeline: PipelineArguments,
     /// Print the answer as a JSON object
@@ -30,7 +32,7 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { worker, role, pipeline, json } = arguments;
     let (_, bus) = pipeline.join("baton-role").await?;
-    let answer = bus.change_role(&worker, role.stage()).await?;
+    let answer = bus.change_role(&worker, Role::from(role).stage()).await?;
     let text = match &answer {
         _ if json => serde_json::to_string(&answer)?,
         Answer::Switched { from, to } => format!("{worker} was {from} and is {to} now"),

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{bail, ensure};
+use baton_assembly::{room, telemetry};
 use baton_bus::{
     client::{Event, Follower},
     pressure,
@@ -23,11 +24,10 @@ use tracing::{Instrument, info_span};
 
 use self::admission::{Admission, Fate};
 use crate::{
-    context::{self, PipelineArguments, TenantArguments},
+    context::{PipelineArguments, TenantArguments},
     exit::{Exit, Usage},
     output::{note, stdout},
     prompts::PromptArguments,
-    room,
     waits::Waits,
 };
 
@@ -87,7 +87,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let (plan, bus) = arguments.pipeline.join("baton-submit").await?;
     let lane = arguments.lane.clone().unwrap_or_else(|| plan.lanes[0].clone());
     ensure!(plan.lanes.contains(&lane), "the pipeline has no lane {lane}; it has {}", join(&plan.lanes));
-    let telemetry = context::quiet_telemetry(&plan.telemetry, "baton-submit", "submit")?;
+    let telemetry = telemetry::start_quiet(&plan.telemetry, "baton-submit", "submit")?;
     let follow = arguments.wait || arguments.stream;
     // Before submitting, so that no token is missed.
     let mut follower = if follow { Some(bus.follow(tenant).await?) } else { None };
@@ -126,7 +126,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             died = bus.died() => bail!(died),
         };
     }
-    telemetry.shutdown_within(context::LAST_SPANS).await;
+    telemetry.shutdown_within(telemetry::LAST_SPANS).await;
     Ok(Exit::of_jobs(complete))
 }
 

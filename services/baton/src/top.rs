@@ -15,10 +15,7 @@ use baton_bus::stats::Watch;
 use baton_contract::stats::{Snapshot, Worker};
 
 use self::view::View;
-use crate::{
-    context::{self, PipelineArguments},
-    output::stdout,
-};
+use crate::{context::PipelineArguments, output::stdout};
 
 /// Looks that rates are made of: those of some seconds, so that figures can be read.
 const LOOKS: usize = 5;
@@ -107,7 +104,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     tokio::select! {
         shown = shown => shown,
-        asked = context::asked_to_stop() => {
+        asked = baton_assembly::signals::asked_to_stop() => {
             asked?;
             bail!(crate::exit::Interrupted)
         }

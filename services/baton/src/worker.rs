@@ -1,30 +1,12 @@
 //! `baton worker`: one worker, of one stage at a time.
 
-mod models;
-mod roles;
-
-use std::{collections::BTreeMap, io::Write, time::Duration};
+use std::io::Write;
 
 use anyhow::{Context, ensure};
-use baton_bus::{Bus, pull, stats, waiting};
-use baton_contract::{Name, causes, subject::Stage};
-use baton_engine::generation::Generator;
-use baton_topology::Plan;
+use baton_worker::{Assignment, Role};
 use clap::ValueEnum;
-use tokio::task::spawn_blocking;
-use tokio_util::sync::CancellationToken;
 
-use self::roles::Flexible;
-pub use self::roles::Role;
-use crate::{
-    collector,
-    context::{self, PipelineArguments},
-    join::Found,
-    output::stdout,
-};
-
-/// What a worker gets from SIGTERM until it hands back what it holds.
-pub const DRAIN: Duration = Duration::from_secs(20);
+use crate::{context::PipelineArguments, output::stdout};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -46,10 +28,10 @@ pub struct Arguments {
     stage: Option<StageName>,
     /// What it may be instead, one at a time
     #[arg(long, value_name = "ROLES", value_delimiter = ',')]
-    roles: Vec<Role>,
+    roles: Vec<RoleName>,
     /// Which of them it is first; without it the first of the list
     #[arg(long, requires = "roles")]
-    role: Option<Role>,
+    role: Option<RoleName>,
     #[command(flatten)]
     pipeline: PipelineArguments,
     /// Names the worker in claims, results and traces; without it the stage (or `worker`) and the process id
@@ -64,14 +46,20 @@ enum StageName {
     Decode,
 }
 
-/// What a worker is to do.
-enum Assignment {
-    Ingest,
-    /// One of `roles`, `first` to begin with.
-    Compute {
-        roles: Vec<Role>,
-        first: Role,
-    },
+/// What a computing worker can be.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum RoleName {
+    Prefill,
+    Decode,
+}
+
+impl From<RoleName> for Role {
+    fn from(name: RoleName) -> Self {
+        match name {
+            RoleName::Prefill => Self::Prefill,
+            RoleName::Decode => Self::Decode,
+        }
+    }
 }
 
 impl Arguments {
@@ -83,13 +71,16 @@ impl Arguments {
             Some(StageName::Decode) => only(Role::Decode),
             None => {
                 let mut roles: Vec<Role> = Vec::new();
-                for role in &self.roles {
-                    if !roles.contains(role) {
-                        roles.push(*role);
+                for role in self.roles.iter().copied().map(Role::from) {
+                    if !roles.contains(&role) {
+                        roles.push(role);
                     }
                 }
-                let first =
-                    self.role.or(roles.first().copied()).context("expected a role after --roles, found none")?;
+                let first = self
+                    .role
+                    .map(Role::from)
+                    .or(roles.first().copied())
+                    .context("expected a role after --roles, found none")?;
                 ensure!(roles.contains(&first), "expected --role to be one of --roles, found {first:?}");
                 Ok(Assignment::Compute { roles, first })
             }
@@ -97,112 +88,10 @@ impl Arguments {
     }
 }
 
-impl Assignment {
-    /// What the worker is called in traces, and in its name if it has none of its own.
-    fn service(&self) -> &'static str {
-        match self {
-            Self::Ingest => "ingest",
-            Self::Compute { roles, first } => match roles[..] {
-                [_] => first.stage().as_str(),
-                _ => "worker",
-            },
-        }
-    }
-}
-
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let assignment = arguments.assignment()?;
     let found = arguments.pipeline.find()?;
-    let service = assignment.service();
-    let worker = arguments.name.unwrap_or_else(|| format!("{service}-{}", std::process::id()));
-    let telemetry = context::telemetry(&found.reach.telemetry, &format!("baton-{service}"), &worker)?;
-    let shutdown = CancellationToken::new();
-    let asked = shutdown.clone();
-    tokio::spawn(async move {
-        if let Err(error) = context::asked_to_stop().await {
-            tracing::error!(error = %causes(error.as_ref()), "signals can't be received; the worker stops");
-        }
-        asked.cancel();
-    });
-    let served = serve(assignment, &found, &worker, shutdown).await;
-    telemetry.shutdown().await;
-    served
-}
-
-async fn serve(assignment: Assignment, found: &Found, worker: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let bus = context::reach(&found.reach.root, &found.reach.broker, worker).await?;
-    let uses_store = !matches!(assignment, Assignment::Ingest);
-    let plan = &found.take_part(&bus, uses_store).await?;
-    let work = async {
-        match assignment {
-            Assignment::Ingest => ingest(plan, &bus, worker, shutdown).await,
-            Assignment::Compute { roles, first } => {
-                // The stages that use the store look after it, too.
-                tokio::spawn(collector::keep(plan.clone(), bus.clone(), shutdown.clone()));
-                Flexible { plan, worker, roles, shutdown }.serve(&bus, first).await
-            }
-        }
-    };
-    context::keeping(plan, &bus, work).await?;
-    tracing::info!("the worker has drained");
-    Ok(())
-}
-
-async fn ingest(plan: &Plan, bus: &Bus, worker: &str, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let models = ingest_models(plan).await?;
-    let options = baton_ingest::Options {
-        pull: pull_options(plan, Stage::Ingest, &plan.stages.ingest, &[]),
-        decode_prefills: plan.stages.decode.prefill_tokens,
-        waiting: waiting_options(plan),
-    };
-    ready(worker)?;
-    let identity = stats::Identity {
-        worker: worker.to_owned(),
-        stage: Stage::Ingest,
-        roles: vec![Stage::Ingest],
-        models: models.generators.keys().cloned().collect(),
-        slots: options.pull.slots,
-    };
-    Ok(bus.telling(identity, &shutdown, baton_ingest::run(bus.clone(), options, models, shutdown.clone())).await?)
-}
-
-fn pull_options(plan: &Plan, stage: Stage, settings: &baton_topology::Stage, models: &[Name]) -> pull::Options {
-    pull::Options {
-        stage,
-        models: models.to_vec(),
-        lanes: plan.lanes.clone(),
-        slots: settings.slots,
-        ack_wait: settings.ack_wait,
-        max_deliver: settings.max_deliver as u64,
-        drain: DRAIN,
-    }
-}
-
-/// How the plan's tenants share it.
-fn waiting_options(plan: &Plan) -> waiting::Options {
-    let share = |tenant: &baton_topology::Tenant| waiting::Share {
-        weight: tenant.weight as u64,
-        max_running: tenant.max_running.map(|jobs| jobs as u64),
-    };
-    waiting::Options {
-        lanes: plan.lanes.clone(),
-        tenants: plan.tenants.iter().map(|(name, tenant)| (name.clone(), share(tenant))).collect(),
-        tenant_backlog: plan.limits.tenant_backlog.map(|jobs| jobs as u64),
-    }
-}
-
-/// Tells whoever started the worker that it takes jobs.
-fn ready(worker: &str) -> anyhow::Result<()> {
-    tracing::info!(worker, "the worker is ready");
-    writeln!(stdout(), "ready").context("cannot write to standard output")
-}
-
-async fn ingest_models(plan: &Plan) -> anyhow::Result<baton_ingest::Models> {
-    let mut generators = BTreeMap::new();
-    for (name, model) in &plan.models {
-        let model = model.clone();
-        let vocabulary = spawn_blocking(move || context::vocabulary(&model)).await?;
-        generators.insert(name.clone(), Generator::new(vocabulary.with_context(|| format!("model {name}"))?));
-    }
-    Ok(baton_ingest::Models { generators, default: plan.default_model.clone() })
+    let worker = arguments.name.unwrap_or_else(|| format!("{}-{}", assignment.service(), std::process::id()));
+    let ready = || writeln!(stdout(), "ready");
+    Ok(baton_worker::run(&found, assignment, &worker, &ready).await?)
 }

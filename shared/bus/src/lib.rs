@@ -20,7 +20,7 @@
 //! - [`files`] and [`batches`] are users' files and batches of requests, each kept on a [`shelf`]; [`errands`] are what
 //!   gateways have to do for them; [`ends`] tells which jobs have ended.
 //! - [`electing`] waits for a cluster that has just started.
-//! - [`server`] runs a `nats-server` as a child process; [`trace`] carries W3C trace context in message headers.
+//! - [`trace`] carries W3C trace context in message headers.
 //!
 //! What must never happen here: an acknowledgement before the successor is durable, a second result for a job, a message
 //! taken without a free slot.
@@ -55,7 +55,6 @@ pub mod reconcile;
 pub mod roles;
 mod scan;
 mod screen;
-pub mod server;
 pub mod settings;
 pub mod shelf;
 pub mod stage;

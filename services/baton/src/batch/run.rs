@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use baton_assembly::{room, signals, telemetry};
 use baton_bus::{Bus, client::Results, jobs::Jobs, pressure};
 use baton_contract::{
     JobId, Name, causes, envelope,
@@ -32,10 +33,8 @@ use super::{
     reading,
 };
 use crate::{
-    context,
     exit::{Exit, Usage},
     output::{note, stdout},
-    room,
     submit::join,
     waits::Waits,
 };
@@ -69,7 +68,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let (path, again) = (arguments.output.clone(), arguments.retry_failed);
     let (output, answered) = spawn_blocking(move || Output::open(&path, again)).await??;
 
-    let telemetry = context::quiet_telemetry(&plan.telemetry, "baton-batch", "batch")?;
+    let telemetry = telemetry::start_quiet(&plan.telemetry, "baton-batch", "batch")?;
     // Before anything is sent, so that no result is missed.
     let results = bus.results(&tenant).await?;
     let (jobs, connection) = (bus.jobs().await?, bus.clone());
@@ -90,11 +89,11 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     };
     let interrupted = tokio::select! {
         ran = window.run(lines, results) => ran.map(|()| false),
-        asked = context::asked_to_stop() => asked.map(|()| true),
+        asked = signals::asked_to_stop() => asked.map(|()| true).map_err(anyhow::Error::from),
         died = connection.died() => Err(died.into()),
     };
     window.progress.end();
-    telemetry.shutdown_within(context::LAST_SPANS).await;
+    telemetry.shutdown_within(telemetry::LAST_SPANS).await;
     let hint = "run the same command again to go on; jobs that were sent keep running";
     let interrupted = interrupted.context(hint)?;
     let figures = &window.figures;

@@ -9,11 +9,16 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use baton_assembly::{bus, pipeline::Pipeline, signals, telemetry};
 use baton_bus::{Bus, client::Results};
 use baton_contract::{
     JobId, Name,
     outcome::{Outcome, Status},
     request::{Prompt, Request},
+};
+use baton_provision::{
+    home::{self, PipelineHome},
+    processes::Logs,
 };
 use baton_topology::Plan;
 use clap::ValueEnum;
@@ -23,13 +28,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{machine::Cpu, processes::Process};
-use crate::{
-    context::{self, PipelineHome},
-    output::stdout,
-    setup,
-    supervisor::{Logs, Pipeline},
-    table,
-};
+use crate::{output::stdout, table};
 
 /// Jobs that go before the clock starts, besides those that are under way at once.
 const WARM_UP: usize = 100;
@@ -124,8 +123,8 @@ struct Share {
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let plan = plan(&arguments)?;
-    let telemetry = context::quiet_telemetry(&plan.telemetry, "baton-bench", "bench")?;
-    let directory = setup::home()?.join("bench").join(std::process::id().to_string());
+    let telemetry = telemetry::start_quiet(&plan.telemetry, "baton-bench", "bench")?;
+    let directory = home::home()?.join("bench").join(std::process::id().to_string());
     // What a killed run of the same process id may have left.
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
@@ -135,7 +134,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut pipeline = Pipeline::start_with(plan, home, Logs::File(log.clone()), always).await?;
     let measured = tokio::select! {
         measured = measure(&mut pipeline, &arguments) => measured,
-        stopped = context::asked_to_stop() => stopped.and(Err(anyhow::anyhow!("stopped"))),
+        stopped = signals::asked_to_stop() => stopped.map_err(anyhow::Error::from).and(Err(anyhow::anyhow!("stopped"))),
     };
     pipeline.stop().await?;
     telemetry.shutdown().await;
@@ -190,7 +189,7 @@ async fn measure(pipeline: &mut Pipeline, arguments: &Arguments) -> anyhow::Resu
     pipeline.ready().await?;
     let plan = pipeline.plan();
     let (tenant, lane) = (Name::new("bench")?, plan.lanes[0].clone());
-    let bus = context::connect(plan, "baton-bench").await?;
+    let bus = bus::connect(plan, "baton-bench").await?;
     let results = bus.results(&tenant).await?;
     let mut load = Load { bus, results, tenant, lane, arguments, sent: 0, bar };
 

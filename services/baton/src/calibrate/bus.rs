@@ -3,6 +3,7 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, ensure};
+use baton_assembly::{bus, pipeline::Pipeline, signals};
 use baton_bus::Bus;
 use baton_contract::{
     JobId, Name,
@@ -11,16 +12,15 @@ use baton_contract::{
 };
 use baton_load::{Options as Load, Target};
 use baton_planner::fit::{Fitted, Sample, fit};
+use baton_provision::{
+    home::{self, PipelineHome},
+    processes::Logs,
+};
 use baton_topology::Plan;
 use baton_workload::Lengths;
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    bench::{Process, Runs},
-    context::{self, PipelineHome},
-    setup,
-    supervisor::{Logs, Pipeline},
-};
+use crate::bench::{Process, Runs};
 
 /// Jobs before those that count, and those.
 const JOBS: (usize, usize) = (20, 60);
@@ -46,7 +46,7 @@ pub(super) struct Measured {
 
 /// Starts the pipeline, and removes it afterwards. What the processes `beside` it do does not count.
 pub(super) async fn measure(beside: Vec<u32>) -> anyhow::Result<Measured> {
-    let directory = setup::home()?.join("calibrate").join(format!("bus-{}", std::process::id()));
+    let directory = home::home()?.join("calibrate").join(format!("bus-{}", std::process::id()));
     // What a killed run of the same process id may have left.
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
@@ -54,7 +54,7 @@ pub(super) async fn measure(beside: Vec<u32>) -> anyhow::Result<Measured> {
     let mut pipeline = Pipeline::start_with(plan()?, home, Logs::File(log), false).await?;
     let measured = tokio::select! {
         measured = jobs(&mut pipeline, &beside) => measured,
-        stopped = context::asked_to_stop() => stopped.and(Err(anyhow::anyhow!("stopped"))),
+        stopped = signals::asked_to_stop() => stopped.map_err(anyhow::Error::from).and(Err(anyhow::anyhow!("stopped"))),
     };
     pipeline.stop().await?;
     fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
@@ -87,7 +87,7 @@ fn plan() -> anyhow::Result<Plan> {
 async fn jobs(pipeline: &mut Pipeline, beside: &[u32]) -> anyhow::Result<Measured> {
     pipeline.ready().await?;
     let plan = pipeline.plan();
-    let bus = context::connect(plan, "baton-calibrate").await?;
+    let bus = bus::connect(plan, "baton-calibrate").await?;
     let hop_s = hop_s(&bus, plan).await?;
     let processes: Vec<Process> = Process::all().into_iter().filter(|it| !beside.contains(&it.pid)).collect();
     let spent = || processes.iter().map(Process::cpu_seconds).sum::<Option<f64>>().filter(|_| !processes.is_empty());

@@ -8,11 +8,12 @@ use baton_planner::{
     fit::{Sample, fit},
     profile::{Host, Store as Costs},
 };
+use baton_provision::home;
 use baton_storage::{codec::Codec, key, kv::KvStore, store::Store};
 use nix::time::{ClockId, clock_gettime};
 use tokio::time::{Instant, sleep};
 
-use crate::{bench::Runs, setup};
+use crate::bench::Runs;
 
 /// After so long nothing of a put is under way.
 const SETTLES: Duration = Duration::from_millis(200);
@@ -37,7 +38,7 @@ pub(super) async fn measure(
     blocks: &[Block],
     repeat: usize,
 ) -> anyhow::Result<Measured> {
-    let directory = setup::home()?.join("calibrate").join(std::process::id().to_string());
+    let directory = home::home()?.join("calibrate").join(std::process::id().to_string());
     let own = format!("file://{}", directory.display());
     if url.is_none() {
         fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;

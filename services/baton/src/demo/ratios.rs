@@ -9,24 +9,22 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use baton_assembly::{bus, pipeline::Pipeline, signals};
 use baton_load::{
     Options, Report, Target,
     chart::{self, Bars, Labels},
     table::shares,
+};
+use baton_provision::{
+    home::{self, PipelineHome},
+    processes::Logs,
 };
 use baton_topology::Plan;
 use baton_workload::Named;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::{
-    context::{self, PipelineHome},
-    exit,
-    output::stdout,
-    setup,
-    supervisor::{Logs, Pipeline},
-    table,
-};
+use crate::{exit, output::stdout, table};
 
 /// Prefill and decode workers.
 const RATIOS: [(usize, usize); 3] = [(2, 4), (3, 3), (4, 2)];
@@ -98,7 +96,7 @@ pub async fn run(json: bool, plot: &Path) -> anyhow::Result<()> {
 /// All loads on one split, which is started for them.
 async fn measure((prefill, decode): (usize, usize), bar: &ProgressBar) -> anyhow::Result<Vec<Cell>> {
     let plan = plan(prefill, decode)?;
-    let directory = setup::home()?.join("demo").join(format!("{}-{prefill}-{decode}", std::process::id()));
+    let directory = home::home()?.join("demo").join(format!("{}-{prefill}-{decode}", std::process::id()));
     // What a killed demo of the same process id may have left.
     let _ = std::fs::remove_dir_all(&directory);
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
@@ -107,7 +105,7 @@ async fn measure((prefill, decode): (usize, usize), bar: &ProgressBar) -> anyhow
     let mut pipeline = Pipeline::start(plan, home, Logs::File(log.clone())).await?;
     let cells = tokio::select! {
         cells = loads(&mut pipeline, (prefill, decode), bar) => cells,
-        stopped = context::asked_to_stop() => stopped.and(Err(exit::Interrupted.into())),
+        stopped = signals::asked_to_stop() => stopped.map_err(anyhow::Error::from).and(Err(exit::Interrupted.into())),
     };
     pipeline.stop().await?;
     let cells = cells.with_context(|| format!("the demo failed; the workers' log is {}", log.display()))?;
@@ -142,7 +140,7 @@ async fn loads(
     bar: &ProgressBar,
 ) -> anyhow::Result<Vec<Cell>> {
     pipeline.ready().await?;
-    let target = Target::from(context::connect(pipeline.plan(), "baton-demo").await?);
+    let target = Target::from(bus::connect(pipeline.plan(), "baton-demo").await?);
     let mut cells = Vec::new();
     for (seed, workload) in (0..).zip(Named::ALL) {
         bar.set_message(format!("{prefill}:{decode}, {workload}"));

@@ -18,7 +18,6 @@ use super::{
     Looks, plain,
     view::{StageView, View},
 };
-use crate::context;
 
 /// Seconds of history.
 const HISTORY: usize = 240;
@@ -48,7 +47,7 @@ pub async fn run(looks: Looks, title: &str) -> anyhow::Result<()> {
     let screen = Screen { title: title.to_owned(), view: None, history: Default::default(), first: 0, colours };
     let shown = tokio::select! {
         shown = screen.show(looks, &mut terminal) => shown,
-        asked = context::asked_to_stop() => asked,
+        asked = baton_assembly::signals::asked_to_stop() => Ok(asked?),
     };
     ratatui::restore();
     shown

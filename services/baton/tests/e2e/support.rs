@@ -8,12 +8,9 @@ use std::{
     time::Duration,
 };
 
-use baton_bus::{
-    Bus,
-    client::Follower,
-    server::{self, Server},
-};
+use baton_bus::{Bus, client::Follower};
 use baton_contract::{JobId, Name, outcome::Outcome, subject::Layout};
+use baton_provision::server::{self, Server};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

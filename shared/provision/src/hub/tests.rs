@@ -4,6 +4,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use baton_contract::causes;
+
 use super::*;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -118,7 +120,7 @@ fn a_gguf_file_is_downloaded_by_name() {
     let options = options(cache.path(), &server);
     let path = fetch(&model("hf:owner/name/q4/tiny.gguf"), &options).unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), "GGUF");
-    let message = |text| format!("{:#}", fetch(&model(text), &options).unwrap_err());
+    let message = |text| causes(&fetch(&model(text), &options).unwrap_err());
     assert!(message("hf:owner/name/x.gguf").contains("its GGUF files are q4/tiny.gguf, q8/tiny.gguf"));
     let folder = message("hf:owner/name");
     assert!(folder.contains("no config.json; its GGUF files are q4/tiny.gguf, q8/tiny.gguf"), "{folder}");
@@ -148,7 +150,7 @@ fn a_split_gguf_file_is_downloaded_whole() {
     }
     let incomplete = Server::start(&[("m-00001-of-00002.gguf", "one")]);
     let (cache, hub) = (tempfile::tempdir().unwrap(), "hf:owner/name/m-00001-of-00002.gguf");
-    let message = format!("{:#}", fetch(&model(hub), &asking(cache.path(), &incomplete)).unwrap_err());
+    let message = causes(&fetch(&model(hub), &asking(cache.path(), &incomplete)).unwrap_err());
     assert!(message.contains("the repository has no m-00002-of-00002.gguf"), "{message}");
 }
 
@@ -160,6 +162,6 @@ fn shards_outside_the_folder_are_refused() {
         ("tokenizer.json", "{ }"),
     ]);
     let cache = tempfile::tempdir().unwrap();
-    let message = format!("{:#}", fetch(&model("hf:owner/name"), &options(cache.path(), &server)).unwrap_err());
+    let message = causes(&fetch(&model("hf:owner/name"), &options(cache.path(), &server)).unwrap_err());
     assert!(message.contains("no file of the folder"), "{message}");
 }

@@ -8,9 +8,8 @@ use std::{
 
 use baton_storage::store;
 use baton_topology::{Plan, StoreUrl};
+use indicatif::BinaryBytes;
 use tokio::time::interval;
-
-use crate::table;
 
 /// Less than this is too little for a broker and a store that grow.
 const LITTLE: u64 = 512 << 20;
@@ -33,7 +32,7 @@ fn short(place: &Path, free: u64) -> Option<String> {
     let told = || {
         format!(
             "the disk is nearly full: {} are free in {}; make room there (`baton kv gc --max-bytes` removes chunks)",
-            table::bytes(free),
+            BinaryBytes(free),
             place.display()
         )
     };

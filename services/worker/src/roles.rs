@@ -1,9 +1,8 @@
 //! A worker that computes: prefill or decode, one at a time. One that may be both changes when it is asked to; it drains as for
 //! its end, and goes on with the same models in memory.
 
-use std::time::Duration;
+use std::io;
 
-use anyhow::ensure;
 use baton_bus::{
     Bus,
     roles::{Answer, Call, Calls},
@@ -11,22 +10,28 @@ use baton_bus::{
 };
 use baton_contract::subject::Stage;
 use baton_topology::{Compute, Plan};
-use clap::ValueEnum;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    models::{self, Lent, Models},
-    pull_options, ready,
+use crate::{
+    Error, memory,
+    models::{Lent, Models},
+    options,
 };
 
+/// Tells the worker's parent that the worker takes jobs.
+pub type Ready<'a> = &'a dyn Fn() -> io::Result<()>;
+
 /// What a computing worker can be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
+    /// Computes prompts.
     Prefill,
+    /// Generates answers.
     Decode,
 }
 
 impl Role {
+    /// The stage that it serves then.
     pub fn stage(self) -> Stage {
         match self {
             Self::Prefill => Stage::Prefill,
@@ -48,26 +53,28 @@ pub struct Flexible<'a> {
     pub worker: &'a str,
     /// What it may be, at least one.
     pub roles: Vec<Role>,
+    /// Called once the models are loaded.
+    pub ready: Ready<'a>,
     pub shutdown: CancellationToken,
 }
 
 impl Flexible<'_> {
     /// Loads the models, then serves one role after another, `role` first, until it is shut down.
-    pub async fn serve(&self, bus: &Bus, mut role: Role) -> anyhow::Result<()> {
+    pub async fn serve(&self, bus: &Bus, mut role: Role) -> Result<(), Error> {
         if self.roles.len() > 1 {
-            self.plan.stages.interchangeable().map_err(anyhow::Error::msg)?;
+            self.plan.stages.interchangeable().map_err(Error::NotInterchangeable)?;
         }
         let settings = role.settings(self.plan);
         baton_engine::use_threads(settings.threads)?;
-        let kv_bytes = self.roles.iter().map(|role| models::kv_bytes(role.settings(self.plan)));
-        let kv_bytes = kv_bytes.collect::<anyhow::Result<Vec<_>>>()?.into_iter().max().unwrap_or_default();
+        let kv_bytes = self.roles.iter().map(|role| memory::for_kv_caches(role.settings(self.plan)));
+        let kv_bytes = kv_bytes.collect::<Result<Vec<_>, _>>()?.into_iter().max().unwrap_or_default();
         let mut models = Models::load(self.plan, settings, kv_bytes).await?;
         let mut calls = match self.roles[..] {
             [_] => None,
             _ => Some(bus.role_calls(self.worker).await?),
         };
         let mut caller: Option<(Call, Role)> = None;
-        ready(self.worker)?;
+        (self.ready)()?;
         loop {
             let (kept, lent) = models.lend().await?;
             models = kept;
@@ -96,11 +103,11 @@ impl Flexible<'_> {
     /// Serves a role until it ends, and answers calls meanwhile. Returns the call that ended it, if one did.
     async fn listen(
         &self,
-        serving: impl Future<Output = anyhow::Result<()>>,
+        serving: impl Future<Output = Result<(), Error>>,
         role: Role,
         calls: &mut Option<Calls>,
         stop: &CancellationToken,
-    ) -> anyhow::Result<Option<(Call, Role)>> {
+    ) -> Result<Option<(Call, Role)>, Error> {
         tokio::pin!(serving);
         let mut accepted = None;
         loop {
@@ -130,11 +137,13 @@ impl Flexible<'_> {
         }
     }
 
-    async fn serve_role(&self, bus: &Bus, role: Role, lent: Vec<Lent>, stop: CancellationToken) -> anyhow::Result<()> {
+    async fn serve_role(&self, bus: &Bus, role: Role, lent: Vec<Lent>, stop: CancellationToken) -> Result<(), Error> {
         let Self { plan, worker, .. } = self;
         let settings = role.settings(plan);
-        ensure!(!lent.is_empty(), "expected a model to serve, found none");
-        let pull = pull_options(plan, role.stage(), &settings.stage, &settings.models);
+        if lent.is_empty() {
+            return Err(Error::NoModel);
+        }
+        let pull = options::pull(plan, role.stage(), &settings.stage, &settings.models);
         let worker = (*worker).to_owned();
         let identity = stats::Identity {
             worker: worker.clone(),
@@ -151,13 +160,7 @@ impl Flexible<'_> {
                     generator,
                     store,
                 });
-                let options = baton_prefill::Options {
-                    pull,
-                    chunk_tokens: plan.store.chunk_tokens,
-                    batch_tokens: plan.stages.prefill.batch_tokens,
-                    decode_prefills: plan.stages.decode.prefill_tokens,
-                    worker,
-                };
+                let options = options::prefill(plan, pull, worker);
                 let running = baton_prefill::run(bus.clone(), options, served.collect(), stop.clone());
                 Ok(bus.telling(identity, &stop, running).await?)
             }
@@ -168,8 +171,7 @@ impl Flexible<'_> {
                     generator,
                     store,
                 });
-                let checkpoint = Duration::from_millis(plan.stages.decode.checkpoint_ms as u64);
-                let options = baton_decode::Options { pull, worker, checkpoint };
+                let options = options::decode(plan, pull, worker);
                 let running = baton_decode::run(bus.clone(), options, served.collect(), stop.clone());
                 Ok(bus.telling(identity, &stop, running).await?)
             }

@@ -1,13 +1,15 @@
 //! What only its owner may read: requests, answers, KV caches, and URLs with passwords.
 
 use std::{
-    fs,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    fs::{self, OpenOptions, Permissions},
+    io::Write,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
-use anyhow::Context;
 use nix::sys::stat::{Mode, umask};
+
+use crate::Error;
 
 /// What this process and its children create from now on, whoever creates it, is its owner's only.
 pub fn all_from_now_on() {
@@ -15,9 +17,20 @@ pub fn all_from_now_on() {
 }
 
 /// Creates a directory for its owner only, and what is missing above it.
-pub fn create(directory: &Path) -> anyhow::Result<()> {
+pub fn create(directory: &Path) -> Result<(), Error> {
     let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-    created.with_context(|| format!("cannot create {}", directory.display()))
+    created.map_err(Error::of("create", directory))
+}
+
+/// Writes a file that only its owner may read: URLs may hold passwords.
+pub fn write(path: &Path, text: &[u8]) -> Result<(), Error> {
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        // One that stood there already keeps its mode otherwise.
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.write_all(text)
+    };
+    write().map_err(Error::of("write", path))
 }
 
 /// The permission bits of what others than its owner may use, or nothing: also where they can't come so far.

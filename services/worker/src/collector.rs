@@ -1,8 +1,8 @@
-//! Collection of the object store: by hand (`baton kv gc`), and now and then by a worker whose turn it is.
+//! Collection of the object store: on request (`baton kv gc`), and now and then by a worker whose turn it is.
 
 use std::{collections::HashSet, time::Duration, time::SystemTime};
 
-use anyhow::Context;
+use baton_assembly::{join, store};
 use baton_bus::{Bus, live::Read, turn::Turn};
 use baton_contract::{causes, envelope::DecodeTask, subject::Stage};
 use baton_storage::{
@@ -15,7 +15,7 @@ use indicatif::ProgressBar;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::{context, join};
+use crate::Error;
 
 /// The name of the chore among those that one worker does for all.
 const CHORE: &str = "gc";
@@ -30,18 +30,24 @@ const SHARE: f64 = 0.8;
 pub struct Survey {
     /// The chunks.
     pub objects: Vec<Object>,
+    /// The ends of prompts, each of one job.
     pub tails: Vec<Object>,
+    /// What waiting jobs need.
     pub waiting: Waiting,
+    /// The chunks that can go.
     pub removals: Vec<Removal>,
+    /// What crashed workers and ended jobs left, which can go.
     pub leftovers: Vec<Leftover>,
     /// What all of it may take.
     pub max_bytes: Option<u64>,
+    /// The store's time.
     pub now: SystemTime,
 }
 
 /// Jobs that wait for decode or are in its hands.
 #[derive(Default)]
 pub struct Waiting {
+    /// How many of their messages were read.
     pub jobs: u64,
     /// The chunks that they name.
     pub live: HashSet<ChunkId>,
@@ -65,7 +71,7 @@ pub fn options(plan: &Plan) -> Options {
 impl Survey {
     /// Lists the store, then reads which chunks the waiting jobs name: a job that comes after that names chunks that were
     /// put or touched within the grace period.
-    pub async fn take(store: &Store, bus: &Bus, options: &Options, bar: &ProgressBar) -> anyhow::Result<Self> {
+    pub async fn take(store: &Store, bus: &Bus, options: &Options, bar: &ProgressBar) -> Result<Self, Error> {
         bar.set_message("listing the store");
         let Census { objects, tails, mut leftovers } = Census::take(store, || bar.inc(1)).await?;
         bar.reset();
@@ -97,12 +103,11 @@ fn spared(grace: Duration, oldest_unread: Option<Duration>) -> Duration {
 }
 
 impl Waiting {
-    async fn read(bus: &Bus, bar: &ProgressBar) -> anyhow::Result<Self> {
+    async fn read(bus: &Bus, bar: &ProgressBar) -> Result<Self, Error> {
         let mut queue = bus.waiting::<DecodeTask>(Stage::Decode).await?;
         bar.set_length(queue.count);
         let mut waiting = Self::default();
-        let unknown = "cannot tell which chunks the waiting jobs need, so none may be removed";
-        while let Some(read) = queue.tasks.try_next().await.context(unknown)? {
+        while let Some(read) = queue.tasks.try_next().await.map_err(Error::UnknownChunks)? {
             bar.inc(1);
             match read {
                 Read::Task(task) => {
@@ -138,7 +143,7 @@ pub async fn keep(plan: Plan, bus: Bus, shutdown: CancellationToken) {
     let turns = async {
         loop {
             let pause = in_turn(&plan, &bus).await.unwrap_or_else(|error| {
-                tracing::warn!(error = %causes(error.as_ref()), "unused KV chunks were not removed; it is tried again");
+                tracing::warn!(error = %causes(&error), "unused KV chunks were not removed; it is tried again");
                 plan.store.gc_interval
             });
             sleep(pause).await;
@@ -151,16 +156,16 @@ pub async fn keep(plan: Plan, bus: Bus, shutdown: CancellationToken) {
 }
 
 /// Returns how long there is nothing to do.
-async fn in_turn(plan: &Plan, bus: &Bus) -> anyhow::Result<Duration> {
+async fn in_turn(plan: &Plan, bus: &Bus) -> Result<Duration, Error> {
     let every = plan.store.gc_interval;
     if let Turn::In(wait) = bus.jobs().await?.turn(CHORE, every).await? {
         return Ok(wait);
     }
     if let Some(kept) = bus.settings().await? {
         // A bucket may forget what is old.
-        join::mark(plan, &join::read(&kept)?).await?;
+        store::mark(plan, &join::read(&kept)?).await?;
     }
-    let (store, hidden) = (context::open_store(plan)?, ProgressBar::hidden());
+    let (store, hidden) = (store::open(plan)?, ProgressBar::hidden());
     let survey = Survey::take(&store, bus, &options(plan), &hidden).await?;
     let (chunks, tails) = (survey.objects.len(), survey.tails.len());
     let (live, unread) = (survey.waiting.live.len(), survey.waiting.unread);
@@ -170,7 +175,7 @@ async fn in_turn(plan: &Plan, bus: &Bus) -> anyhow::Result<Duration> {
     tracing::info!(chunks, tails, live, unread, removed, bytes, leftovers, spared, "unused KV chunks were removed");
     match swept.error {
         None => Ok(every),
-        Some(error) => Err(error).context(format!("{} objects could not be removed", swept.failed)),
+        Some(source) => Err(Error::NotRemoved { failed: swept.failed, source }),
     }
 }
 

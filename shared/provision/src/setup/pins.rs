@@ -1,14 +1,12 @@
 //! What can be brought: in which packages it comes, and what its content must be.
 
 /// A model that can be brought.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Model {
-    /// SmolLM2-135M-Instruct in Q4_1: the default model of `baton run` and of pipelines
+    /// SmolLM2-135M-Instruct in Q4_1: the default model of `baton run` and of pipelines.
     #[default]
-    #[value(name = "smollm2-135m")]
     SmolLm2,
-    /// Gemma 3 270M in Q4_K_M, without instructions: completes text
-    #[value(name = "gemma3-270m")]
+    /// Gemma 3 270M in Q4_K_M, without instructions: completes text.
     Gemma3,
 }
 

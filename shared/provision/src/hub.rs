@@ -6,16 +6,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs,
+    env, fs, io,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
 use baton_engine::gguf;
 use baton_topology::Hub;
 use hf_hub::{
     Cache, Repo, RepoType,
-    api::sync::{Api, ApiBuilder, ApiRepo},
+    api::sync::{Api, ApiBuilder, ApiError, ApiRepo},
 };
 use serde::Deserialize;
 
@@ -25,9 +24,39 @@ const OPTIONAL: [&str; 3] = ["tokenizer_config.json", "generation_config.json", 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
+/// Why a model could not be brought.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
+pub enum Error {
+    #[error("there is no home directory; set HF_HOME to the folder of the hub's cache")]
+    NoHome,
+    #[error("cannot bring {model}")]
+    Bring { model: String, source: Box<Error> },
+    #[error(
+        "the hub doesn't tell what the model consists of; on a machine that reaches no hub, put it into {cache} \
+         (`huggingface-cli download {repository}` fills such a cache elsewhere) or name a folder or a .gguf file instead"
+    )]
+    Unknown { cache: PathBuf, repository: String, source: ApiError },
+    #[error("the hub's commit {0:?} is no name")]
+    Commit(String),
+    #[error("the repository has no {file}{others}")]
+    Missing { file: String, others: String },
+    #[error("cannot download {file}")]
+    Download { file: String, source: ApiError },
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("cannot read {INDEX}")]
+    Index(#[source] serde_json::Error),
+    #[error("{INDEX} names {0:?}, which is no file of the folder")]
+    Shard(String),
+}
+
 /// Which hub, and where its cache is.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// The folder that all of the hub's tools share.
     pub cache: PathBuf,
     /// URL of the hub, where it is not the public one.
     pub endpoint: Option<String>,
@@ -37,23 +66,23 @@ pub struct Options {
 
 impl Options {
     /// What the hub's own tools understand: `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT` and `HF_TOKEN`.
-    pub fn from_environment() -> Result<Self> {
+    pub fn from_environment() -> Result<Self, Error> {
         let text = |name| env::var(name).ok().filter(|value| !value.is_empty());
         let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let cache = variable("HF_HUB_CACHE")
             .or_else(|| variable("HF_HOME").map(|home| home.join("hub")))
             .or_else(|| env::home_dir().map(|home| home.join(".cache/huggingface/hub")))
-            .context("there is no home directory; set HF_HOME to the folder of the hub's cache")?;
+            .ok_or(Error::NoHome)?;
         Ok(Self { cache, endpoint: text("HF_ENDPOINT"), token: text("HF_TOKEN") })
     }
 }
 
 /// The folder or the GGUF file of a model, downloaded if the cache lacks it.
-pub fn fetch(model: &Hub, options: &Options) -> Result<PathBuf> {
+pub fn fetch(model: &Hub, options: &Options) -> Result<PathBuf, Error> {
     if let Some(path) = cached(model, options) {
         return Ok(path);
     }
-    download(model, options).with_context(|| format!("cannot bring {model}"))
+    download(model, options).map_err(|error| Error::Bring { model: model.to_string(), source: Box::new(error) })
 }
 
 fn repo(model: &Hub, revision: &str) -> Repo {
@@ -87,7 +116,7 @@ fn is_complete(snapshot: &Path) -> bool {
     REQUIRED.into_iter().all(has) && (has(SINGLE) || shards())
 }
 
-fn download(model: &Hub, options: &Options) -> Result<PathBuf> {
+fn download(model: &Hub, options: &Options) -> Result<PathBuf, Error> {
     let cache = Cache::new(options.cache.clone());
     let mut builder = ApiBuilder::from_cache(cache.clone()).with_retries(3);
     if let Some(endpoint) = &options.endpoint {
@@ -98,15 +127,14 @@ fn download(model: &Hub, options: &Options) -> Result<PathBuf> {
     }
     let api: Api = builder.build()?;
     let named = repo(model, revision(model));
-    let info = api.repo(named.clone()).info().with_context(|| {
-        format!(
-            "the hub doesn't tell what the model consists of; on a machine that reaches no hub, put it into {} \
-             (`huggingface-cli download {}` fills such a cache elsewhere) or name a folder or a .gguf file instead",
-            options.cache.display(),
-            model.repository
-        )
+    let info = api.repo(named.clone()).info().map_err(|source| Error::Unknown {
+        cache: options.cache.clone(),
+        repository: model.repository.clone(),
+        source,
     })?;
-    ensure!(is_plain(&info.sha), "the hub's commit {:?} is no name", info.sha);
+    if !is_plain(&info.sha) {
+        return Err(Error::Commit(info.sha));
+    }
     let files: BTreeSet<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
     // All files of one commit, even if the branch moves meanwhile.
     let repo = api.repo(repo(model, &info.sha));
@@ -114,9 +142,11 @@ fn download(model: &Hub, options: &Options) -> Result<PathBuf> {
         Some(file) => {
             let parts = parts(file);
             let missing = [file].into_iter().chain(&parts).find(|part| !files.contains(part.as_str()));
-            ensure!(missing.is_none(), "the repository has no {}{}", missing.unwrap_or(file), others(&files));
+            if let Some(missing) = missing {
+                return Err(Error::Missing { file: missing.clone(), others: others(&files) });
+            }
             for part in &parts {
-                repo.get(part).with_context(|| format!("cannot download {part}"))?;
+                get(&repo, part)?;
             }
             repo.get(file)?
         }
@@ -131,13 +161,18 @@ fn parts(file: &str) -> Vec<String> {
     gguf::part_names(file).unwrap_or_else(|| vec![file.to_owned()])
 }
 
+fn get(repo: &ApiRepo, file: &str) -> Result<PathBuf, Error> {
+    repo.get(file).map_err(|source| Error::Download { file: file.to_owned(), source })
+}
+
 /// Downloads what a folder needs.
-fn folder(repo: &ApiRepo, files: &BTreeSet<&str>) -> Result<PathBuf> {
+fn folder(repo: &ApiRepo, files: &BTreeSet<&str>) -> Result<PathBuf, Error> {
     if let Some(missing) = REQUIRED.into_iter().find(|file| !files.contains(file)) {
-        bail!("the repository has no {missing}{}", others(files));
+        return Err(Error::Missing { file: missing.to_owned(), others: others(files) });
     }
-    let get = |file: &str| repo.get(file).with_context(|| format!("cannot download {file}"));
-    let folder = get(REQUIRED[0])?.parent().context("a snapshot is a folder")?.to_owned();
+    let get = |file: &str| get(repo, file);
+    let mut folder = get(REQUIRED[0])?;
+    folder.pop();
     for file in REQUIRED.into_iter().chain(OPTIONAL).filter(|file| files.contains(file)) {
         get(file)?;
     }
@@ -148,7 +183,7 @@ fn folder(repo: &ApiRepo, files: &BTreeSet<&str>) -> Result<PathBuf> {
             get(&shard)?;
         }
     } else {
-        bail!("the repository has no safetensors{}", others(files));
+        return Err(Error::Missing { file: "safetensors".to_owned(), others: others(files) });
     }
     Ok(folder)
 }
@@ -163,15 +198,15 @@ fn others(files: &BTreeSet<&str>) -> String {
 }
 
 /// The files that an index of shards names.
-fn shards(index: &Path) -> Result<BTreeSet<String>> {
+fn shards(index: &Path) -> Result<BTreeSet<String>, Error> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let index: Index = serde_json::from_slice(&fs::read(index)?).with_context(|| format!("cannot read {INDEX}"))?;
+    let index: Index = serde_json::from_slice(&fs::read(index)?).map_err(Error::Index)?;
     let shards: BTreeSet<String> = index.weight_map.into_values().collect();
     match shards.iter().find(|shard| !is_plain(shard)) {
-        Some(bad) => bail!("{INDEX} names {bad:?}, which is no file of the folder"),
+        Some(bad) => Err(Error::Shard(bad.clone())),
         None => Ok(shards),
     }
 }

@@ -3,13 +3,14 @@
 use std::{ffi::OsString, iter, path::Path};
 
 use baton_contract::subject::Stage;
+use baton_provision::guard;
 use baton_topology::{Plan, Roles};
 
-use crate::guard;
+use crate::Error;
 
 /// A worker that the pipeline starts.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Start {
+struct Start {
     stage: Stage,
     /// Whether it may change between prefill and decode.
     flexible: bool,
@@ -17,7 +18,7 @@ pub(super) struct Start {
 }
 
 /// The workers of a plan.
-pub(super) fn workers(plan: &Plan) -> Vec<Start> {
+fn workers(plan: &Plan) -> Vec<Start> {
     let stages = &plan.stages;
     let fixed = |stage: Stage, replicas: usize| {
         (1..=replicas).map(move |number| Start { stage, flexible: false, name: format!("{stage}-{number}") })
@@ -36,24 +37,40 @@ pub(super) fn workers(plan: &Plan) -> Vec<Start> {
 }
 
 impl Start {
-    /// Its name, and how it is started.
-    pub(super) fn command(&self, plan: &Path) -> anyhow::Result<(String, Vec<OsString>)> {
+    fn process(&self, plan: &Path) -> Result<Process, Error> {
         let stage = self.stage.as_str();
         match self.flexible {
-            true => own_command(&["worker", "--roles", "prefill,decode", "--role", stage], plan, &self.name),
-            false => own_command(&["worker", stage], plan, &self.name),
+            true => process(&["worker", "--roles", "prefill,decode", "--role", stage], plan, &self.name),
+            false => process(&["worker", stage], plan, &self.name),
         }
     }
 }
 
-/// How this program is started with one of its commands, and the name that it gets.
-pub(super) fn own_command(command: &[&str], plan: &Path, name: &str) -> anyhow::Result<(String, Vec<OsString>)> {
+/// A process of the pipeline, and how it is started.
+pub(super) struct Process {
+    pub(super) name: String,
+    pub(super) command: Vec<OsString>,
+    pub(super) is_gateway: bool,
+}
+
+/// All processes that a plan wants, each this program with one of its commands; `file` is where the plan lies.
+pub(super) fn processes(plan: &Plan, file: &Path) -> Result<Vec<Process>, Error> {
+    let gateways = (1..=plan.gateway.replicas).map(|number| {
+        let gateway = process(&["gateway"], file, &format!("gateway-{number}"))?;
+        Ok(Process { is_gateway: true, ..gateway })
+    });
+    let workers = workers(plan).into_iter().map(|worker| worker.process(file));
+    let planner = plan.planner.enabled.then(|| process(&["planner"], file, "planner-1"));
+    gateways.chain(workers).chain(planner).collect()
+}
+
+fn process(command: &[&str], plan: &Path, name: &str) -> Result<Process, Error> {
     let mut words = guard::launcher()?;
     let own = words[0].clone();
     words.push(own);
     words.extend(command.iter().map(Into::into));
     words.extend(["--pipeline".into(), plan.into(), "--name".into(), name.into()]);
-    Ok((name.to_owned(), words))
+    Ok(Process { name: name.to_owned(), command: words, is_gateway: false })
 }
 
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use baton_assembly::{self as assembly, models, store};
 use baton_contract::{Name, kv};
 use baton_engine::{
     generation::Generator,
     loan::Lender,
-    model::{self, Model},
+    model::{self, Model, Step},
 };
 use baton_storage::{
     cache::{self, Cache},
@@ -18,7 +18,7 @@ use baton_storage::{
 use baton_topology::{Compute, Mode, Plan};
 use tokio::task::spawn_blocking;
 
-use crate::{context, memory};
+use crate::Error;
 
 /// How long a stage that has drained may take to let go of a model.
 const LET_GO: Duration = Duration::from_secs(30);
@@ -43,7 +43,7 @@ pub struct Lent {
 
 impl Models {
     /// Loads the models that `settings` name, with `kv_bytes` for the KV caches of all of them together.
-    pub async fn load(plan: &Plan, settings: &Compute, kv_bytes: u64) -> anyhow::Result<Self> {
+    pub async fn load(plan: &Plan, settings: &Compute, kv_bytes: u64) -> Result<Self, Error> {
         let each = kv_bytes / settings.models.len().max(1) as u64;
         tracing::info!(mib = each >> 20, "memory for each model's KV caches");
         let cache = open_cache(plan)?;
@@ -51,14 +51,14 @@ impl Models {
         for name in &settings.models {
             let model = load(plan, settings, name, each).await?;
             let store = kv_store(plan, model.spec().kv, &cache)?;
-            let generator = Generator::new(context::vocabulary(&plan.models[name])?);
+            let generator = Generator::new(models::vocabulary(&plan.models[name])?);
             loaded.push(Loaded { name: name.clone(), lender: Lender::new(model), generator, store });
         }
         Ok(Self(loaded))
     }
 
     /// Lends them all to a stage, after the one before has let go of them.
-    pub async fn lend(self) -> anyhow::Result<(Self, Vec<Lent>)> {
+    pub async fn lend(self) -> Result<(Self, Vec<Lent>), Error> {
         let lending = spawn_blocking(move || {
             let Self(mut loaded) = self;
             let lend = |one: &mut Loaded| {
@@ -69,49 +69,49 @@ impl Models {
             (Self(loaded), lent)
         });
         let (models, lent) = lending.await?;
-        ensure!(
-            lent.is_some(),
-            "the stage before did not let go of its models within {LET_GO:?}; start the worker again"
-        );
-        Ok((models, lent.unwrap_or_default()))
+        Ok((models, lent.ok_or(Error::NotLetGo { within: LET_GO })?))
     }
 }
 
-/// What a worker's KV caches may take with these settings, those of all its models together.
-pub fn kv_bytes(settings: &Compute) -> anyhow::Result<u64> {
-    match settings.kv_memory {
-        Some(bytes) => Ok(bytes.0),
-        None => {
-            let machine = memory::of_this_process().context("say how much KV caches may take: kv_memory = \"2GiB\"")?;
-            Ok((machine as f64 * settings.memory_fraction) as u64)
-        }
-    }
+/// Loads a model on a device and computes one token; says what it is.
+pub async fn try_out(model: &baton_topology::Model, device: &'static str) -> Result<String, Error> {
+    let model = model.clone();
+    let computed = spawn_blocking(move || {
+        let options = model::Options { device: device.to_owned(), ..model::Options::default() };
+        let mut model =
+            baton_engine::source::load(&models::source(&model)?, &options).map_err(assembly::Error::from)?;
+        let sequence = model.open();
+        model.forward(&[Step { sequence, tokens: &[0], logits: 1 }])?;
+        let spec = model.spec();
+        Ok(format!("{} loads on {device}: {} layers, context {}", spec.name, spec.kv.layers, spec.context))
+    });
+    computed.await?
 }
 
-async fn load(plan: &Plan, settings: &Compute, name: &Name, kv_bytes: u64) -> anyhow::Result<Box<dyn Model>> {
+async fn load(plan: &Plan, settings: &Compute, name: &Name, kv_bytes: u64) -> Result<Box<dyn Model>, Error> {
     let model = plan.models[name].clone();
     let options = model::Options {
-        device: context::device(settings.device).to_owned(),
+        device: models::device(settings.device).to_owned(),
         compute: match plan.compute {
             Mode::Fast => model::Compute::Fast,
             Mode::Exact => model::Compute::Exact,
         },
         kv_bytes,
     };
-    let load = move || Ok(baton_engine::source::load(&context::source(&model)?, &options)?);
-    let loaded: anyhow::Result<_> = spawn_blocking(load).await?;
-    loaded.with_context(|| format!("cannot load model {name}"))
+    let load = move || Ok::<_, assembly::Error>(baton_engine::source::load(&models::source(&model)?, &options)?);
+    let loaded = spawn_blocking(load).await?;
+    loaded.map_err(|source| Error::Load { model: name.clone(), source })
 }
 
 /// What a worker keeps of the store, for all its models together.
-fn open_cache(plan: &Plan) -> anyhow::Result<Cache> {
+fn open_cache(plan: &Plan) -> Result<Cache, Error> {
     let settings = &plan.store;
     let disk = settings.cache_path.as_ref().zip(settings.cache_disk).map(|(path, bytes)| (path.into(), bytes.0));
     let memory = settings.cache_memory.map_or(0, |bytes| bytes.0);
     Ok(Cache::open(cache::Options { memory, disk })?)
 }
 
-fn kv_store(plan: &Plan, shape: kv::Shape, cache: &Cache) -> anyhow::Result<KvStore> {
+fn kv_store(plan: &Plan, shape: kv::Shape, cache: &Cache) -> Result<KvStore, Error> {
     let codec = match plan.store.codec {
         baton_topology::Codec::Lossless => Codec::Lossless,
         baton_topology::Codec::Near => Codec::Near,
@@ -119,5 +119,5 @@ fn kv_store(plan: &Plan, shape: kv::Shape, cache: &Cache) -> anyhow::Result<KvSt
         baton_topology::Codec::Raw => Codec::Raw,
     };
     let key = plan.store.key_file.as_ref().map(|path| SealKey::read(path.as_ref())).transpose()?;
-    Ok(KvStore::new(context::open_store(plan)?, shape, codec).with_key(key).with_cache(cache.clone()))
+    Ok(KvStore::new(store::open(plan)?, shape, codec).with_key(key).with_cache(cache.clone()))
 }

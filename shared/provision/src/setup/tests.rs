@@ -43,7 +43,7 @@ fn package(member: &str, content: &[u8]) -> Vec<u8> {
     archive.finish().unwrap().into_inner()
 }
 
-fn provision(setup: &Setup, pin: &Pin) -> Result<PathBuf> {
+fn provision(setup: &Setup, pin: &Pin) -> Result<PathBuf, Error> {
     setup.provision(pin, || setup.installed(pin))
 }
 
@@ -81,7 +81,7 @@ fn another_content_is_refused_and_leaves_nothing() {
     for (wheel, complaint) in cases {
         let root = tempfile::tempdir().unwrap();
         let setup = machine(root.path(), &wheel);
-        let error = format!("{:#}", provision(&setup, &PIN).unwrap_err());
+        let error = causes(&provision(&setup, &PIN).unwrap_err());
         assert!(error.contains(complaint), "{complaint:?} is not in {error:?}");
         assert!(
             error.contains(&format!("{} (sha256 {})", setup.home.join("bin/tool").display(), PIN.sha256)),
@@ -108,7 +108,7 @@ fn parts_are_put_together_in_order() {
     let log = fs::read_to_string(root.path().join("log")).unwrap();
     assert!(log.contains("tool-one==1.0\n") && log.ends_with("tool-two==1.0\n"), "{log}");
     let reversed = Pin { parts: Box::leak(Box::new([parts[1], parts[0]])), place: "bin/other", ..pin };
-    let error = format!("{:#}", provision(&setup, &reversed).unwrap_err());
+    let error = causes(&provision(&setup, &reversed).unwrap_err());
     assert!(
         error.contains("expected sha256") && error.contains("\"two\" of Python package tool-two 1.0, then"),
         "{error}"
@@ -119,7 +119,7 @@ fn parts_are_put_together_in_order() {
 fn without_a_client_it_says_what_to_install() {
     let root = tempfile::tempdir().unwrap();
     let setup = Setup { home: root.path().join("home"), search: OsString::new(), quiet: true };
-    let error = format!("{:#}", provision(&setup, &PIN).unwrap_err());
+    let error = causes(&provision(&setup, &PIN).unwrap_err());
     assert!(error.contains("install pip for Python 3, or uv"), "{error}");
 }
 
@@ -132,18 +132,4 @@ fn an_old_nats_server_on_the_path_is_passed_over() {
     assert_eq!(setup.find_nats_server(), None);
     program(&found, b"#!/bin/sh\necho nats-server: v2.11.0-RC.1\n");
     assert_eq!(setup.find_nats_server(), Some(found));
-}
-
-#[test]
-fn the_home_is_absolute_and_its_lack_names_the_variable_that_gives_one() {
-    let home = |variables: &[(&str, &str)]| {
-        home_of(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
-    };
-    let here = env::current_dir().unwrap();
-    assert_eq!(home(&[("BATON_HOME", "with a space"), ("HOME", "/h")]).unwrap(), here.join("with a space"));
-    assert_eq!(home(&[("XDG_DATA_HOME", "relative"), ("HOME", "/h")]).unwrap(), Path::new("/h/.local/share/baton"));
-    assert_eq!(home(&[("XDG_DATA_HOME", "/d"), ("HOME", "/h")]).unwrap(), Path::new("/d/baton"));
-    for none in [&[][..], &[("HOME", "")], &[("HOME", "relative")]] {
-        assert!(home(none).unwrap_err().to_string().contains("BATON_HOME"));
-    }
 }

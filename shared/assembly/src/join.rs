@@ -1,61 +1,62 @@
 //! Joining a pipeline: a process takes over what the broker keeps of it, and is refused where it was told otherwise. A process that
 //! serves a pipeline creates what is missing of it. Nothing here changes what stands.
 
-use std::path::Path;
+use std::{fs, path::PathBuf};
 
-use anyhow::{Context, bail, ensure};
 use baton_bus::{Bus, electing, settings::Kept};
 use baton_contract::causes;
-use baton_storage::store::{self, Store};
+use baton_provision::home::PipelineHome;
+use baton_storage::store::Error as StoreError;
 use baton_topology::{BrokerUrl, Model, Plan, Reach, Settings, Standing, StoreUrl, Told};
 
-use crate::context::{self, NO_STORE, PipelineArguments, PipelineHome};
+use crate::{
+    Error, bus,
+    store::{check_mark, mark},
+};
 
 /// How often settings that others keep changing are read again.
-const RACES: usize = 8;
+pub(crate) const RACES: usize = 8;
 
 /// A pipeline whose broker is known.
 pub struct Found {
+    /// What this process was given.
     pub told: Told,
+    /// How the broker is reached.
     pub reach: Reach,
     /// Baton's own folder for it, if its broker is `baton up`'s own.
     pub embedded: Option<PipelineHome>,
 }
 
-impl PipelineArguments {
+impl Found {
     /// Looks for the pipeline's broker: the one that is named, or the one that `baton up` runs on this machine.
-    pub fn find(&self) -> anyhow::Result<Found> {
-        let mut told = self.told()?;
+    pub fn find(mut told: Told) -> Result<Self, Error> {
         let mut reach = told.reach()?;
         let mut embedded = None;
         if reach.broker.url == BrokerUrl::Embedded {
             let home = PipelineHome::new(&reach.root)?;
             let running = home.running()?;
             if told.file.is_none() {
-                told.machine = Some(std::fs::read_to_string(home.plan_file()).context("cannot read the running plan")?);
+                told.machine = Some(fs::read_to_string(home.plan_file()).map_err(Error::RunningPlan)?);
             }
             told.overrides.push(format!("broker.url={}", running.nats_url));
             reach = told.reach()?;
             embedded = Some(home);
         }
-        Ok(Found { told, reach, embedded })
+        Ok(Self { told, reach, embedded })
     }
 
-    /// The plan and the broker of a pipeline, for a command that looks at it or uses it.
-    pub async fn join(&self, name: &str) -> anyhow::Result<(Plan, Bus)> {
-        let found = self.find()?;
-        let bus = context::reach(&found.reach.root, &found.reach.broker, name).await?;
-        let plan = found.look(&bus).await?;
+    /// The plan and the broker of the pipeline, for a command that looks at it or uses it.
+    pub async fn join(&self, name: &str) -> Result<(Plan, Bus), Error> {
+        let bus = bus::reach(&self.reach.root, &self.reach.broker, name).await?;
+        let plan = self.look(&bus).await?;
         Ok((plan, bus))
     }
-}
 
-impl Found {
     /// What holds for a command, which makes nothing.
-    pub async fn look(&self, bus: &Bus) -> anyhow::Result<Plan> {
+    pub async fn look(&self, bus: &Bus) -> Result<Plan, Error> {
         let kept = bus.settings().await.unwrap_or_else(|error| {
             // A tenant's account need not be let near them.
-            tracing::debug!(error = baton_contract::causes(&error), "the pipeline's settings can't be read");
+            tracing::debug!(error = causes(&error), "the pipeline's settings can't be read");
             None
         });
         let mut plan = match kept {
@@ -68,19 +69,16 @@ impl Found {
 
     /// What holds for a process that serves the pipeline. Makes what is missing of it. A process that uses the store must find the
     /// pipeline's mark in it.
-    pub async fn take_part(&self, bus: &Bus, uses_store: bool) -> anyhow::Result<Plan> {
+    pub async fn take_part(&self, bus: &Bus, uses_store: bool) -> Result<Plan, Error> {
         let attempt = || self.try_to_take_part(bus, uses_store);
         electing::patiently("joining the pipeline", attempt, |error| {
             // The broker's word, that is, and no refusal.
-            matches!(
-                error.downcast_ref(),
-                Some(baton_bus::Error::Read { .. } | baton_bus::Error::NotProvisioned { .. })
-            )
+            matches!(error, Error::Bus(baton_bus::Error::Read { .. } | baton_bus::Error::NotProvisioned { .. }))
         })
         .await
     }
 
-    async fn try_to_take_part(&self, bus: &Bus, uses_store: bool) -> anyhow::Result<Plan> {
+    async fn try_to_take_part(&self, bus: &Bus, uses_store: bool) -> Result<Plan, Error> {
         bus.check().await?;
         for _ in 0..RACES {
             let plan = match bus.settings().await? {
@@ -89,24 +87,26 @@ impl Found {
             };
             // Otherwise somebody else was faster: what that one wrote holds.
             if let Some(plan) = plan {
-                bus.provision(&context::retention(&plan)).await?;
+                bus.provision(&bus::retention(&plan)).await?;
                 // A cluster has created what nobody leads yet.
                 bus.ready().await?;
                 return Ok(plan);
             }
         }
-        bail!("the pipeline's settings kept changing; try again")
+        Err(Error::SettingsRace)
     }
 
     /// Takes over the settings of a pipeline. None if they changed meanwhile.
-    async fn adopt(&self, bus: &Bus, kept: &Kept, uses_store: bool) -> anyhow::Result<Option<Plan>> {
+    async fn adopt(&self, bus: &Bus, kept: &Kept, uses_store: bool) -> Result<Option<Plan>, Error> {
         let settings = read(kept)?;
         let mut plan = self.told.adopt(&settings)?;
         self.place_store(&mut plan);
         if !uses_store {
             return Ok(Some(plan));
         }
-        ensure!(plan.store.url != StoreUrl::Embedded, NO_STORE);
+        if plan.store.url == StoreUrl::Embedded {
+            return Err(Error::NoStore);
+        }
         if settings.store_url().is_some() {
             if let Err(error) = check_mark(&plan, &settings).await {
                 pass_over(error)?;
@@ -119,11 +119,11 @@ impl Found {
             return Ok(Some(plan));
         }
         let next = settings.with_store(&anywhere(&plan)?);
-        Ok(bus.resettle(kept, &serde_json::to_value(next)?).await?.then_some(plan))
+        Ok(bus.resettle(kept, &written(&next)?).await?.then_some(plan))
     }
 
     /// Makes a pipeline that has no settings yet. None if somebody else did meanwhile.
-    async fn begin(&self, bus: &Bus, uses_store: bool) -> anyhow::Result<Option<Plan>> {
+    async fn begin(&self, bus: &Bus, uses_store: bool) -> Result<Option<Plan>, Error> {
         let mut plan = match bus.standing_retention().await? {
             // Made by a release that kept no settings: what its streams tell holds.
             Some(standing) => self.told.adopt(&Settings::standing(&of_streams(&standing)))?,
@@ -132,16 +132,16 @@ impl Found {
         self.place_store(&mut plan);
         let mut settings = Settings::of(&anywhere(&plan)?, uuid::Uuid::now_v7().to_string());
         match (&plan.store.url, uses_store) {
-            (StoreUrl::Embedded, true) => bail!(NO_STORE),
+            (StoreUrl::Embedded, true) => return Err(Error::NoStore),
             (StoreUrl::Embedded, false) => {}
             (StoreUrl::Url(_), _) => match mark(&plan, &settings).await {
                 Ok(()) => settings.marked = true,
                 Err(error) if uses_store => pass_over(error)?,
                 // Ingest needs no store, and may have no credentials for it.
-                Err(error) => tracing::warn!(error = %causes(error.as_ref()), "the store got no mark of the pipeline"),
+                Err(error) => tracing::warn!(error = %causes(&error), "the store got no mark of the pipeline"),
             },
         }
-        let first = bus.settle(&serde_json::to_value(&settings)?, plan.broker.replicas).await?;
+        let first = bus.settle(&written(&settings)?, plan.broker.replicas).await?;
         if first {
             tracing::info!(pipeline = settings.pipeline, "the pipeline's settings were kept for all its processes");
         }
@@ -157,9 +157,13 @@ impl Found {
 }
 
 /// The settings that the broker keeps.
-pub fn read(kept: &Kept) -> anyhow::Result<Settings> {
-    serde_json::from_value(kept.value.clone())
-        .context("the pipeline's settings can't be read; `baton provision FILE` writes them anew")
+pub fn read(kept: &Kept) -> Result<Settings, Error> {
+    serde_json::from_value(kept.value.clone()).map_err(Error::Settings)
+}
+
+/// The settings as the broker keeps them.
+pub(crate) fn written(settings: &Settings) -> Result<serde_json::Value, Error> {
+    serde_json::to_value(settings).map_err(Error::SettingsUnwritten)
 }
 
 /// What an older release's streams tell of its settings.
@@ -173,62 +177,25 @@ pub fn of_streams(standing: &baton_bus::settings::Standing) -> Standing {
 }
 
 /// The plan with no path that depends on the folder in which a command runs.
-pub fn anywhere(plan: &Plan) -> anyhow::Result<Plan> {
+pub fn anywhere(plan: &Plan) -> Result<Plan, Error> {
     let mut plan = plan.clone();
     for model in plan.models.values_mut() {
         if let Model::File(path) = model {
-            let absolute = std::path::absolute(&*path).with_context(|| format!("cannot tell where {path} is"))?;
-            *path = absolute.to_str().with_context(|| format!("{path} is no UTF-8"))?.to_owned();
+            let given = PathBuf::from(&*path);
+            let absolute = std::path::absolute(&given).map_err(|source| Error::UnknownPlace { path: given, source })?;
+            *path = absolute.into_os_string().into_string().map_err(|path| Error::NotUtf8 { path: path.into() })?;
         }
     }
     Ok(plan)
 }
 
 /// Lets a fault of a remote store pass: it may be over soon, and until then jobs wait and say why.
-fn pass_over(error: anyhow::Error) -> anyhow::Result<()> {
-    match error.downcast_ref() {
-        Some(store::Error::Operation { url, .. }) if !url.starts_with("file://") => {
-            tracing::warn!(error = %causes(error.as_ref()), "the store could not be looked at; until it can, jobs wait");
+fn pass_over(error: Error) -> Result<(), Error> {
+    match &error {
+        Error::Store(StoreError::Operation { url, .. }) if !url.starts_with("file://") => {
+            tracing::warn!(error = %causes(&error), "the store could not be looked at; until it can, jobs wait");
             Ok(())
         }
         _ => Err(error),
     }
-}
-
-/// Puts the pipeline's mark into its store.
-pub async fn mark(plan: &Plan, settings: &Settings) -> anyhow::Result<()> {
-    durable(plan)?.put_pipeline_mark(&settings.pipeline).await?;
-    Ok(())
-}
-
-/// Whether the store is the pipeline's: a folder of the same name may be another one on another machine.
-pub async fn check_mark(plan: &Plan, settings: &Settings) -> anyhow::Result<()> {
-    let StoreUrl::Url(url) = &plan.store.url else { bail!(NO_STORE) };
-    if let Some(path) = url.strip_prefix("file://").filter(|_| settings.marked) {
-        // Opening it would make it.
-        ensure!(Path::new(path).is_dir(), "{}", other_store(url));
-    }
-    let store = context::open_store(plan)?;
-    ensure!(!settings.marked || store.has_pipeline_mark(&settings.pipeline).await?, "{}", other_store(url));
-    Ok(())
-}
-
-fn other_store(url: &str) -> String {
-    let why = match url.starts_with("file://") {
-        true => {
-            "a folder of that name on another machine is another store: run all workers on one machine, or give the pipeline a \
-                 store that all of them reach (`baton provision --store s3://bucket/prefix`, or `baton up` with --store)"
-        }
-        false => "it may be another bucket, or another server's",
-    };
-    format!(
-        "the store {url}, as this process sees it, has no mark of the pipeline, so other workers would not find what it puts \
-         there; {why}. If it is the same and was emptied, `baton provision` marks it again"
-    )
-}
-
-fn durable(plan: &Plan) -> anyhow::Result<Store> {
-    let mut plan = plan.clone();
-    plan.store.sync = true;
-    context::open_store(&plan)
 }

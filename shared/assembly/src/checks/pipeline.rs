@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use anyhow::{Context, bail, ensure};
 use baton_bus::{Bus, provision::Change, settings::Full};
 use baton_contract::{
     causes,
@@ -11,28 +10,25 @@ use baton_contract::{
 };
 use baton_storage::seal::SealKey;
 use baton_topology::{Plan, Settings, StoreUrl};
+use indicatif::BinaryBytes;
 use tokio::time::timeout;
 
-use super::Check;
-use crate::{
-    context::{self, NO_STORE},
-    join::{self, Found},
-    provision, room, table,
-};
+use super::check::{Check, Fault};
+use crate::{Error, Found, bus, change::small_messages, join, room, store as stores};
 
 /// Workers tell of themselves every second.
 const LISTEN: Duration = Duration::from_millis(2_500);
 
 /// Adds the checks of a pipeline; returns its plan if there is one to go by.
-pub async fn checks(found: &Found, bus: &Bus, checks: &mut Vec<Check>) -> Option<Plan> {
+pub(super) async fn checks(found: &Found, bus: &Bus, checks: &mut Vec<Check>) -> Option<Plan> {
     checks.push(Check::new(
         "messages",
-        match provision::small_messages(bus) {
+        match small_messages(bus) {
             None => Ok(format!("of up to {} bytes", bus.max_payload())),
-            Some(problem) => Err(anyhow::Error::msg(problem)),
+            Some(problem) => Err(Fault(problem)),
         },
     ));
-    checks.push(Check::new("room", room(bus).await));
+    checks.push(Check::new("room", broker_room(bus).await));
     let settings = match kept(bus).await {
         Ok(settings) => settings,
         Err(error) => {
@@ -41,8 +37,8 @@ pub async fn checks(found: &Found, bus: &Bus, checks: &mut Vec<Check>) -> Option
         }
     };
     let plan = match &settings {
-        Some(settings) => found.told.adopt(settings).map_err(anyhow::Error::from),
-        None => found.told.plan().map_err(anyhow::Error::from),
+        Some(settings) => found.told.adopt(settings).map_err(Fault::from),
+        None => found.told.plan().map_err(Fault::from),
     };
     let mut plan = match plan {
         Ok(plan) => plan,
@@ -67,38 +63,42 @@ pub async fn checks(found: &Found, bus: &Bus, checks: &mut Vec<Check>) -> Option
     Some(plan)
 }
 
-async fn kept(bus: &Bus) -> anyhow::Result<Option<Settings>> {
-    bus.settings().await?.map(|kept| join::read(&kept)).transpose()
+async fn kept(bus: &Bus) -> Result<Option<Settings>, Fault> {
+    Ok(bus.settings().await?.map(|kept| join::read(&kept)).transpose()?)
 }
 
 /// The broker stores messages, and has room for more.
-async fn room(bus: &Bus) -> anyhow::Result<String> {
+async fn broker_room(bus: &Bus) -> Result<String, Fault> {
     match bus.full().await? {
-        Some(Full::Limit { used, limit }) => bail!(
-            "JetStream holds {} of the {} that it may: raise max_file_store (or the account's limit), or keep results for a \
-             shorter time (results.keep)",
-            table::bytes(used),
-            table::bytes(limit)
-        ),
-        Some(Full::Refuses { used, error }) => bail!(
-            "the broker stores nothing now ({}): its disk or JetStream's limit is full, {} are used; free space, then restart \
-             nats-server",
-            causes(&error),
-            table::bytes(used)
-        ),
+        Some(Full::Limit { used, limit }) => {
+            return Err(Fault(format!(
+                "JetStream holds {} of the {} that it may: raise max_file_store (or the account's limit), or keep results \
+                 for a shorter time (results.keep)",
+                BinaryBytes(used),
+                BinaryBytes(limit)
+            )));
+        }
+        Some(Full::Refuses { used, error }) => {
+            return Err(Fault(format!(
+                "the broker stores nothing now ({}): its disk or JetStream's limit is full, {} are used; free space, then \
+                 restart nats-server",
+                causes(&error),
+                BinaryBytes(used)
+            )));
+        }
         None => {}
     }
     let room = bus.room().await?;
-    let used = table::bytes(room.used);
+    let used = BinaryBytes(room.used);
     Ok(match room.limit {
-        Some(limit) => format!("JetStream holds {used} of {}", table::bytes(limit)),
+        Some(limit) => format!("JetStream holds {used} of {}", BinaryBytes(limit)),
         None => format!("JetStream holds {used}, and takes more"),
     })
 }
 
 /// All streams and buckets are there, and as the settings say.
-async fn streams(plan: &Plan, bus: &Bus) -> anyhow::Result<String> {
-    let changes = bus.compare(&context::retention(plan)).await?;
+async fn streams(plan: &Plan, bus: &Bus) -> Result<String, Fault> {
+    let changes = bus.compare(&bus::retention(plan)).await?;
     let missing: Vec<_> = changes
         .iter()
         .filter_map(|change| match change {
@@ -106,13 +106,15 @@ async fn streams(plan: &Plan, bus: &Bus) -> anyhow::Result<String> {
             Change::Changed { .. } => None,
         })
         .collect();
-    ensure!(
-        missing.is_empty(),
-        "missing: {}; a worker, running or started now, makes them within seconds",
-        missing.join(", ")
-    );
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        return Err(Fault(format!("missing: {missing}; a worker, running or started now, makes them within seconds")));
+    }
     let others: Vec<_> = changes.iter().map(ToString::to_string).collect();
-    ensure!(others.is_empty(), "otherwise than the settings say, `baton provision` would change {}", others.join(", "));
+    if !others.is_empty() {
+        let others = others.join(", ");
+        return Err(Fault(format!("otherwise than the settings say, `baton provision` would change {others}")));
+    }
     Ok("all there, as the settings say".into())
 }
 
@@ -127,7 +129,7 @@ async fn workers(plan: &Plan, bus: &Bus) -> Vec<Check> {
             }
         })
         .await;
-        anyhow::Ok(watch.snapshot())
+        Ok::<_, Fault>(watch.snapshot())
     };
     let heard = match heard.await {
         Ok(heard) => heard,
@@ -141,21 +143,21 @@ async fn workers(plan: &Plan, bus: &Bus) -> Vec<Check> {
     checks
 }
 
-fn serving(plan: &Plan, stage: Stage, heard: &Snapshot) -> anyhow::Result<String> {
+fn serving(plan: &Plan, stage: Stage, heard: &Snapshot) -> Result<String, Fault> {
     let of_stage: Vec<_> = heard.workers.iter().filter(|worker| worker.stage == stage && !worker.draining).collect();
-    ensure!(!of_stage.is_empty(), "none, so jobs wait: start one with `baton worker {stage} --nats URL`");
+    if of_stage.is_empty() {
+        return Err(Fault(format!("none, so jobs wait: start one with `baton worker {stage} --nats URL`")));
+    }
     let unserved: Vec<_> =
         plan.models.keys().filter(|model| !of_stage.iter().any(|worker| worker.models.contains(model))).collect();
-    ensure!(
-        unserved.is_empty(),
-        "{}, but none of them serves {}, so its jobs wait",
-        of_stage.len(),
-        unserved.iter().map(|model| model.as_str()).collect::<Vec<_>>().join(", ")
-    );
+    if !unserved.is_empty() {
+        let unserved = unserved.iter().map(|model| model.as_str()).collect::<Vec<_>>().join(", ");
+        return Err(Fault(format!("{}, but none of them serves {unserved}, so its jobs wait", of_stage.len())));
+    }
     Ok(of_stage.len().to_string())
 }
 
-fn versions(workers: &[Worker]) -> anyhow::Result<String> {
+fn versions(workers: &[Worker]) -> Result<String, Fault> {
     let own = env!("CARGO_PKG_VERSION");
     let mut by_version: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for worker in workers {
@@ -168,26 +170,27 @@ fn versions(workers: &[Worker]) -> anyhow::Result<String> {
         .filter(|(version, _)| **version != own)
         .map(|(version, names)| format!("{version}: {}", names.join(", ")))
         .collect();
-    ensure!(
-        others.is_empty(),
+    if others.is_empty() {
+        return Ok(format!("all {own}"));
+    }
+    Err(Fault(format!(
         "this is {own}, and workers run other releases ({}): one release back and forth works together, but finish the change",
         others.join("; ")
-    );
-    Ok(format!("all {own}"))
+    )))
 }
 
 /// The store is the pipeline's, can be written to, and refuses to overwrite.
-pub async fn store(plan: &Plan, settings: Option<&Settings>) -> anyhow::Result<String> {
-    let StoreUrl::Url(url) = &plan.store.url else { bail!(NO_STORE) };
+pub(super) async fn store(plan: &Plan, settings: Option<&Settings>) -> Result<String, Fault> {
+    let StoreUrl::Url(url) = &plan.store.url else { return Err(Error::NoStore.into()) };
     if let Some(settings) = settings {
-        join::check_mark(plan, settings).await?;
+        stores::check_mark(plan, settings).await?;
     }
-    context::open_store(plan)?.probe_conditional_put().await?;
+    stores::open(plan)?.probe_conditional_put().await?;
     if let Some(path) = &plan.store.key_file {
-        SealKey::read(Path::new(path)).with_context(|| format!("store.key_file {path}"))?;
+        SealKey::read(Path::new(path)).map_err(|error| Fault(format!("store.key_file {path}: {}", causes(&error))))?;
     }
     if let Some(problem) = room::shortage(room::of_store(plan)) {
-        bail!(problem);
+        return Err(Fault(problem));
     }
     Ok(format!("{url} takes create-only puts"))
 }

@@ -1,19 +1,49 @@
 //! How much memory this process may use.
 
-use std::{fs, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Context;
+use baton_topology::Compute;
+
+/// Why the machine does not tell how much memory there is.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel's file can't be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel's file lacks the number.
+    #[error("{path} has no line MemTotal in kB")]
+    NoTotal {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Bytes that a worker's KV caches may take with these settings, those of all its models together.
+pub fn for_kv_caches(settings: &Compute) -> Result<u64, Error> {
+    match settings.kv_memory {
+        Some(bytes) => Ok(bytes.0),
+        None => Ok((of_this_process()? as f64 * settings.memory_fraction) as u64),
+    }
+}
 
 /// Bytes: the machine's memory, or less if a control group of the process says so.
-pub fn of_this_process() -> anyhow::Result<u64> {
+fn of_this_process() -> Result<u64, Error> {
     below(Path::new("/"))
 }
 
-/// The same with the files of `root`.
-fn below(root: &Path) -> anyhow::Result<u64> {
+/// What the files below `root` say.
+fn below(root: &Path) -> Result<u64, Error> {
     let path = root.join("proc/meminfo");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let total = total(&text).with_context(|| format!("{} has no line MemTotal in kB", path.display()))?;
+    let text = fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+    let total = total(&text).ok_or(Error::NoTotal { path })?;
     // A machine without control groups has no such file.
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let limits = groups.lines().filter_map(limit_file).flat_map(|(mount, group, file)| {

@@ -1,0 +1,26 @@
+//! A plan becomes what it names: a connected bus, an open store, a model's source, telemetry, running processes.
+//!
+//! - [`join`] finds a pipeline and takes over what its broker keeps of it; [`change`] makes a pipeline or changes it.
+//! - [`bus`], [`store`], [`models`] and [`telemetry`] turn one part of a plan each into the thing itself.
+//! - [`serving`] is the life of a process that serves a pipeline; [`signals`] tells when it ends.
+//! - [`checks`] tells whether everything works that a pipeline needs.
+//! - [`pipeline`] runs a whole pipeline on this machine; [`room`] watches its disks.
+//!
+//! It never reads a command line or the environment (but for what [`baton_provision`] reads), prints nothing, and takes no
+//! decision that the plan or the broker has taken.
+#![forbid(unsafe_code)]
+
+pub mod bus;
+pub mod change;
+pub mod checks;
+mod error;
+pub mod join;
+pub mod models;
+pub mod pipeline;
+pub mod room;
+pub mod serving;
+pub mod signals;
+pub mod store;
+pub mod telemetry;
+
+pub use crate::{error::Error, join::Found};
