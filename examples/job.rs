@@ -11,7 +11,7 @@ use std::{
 
 use baton_bus::{
     Bus, Options,
-    answers::{Ask, Event},
+    clients::answers::{Ask, Event},
 };
 use baton_contract::{JobId, Name, subject::Layout};
 use serde_json::json;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path, str::FromStr, time::Duration};
 
-use baton_bus::{roles::PlannerWatch, unix_ms};
+use baton_bus::{duty::roles::PlannerWatch, unix_ms};
 use baton_contract::{Name, stats::RoleChange, subject::Stage};
 use baton_load::{Measured, Options as Load, Target, timeline::Timeline};
 use baton_workload::Lengths;

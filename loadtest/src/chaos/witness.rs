@@ -8,7 +8,7 @@ use std::{
 
 use baton_bus::{
     Bus,
-    client::{Event, Follower},
+    clients::follower::{Event, Follower},
 };
 use baton_contract::{
     JobId, Name,

@@ -2,7 +2,7 @@
 
 use std::{io::Write, process::ExitCode};
 
-use baton_bus::cancel::Answer;
+use baton_bus::stage::cancel::Answer;
 use baton_contract::{JobId, record::State};
 use serde_json::json;
 

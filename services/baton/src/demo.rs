@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use baton_assembly::{bus, pipeline::Pipeline, signals, telemetry};
-use baton_bus::client::Event;
+use baton_bus::clients::follower::Event;
 use baton_contract::{
     JobId, Name,
     outcome::{Outcome, Status},

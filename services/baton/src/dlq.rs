@@ -9,7 +9,11 @@ use std::{
 use anyhow::{Context, bail};
 use baton_bus::{
     Bus,
-    dead::{Letter, LetterId, Opened, Retried},
+    repair::{
+        dead::{Letter, Opened},
+        letter_id::LetterId,
+        retry::Retried,
+    },
 };
 use baton_contract::{
     JobId, Name, causes,
@@ -126,7 +130,7 @@ impl std::str::FromStr for Named {
     fn from_str(text: &str) -> Result<Self, String> {
         // Ids of jobs have no dots.
         if text.contains('.') {
-            text.parse().map(Self::Letter).map_err(|error: baton_bus::dead::IdError| causes(&error))
+            text.parse().map(Self::Letter).map_err(|error: baton_bus::repair::letter_id::IdError| causes(&error))
         } else {
             JobId::new(text).map(Self::Job).map_err(|error| causes(&error))
         }

@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use anyhow::bail;
-use baton_bus::reconcile::{JobKey, Report};
+use baton_bus::repair::reconcile::Report;
+use baton_contract::JobKey;
 use serde_json::json;
 
 use crate::{context::PipelineArguments, output::stdout};

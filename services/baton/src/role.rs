@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::bail;
-use baton_bus::roles::Answer;
+use baton_bus::duty::roles::Answer;
 
 use baton_worker::Role;
 

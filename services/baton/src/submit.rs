@@ -11,8 +11,8 @@ use std::{
 use anyhow::{bail, ensure};
 use baton_assembly::{room, telemetry};
 use baton_bus::{
-    client::{Event, Follower},
-    pressure,
+    clients::follower::{Event, Follower},
+    connection::pressure,
 };
 use baton_contract::{
     JobId, Name, causes,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::bail;
-use baton_bus::stats::Watch;
+use baton_bus::duty::stats::Watch;
 use baton_contract::stats::{Snapshot, Worker};
 
 use self::view::View;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use baton_bus::{jobs::Jobs, why::WaitReason};
+use baton_bus::{inspect::why::WaitReason, stage::jobs::Jobs};
 use baton_contract::{JobId, Name};
 use tokio::time::{Instant, sleep_until};
 

@@ -139,7 +139,7 @@ fn one_place_judges_whether_a_change_was_beaten() {
     };
     let found: Vec<PathBuf> = sources(&root.join("shared/bus/src")).into_iter().filter(judges).collect();
     // The client library takes two of the broker's three answers for faults.
-    assert_eq!(found, [root.join("shared/bus/src/conflict.rs")]);
+    assert_eq!(found, [root.join("shared/bus/src/connection/conflict.rs")]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{
     sync::mpsc::{Receiver, TryRecvError},
 };
 
-use baton_bus::stats::Counters;
+use baton_bus::duty::counters::Counters;
 use baton_contract::causes;
 use baton_engine::{
     generation::Generation,

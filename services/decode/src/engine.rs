@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use baton_bus::stats::Counters;
+use baton_bus::duty::counters::Counters;
 use baton_contract::kv::Block;
 use baton_engine::{
     ComputeThreads,

@@ -2,9 +2,9 @@
 
 use std::{future::pending, time::Duration};
 
-use baton_bus::{
+use baton_bus::stage::{
+    Retry, StageError,
     checkpoints::{Ledger, Written},
-    stage::{Retry, StageError},
 };
 use baton_contract::{causes, checkpoint::Checkpoint, outcome::Code};
 use futures::{FutureExt, future::BoxFuture};

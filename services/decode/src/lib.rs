@@ -20,10 +20,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use baton_bus::{
     Bus,
-    checkpoints::Found,
-    pull,
-    stage::{self, Handler, Next, Retry, StageError, Work},
-    stats::Counters,
+    duty::counters::Counters,
+    stage::{self, Handler, Next, Retry, StageError, Work, checkpoints::Found, pull},
 };
 use baton_contract::{
     Name,

@@ -19,11 +19,12 @@ use axum::{
     extract::{Query, Request as HttpRequest, State as Shared, rejection::QueryRejection},
     routing::{get, post},
 };
-use baton_bus::{
-    batches::{Batch, Status},
-    files::Purpose,
+use baton_bus::gateways::files::Purpose;
+use baton_contract::{
+    JobId, Name,
+    batch::{Batch, Status},
+    causes,
 };
-use baton_contract::{JobId, Name, causes};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -137,7 +138,7 @@ async fn change(
     state: &State,
     tenant: &Name,
     id: &str,
-    change: impl FnMut(&Batch) -> Option<Batch>,
+    change: impl Fn(&Batch) -> Option<Batch>,
 ) -> Result<Option<Batch>, baton_bus::Error> {
     let Ok(key) = JobId::new(id) else { return Ok(None) };
     state.stores.batches.change(tenant, &key, change).await

@@ -14,8 +14,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use baton_bus::{
-    answers::{Ask, Event},
-    trace, unix_ms,
+    clients::answers::{Ask, Event},
+    connection::trace,
+    unix_ms,
 };
 use baton_contract::{JobId, Name, causes, request::Request};
 use tokio::time::{Instant, timeout};

@@ -16,7 +16,7 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use baton_bus::files::{File, Form, Purpose};
+use baton_bus::gateways::files::{File, Form, Purpose};
 use baton_contract::{JobId, Name, causes};
 use baton_storage::files::{self, Blob, Extent, Files};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -222,7 +222,7 @@ async fn remove(caller: Caller, Shared(state): Shared<State>, Id(id): Id) -> Res
     let tenant = caller.tenant;
     let file = found(&state, &tenant, &id).await?;
     let batches = state.stores.batches.of_tenant(&tenant).await?;
-    let reads = |batch: &baton_bus::batches::Batch| batch.order.input_file_id == file.id && !batch.status.is_final();
+    let reads = |batch: &baton_contract::batch::Batch| batch.order.input_file_id == file.id && !batch.status.is_final();
     if let Some(batch) = batches.into_iter().find(reads) {
         let message =
             format!("the batch {} still reads this file; cancel the batch, or wait for its end", batch.order.id);

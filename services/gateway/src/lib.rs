@@ -30,7 +30,7 @@ pub mod webhooks;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-use baton_bus::{Bus, answers::Answers, clock::Clock, jobs::Jobs, stats::Watch};
+use baton_bus::{Bus, clients::answers::Answers, connection::clock::Clock, duty::stats::Watch, stage::jobs::Jobs};
 use baton_contract::Name;
 use baton_storage::{Store, files::Files, seal::SealKey};
 use tokio::sync::OnceCell;

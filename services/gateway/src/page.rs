@@ -13,7 +13,7 @@ use axum::{
     response::Response,
     routing::get,
 };
-use baton_bus::cancel::Answer;
+use baton_bus::stage::cancel::Answer;
 use baton_contract::{JobId, outcome::Outcome};
 use serde::Deserialize;
 use serde_json::{Value, json};

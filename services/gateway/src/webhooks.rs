@@ -12,11 +12,13 @@ use std::{sync::Arc, time::Duration};
 
 use axum::Router;
 use baton_bus::{
-    batches::Batch,
-    errands::Errands,
-    pull::{Delivery, Receiver, Settle},
+    gateways::errands::Errands,
+    stage::{
+        delivery::{Delivery, Settle},
+        pull::Receiver,
+    },
 };
-use baton_contract::{JobId, Name, causes, outcome::Status};
+use baton_contract::{JobId, Name, batch::Batch, causes, outcome::Status};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;

@@ -10,15 +10,22 @@ mod held;
 use std::{collections::BTreeMap, sync::Arc};
 
 use baton_bus::{
-    Bus, cancel,
-    client::{self, Address},
-    clock::Clock,
-    dead::{self, Burial, LetterId},
-    jobs::{Admitted, Jobs, Stored},
-    pressure,
-    pull::{self, Delivery, Receiver, Settle},
-    stage, trace,
-    waiting::{self, Gate},
+    Bus,
+    clients::request::{Address, Request},
+    connection::{clock::Clock, pressure, trace},
+    repair::{
+        dead::{self, Burial},
+        letter_id::LetterId,
+    },
+    stage::{
+        self,
+        admission::Admitted,
+        cancel,
+        delivery::{Delivery, Settle},
+        jobs::{Jobs, Stored},
+        pull::{self, Receiver},
+    },
+    tenants::{self, Gate},
 };
 use baton_contract::{
     JobId, Name, causes,
@@ -59,7 +66,7 @@ pub struct Options {
     /// decode, which prefills it. 0 sends all to prefill.
     pub decode_prefills: usize,
     /// How tenants share the pipeline; the same for all ingest workers.
-    pub waiting: waiting::Options,
+    pub waiting: tenants::Options,
 }
 
 /// Runs until `shutdown`, then drains.
@@ -126,7 +133,7 @@ impl Arrival {
 impl Receiver for Ingest {
     async fn receive(&self, delivery: &Delivery) -> Settle {
         let body = delivery.payload();
-        let request = client::Request {
+        let request = Request {
             subject: delivery.subject(),
             headers: delivery.headers(),
             body,

@@ -5,7 +5,11 @@
 
 use std::{collections::BTreeMap, pin::Pin, time::Duration};
 
-use baton_bus::{Bus, lease::Lease, roles::Answer, unix_ms};
+use baton_bus::{
+    Bus,
+    duty::{lease::Lease, roles::Answer},
+    unix_ms,
+};
 use baton_contract::{
     causes,
     stats::{Planning, RoleChange, Snapshot},

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use baton_bus::stats::Counters;
+use baton_bus::duty::counters::Counters;
 use baton_contract::{causes, kv::Block};
 use baton_engine::{
     generation::Generation,

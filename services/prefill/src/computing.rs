@@ -3,8 +3,8 @@
 use std::{ops::Range, pin::pin, sync::Arc};
 
 use baton_bus::{
+    duty::counters::Counters,
     stage::{Retry, StageError},
-    stats::Counters,
 };
 use baton_contract::{
     causes,

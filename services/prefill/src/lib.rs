@@ -16,8 +16,8 @@ pub mod schedule;
 use std::{collections::BTreeMap, sync::Arc};
 
 use baton_bus::{
-    Bus, pull,
-    stage::{self, Handler, Next, Retry, StageError, Work},
+    Bus,
+    stage::{self, Handler, Next, Retry, StageError, Work, pull},
 };
 use baton_contract::{
     Name, causes,

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use baton_bus::prefixes::{Claim, Ended, Prefixes, Turn};
+use baton_bus::stage::prefixes::{Claim, Ended, Prefixes, Turn};
 use baton_contract::{causes, kv::Block};
 use baton_storage::{
     key::{ChunkId, Piece, PieceKind},

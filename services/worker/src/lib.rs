@@ -16,7 +16,7 @@ mod roles;
 use std::collections::BTreeMap;
 
 use baton_assembly::{self as assembly, Found, serving::Process};
-use baton_bus::{Bus, stats};
+use baton_bus::{Bus, duty::stats};
 use baton_contract::subject::Stage;
 use baton_engine::generation::Generator;
 use baton_topology::Plan;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use baton_assembly::signals;
-use baton_bus::{pull, waiting};
+use baton_bus::{stage::pull, tenants};
 use baton_contract::{Name, subject::Stage};
 use baton_topology::Plan;
 
@@ -44,12 +44,12 @@ pub(crate) fn pull(plan: &Plan, stage: Stage, settings: &baton_topology::Stage, 
 }
 
 /// How the plan's tenants share it.
-fn waiting(plan: &Plan) -> waiting::Options {
-    let share = |tenant: &baton_topology::Tenant| waiting::Share {
+fn waiting(plan: &Plan) -> tenants::Options {
+    let share = |tenant: &baton_topology::Tenant| tenants::Share {
         weight: tenant.weight as u64,
         max_running: tenant.max_running.map(|jobs| jobs as u64),
     };
-    waiting::Options {
+    tenants::Options {
         lanes: plan.lanes.clone(),
         tenants: plan.tenants.iter().map(|(name, tenant)| (name.clone(), share(tenant))).collect(),
         tenant_backlog: plan.limits.tenant_backlog.map(|jobs| jobs as u64),

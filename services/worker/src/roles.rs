@@ -5,8 +5,10 @@ use std::io;
 
 use baton_bus::{
     Bus,
-    roles::{Answer, Call, Calls},
-    stats,
+    duty::{
+        roles::{Answer, Call, Calls},
+        stats,
+    },
 };
 use baton_contract::subject::Stage;
 use baton_topology::{Compute, Plan};

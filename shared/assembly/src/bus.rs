@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use baton_bus::{Bus, Retention, pressure::Backlog};
+use baton_bus::{Bus, Retention, connection::pressure::Backlog};
 use baton_contract::{Name, subject::Layout};
 use baton_topology::{Broker, BrokerUrl, Plan};
 

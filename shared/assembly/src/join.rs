@@ -3,7 +3,10 @@
 
 use std::{fs, path::PathBuf};
 
-use baton_bus::{Bus, electing, settings::Kept};
+use baton_bus::{
+    Bus,
+    provision::{electing, settings::Kept},
+};
 use baton_contract::causes;
 use baton_provision::home::PipelineHome;
 use baton_storage::store::Error as StoreError;
@@ -167,7 +170,7 @@ pub(crate) fn written(settings: &Settings) -> Result<serde_json::Value, Error> {
 }
 
 /// What an older release's streams tell of its settings.
-pub fn of_streams(standing: &baton_bus::settings::Standing) -> Standing {
+pub fn of_streams(standing: &baton_bus::provision::settings::Standing) -> Standing {
     Standing {
         replicas: standing.replicas,
         results: Some(standing.results),

@@ -5,7 +5,13 @@
 //! has one connection that carries only what Baton and the broker say, and must live, and further ones ([`Ears`]) for what
 //! others may publish. Those are made again when they die, and what they were to hear is subscribed to again.
 
+pub mod clock;
+pub(crate) mod conflict;
+pub(crate) mod endpoint;
+pub(crate) mod entropy;
 mod login;
+pub mod pressure;
+pub mod trace;
 
 use std::{
     fmt,
@@ -15,17 +21,19 @@ use std::{
 };
 
 use async_nats::{AuthError, ConnectOptions, Message, Subscriber, jetstream};
-use baton_contract::{causes, without_secrets};
+use baton_contract::{backoff::Backoff, causes, without_secrets};
 use futures::{FutureExt, StreamExt};
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::login::Login;
+use self::{entropy::entropy, login::Login};
 use crate::{Error, Options};
 
 /// How often the broker is asked whether it is there. A connection that stays open though nobody is at its other end (a
 /// machine that lost its power, a firewall that forgot it) is given up after three questions.
 const ASK_EVERY: Duration = Duration::from_secs(3);
+/// The pauses of a connection that is interrupted.
+const RECONNECTS: Backoff = Backoff::doubling(Duration::from_millis(50), Duration::from_millis(3_200));
 /// The pause after a connection that could not be made again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -68,7 +76,9 @@ impl Door {
             .event_callback(|event| async move {
                 tracing::debug!(%event, "the broker connection changed");
             })
-            .reconnect_delay_callback(|attempt| Duration::from_millis(50 << attempt.min(6)));
+            .reconnect_delay_callback(|attempt| {
+                RECONNECTS.pause(u32::try_from(attempt).unwrap_or(u32::MAX), entropy())
+            });
         let failed = |source| Error::Connect { url: self.shown.clone(), source };
         let client = connect.connect(&self.servers).await.map_err(failed)?;
         let pulse = client.subscribe(client.new_inbox()).await;

@@ -19,6 +19,7 @@ pub struct Checkpoint {
     pub claim: Claim,
     /// The job's; see [`crate::outcome::request_digest`].
     pub request_digest: String,
+    /// Where the job's time went so far.
     pub timings: Timings,
     /// Of each of the job's answers, in the order of their places; none if nothing was generated yet. Their live tokens
     /// were published before the checkpoint was written.
@@ -30,6 +31,7 @@ pub struct Checkpoint {
 /// How an answer begins.
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
 pub struct Beginning {
+    /// The answer's token ids so far.
     pub tokens: Vec<u32>,
     /// One for each token if the job asks for them, else none.
     pub logprobs: Vec<TokenLogprob>,
@@ -59,10 +61,12 @@ impl Checkpoint {
         Self { claim, ..self }
     }
 
+    /// The bytes that are stored.
     pub fn encode(&self) -> Result<Vec<u8>, Error> {
         envelope::write(self)
     }
 
+    /// Reads what was stored. Fails on what another release wrote, and on garbage.
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
         envelope::read(bytes, NO_FINGERPRINT)
     }

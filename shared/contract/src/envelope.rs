@@ -32,14 +32,18 @@ pub(crate) const NO_FINGERPRINT: &[u8] = &[0];
 /// Work for prefill.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub struct PrefillTask {
+    /// The job.
     pub job: Job,
+    /// Where its time went so far.
     pub timings: Timings,
 }
 
 /// Work for decode: the baton.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub struct DecodeTask {
+    /// The job.
     pub job: Job,
+    /// Where its time went so far.
     pub timings: Timings,
     /// The first token of each of the job's answers, which prefill sampled from the prompt's last logits. None if decode
     /// is to prefill what the pieces don't hold.
@@ -55,6 +59,7 @@ pub struct DecodeTask {
 /// How an answer begins.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub struct FirstToken {
+    /// Its id.
     pub token: u32,
     /// If the job asks for them.
     pub logprobs: Option<TokenLogprob>,
@@ -63,11 +68,15 @@ pub struct FirstToken {
 /// One object of a prompt's KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Piece {
+    /// Its name in the store.
     pub id: [u8; 32],
+    /// Tokens that it holds.
     pub tokens: u32,
 }
 
+/// Why a message can't be read or written. The text of each variant says what it is.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
 pub enum Error {
     #[error(
         "expected an envelope of version {PREVIOUS} or {VERSION}, found {0}; workers of a pipeline may be one release apart"
@@ -158,10 +167,12 @@ impl Task for DecodeTask {
     }
 }
 
+/// The bytes of a message. Fails on a task that no worker would accept.
 pub fn encode<T: Task>(task: &T) -> Result<Vec<u8>, Error> {
     write(task)
 }
 
+/// Reads a message. Fails on another release's, and on garbage.
 pub fn decode<T: Task>(bytes: &[u8]) -> Result<T, Error> {
     let task: T = read(bytes, T::ADDED)?;
     task.check()?;

@@ -10,9 +10,13 @@ use crate::{
 
 #[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode)]
 pub struct Job {
+    /// Its id, unique for its tenant.
     pub id: JobId,
+    /// Whose job it is.
     pub tenant: Name,
+    /// The lane in which it waits.
     pub lane: Name,
+    /// The model that answers it.
     pub model: Name,
     /// Token ids of the prompt, at least one, fewer than the model's context.
     pub prompt: Vec<u32>,
@@ -20,18 +24,24 @@ pub struct Job {
     pub max_tokens: u32,
     /// Answers to the prompt: 1 to [`crate::request::MAX_SAMPLES`].
     pub samples: u32,
+    /// How tokens are chosen.
     pub sampling: Sampling,
+    /// Texts that end an answer.
     pub stop: Vec<String>,
     /// Milliseconds since 1970.
     pub deadline_ms: Option<u64>,
+    /// What its sender noted about it.
     pub metadata: BTreeMap<String, String>,
+    /// See [`crate::outcome::request_digest`].
     pub request_digest: String,
 }
 
 /// What an answer came to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answer {
+    /// The answer's text.
     pub text: String,
+    /// The answer's token ids.
     pub tokens: Vec<u32>,
     /// One for each token if the job asks for them, else none.
     pub logprobs: Vec<TokenLogprob>,

@@ -24,6 +24,7 @@ impl Shape {
 /// The KV cache of `tokens` consecutive tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
+    /// Tokens that it holds.
     pub tokens: usize,
     /// One entry a layer: bf16 bit patterns, first K as `[tokens, width]` row-major, then V likewise.
     pub layers: Vec<Vec<u16>>,

@@ -18,6 +18,7 @@ pub struct Name(String);
 #[serde(try_from = "String", into = "String")]
 pub struct JobId(String);
 
+/// A text that is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected 1 to 64 of {allowed}, found {found:?}")]
 pub struct Error {
@@ -32,6 +33,7 @@ impl Error {
 }
 
 impl Name {
+    /// Checks a text.
     pub fn new(text: &str) -> Result<Self, Error> {
         if well_formed(text, |c| c.is_ascii_lowercase()) {
             Ok(Self(text.into()))
@@ -45,12 +47,14 @@ impl Name {
         Self("default".into())
     }
 
+    /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl JobId {
+    /// Checks a text.
     pub fn new(text: &str) -> Result<Self, Error> {
         if well_formed(text, |c| c.is_ascii_alphabetic()) {
             Ok(Self(text.into()))
@@ -74,8 +78,32 @@ impl JobId {
         Self::generate(unix_ms, entropy)
     }
 
+    /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// A job of a tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobKey {
+    /// Whose job it is.
+    pub tenant: Name,
+    /// Its id.
+    pub job: JobId,
+}
+
+impl JobKey {
+    /// The job of a key in the buckets of records and checkpoints; nothing for a key that is no job's.
+    pub fn parse(key: &str) -> Option<Self> {
+        let (tenant, job) = key.split_once('.')?;
+        Some(Self { tenant: Name::new(tenant).ok()?, job: JobId::new(job).ok()? })
+    }
+}
+
+impl fmt::Display for JobKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.tenant, self.job)
     }
 }
 
@@ -132,6 +160,13 @@ mod tests {
             assert!(JobId::new(bad).is_err(), "{bad:?}");
         }
         assert!(JobId::new("Run-7_b").is_ok());
+    }
+
+    #[test]
+    fn keys_of_chores_are_no_jobs() {
+        assert_eq!(JobKey::parse("acme.Run-7").unwrap().to_string(), "acme/Run-7");
+        assert_eq!(JobKey::parse("gc"), None);
+        assert_eq!(JobKey::parse("acme.a.b"), None);
     }
 
     #[test]

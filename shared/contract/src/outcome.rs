@@ -1,18 +1,25 @@
 //! How a job ended, and what its sender reads: the public result and the live deltas.
 
+mod logprobs;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::logprobs::{Alternative, Logprobs, TokenLogprob};
 use crate::{JobId, Name};
 
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
+    /// With its answer.
     Completed,
+    /// With an error.
     Failed,
+    /// At its sender's wish.
     Cancelled,
+    /// Its deadline passed.
     Expired,
 }
 
@@ -30,15 +37,25 @@ pub enum FinishReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
+    /// The request is no UTF-8.
     InvalidUtf8,
+    /// The request is no JSON object.
     InvalidJson,
+    /// The request has a field that there is not.
     UnknownField,
+    /// A field's value is none that it may have.
     InvalidValue,
+    /// The pipeline serves no such model.
     UnknownModel,
+    /// The prompt has no tokens.
     EmptyPrompt,
+    /// The prompt, or its message, is too long.
     PromptTooLong,
+    /// The model's chat template refuses the messages.
     InvalidTemplateInput,
+    /// The deadline passed.
     DeadlineExceeded,
+    /// Workers tried it as often as they may, and none finished it.
     AttemptsExhausted,
     /// Its sender wanted no more of it.
     Cancelled,
@@ -59,7 +76,9 @@ const MAX_MESSAGE_BYTES: usize = 2_000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
+    /// For programs.
     pub code: Code,
+    /// For people.
     pub message: String,
 }
 
@@ -84,6 +103,7 @@ impl Failure {
     }
 }
 
+/// Tokens that a job has taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Usage {
@@ -102,8 +122,11 @@ pub struct Usage {
 pub struct Timings {
     /// When the broker accepted the request, since 1970.
     pub accepted_at_ms: u64,
+    /// From acceptance to the beginning of ingest's work.
     pub ingest_queue_ms: f64,
+    /// Ingest's work.
     pub ingest_ms: f64,
+    /// From prefill's message to the beginning of its work.
     pub prefill_queue_ms: f64,
     /// Computing the prompt's KV cache and the first token.
     pub prefill_ms: f64,
@@ -111,6 +134,7 @@ pub struct Timings {
     pub prefix_get_ms: f64,
     /// Putting KV chunks that was not hidden behind computing.
     pub kv_put_ms: f64,
+    /// From decode's message to the beginning of its work.
     pub decode_queue_ms: f64,
     /// From decode's first request for the prompt's KV cache until all of it had come, hidden or not; again each time that
     /// an answer had to leave the batch and comes back.
@@ -124,7 +148,9 @@ pub struct Timings {
     pub decode_ms: f64,
     /// From acceptance to the result.
     pub total_ms: f64,
+    /// Bytes of the KV cache that was stored, before packing.
     pub kv_raw_bytes: u64,
+    /// Bytes that were written to the store.
     pub kv_stored_bytes: u64,
     /// Prompt tokens whose KV cache prefill found in the store and did not compute.
     pub cached_tokens: u32,
@@ -137,22 +163,32 @@ pub struct Timings {
     pub resumed_tokens: u32,
     /// Deliveries it took each stage to get through.
     pub prefill_attempt: u32,
+    /// The same of decode.
     pub decode_attempt: u32,
+    /// The worker that computed the prompt.
     pub prefill_worker: String,
+    /// The worker that ended the job.
     pub decode_worker: String,
 }
 
 /// The final result of a job; exactly one exists for each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
+    /// The job's id.
     pub id: JobId,
+    /// Whose job it was.
     pub tenant: Name,
+    /// The lane that it waited in.
     pub lane: Name,
+    /// The model that answered; none if none was found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Name>,
+    /// How it ended.
     pub status: Status,
+    /// Why the answer ended; none if the job did not complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish_reason: Option<FinishReason>,
+    /// What went wrong, if the job did not complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Failure>,
     /// The answer; what there was of it when the job did not complete.
@@ -165,9 +201,12 @@ pub struct Outcome {
     /// All answers, if the request asked for several; the fields above are those of the first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<Choice>,
+    /// Tokens that it took.
     pub usage: Usage,
+    /// What its sender noted about it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
+    /// Where its time went.
     pub timings: Timings,
     /// BLAKE3 of the request's bytes, in hex: whether this answers the request one sent, or an earlier one of that id.
     pub request_digest: String,
@@ -184,7 +223,9 @@ pub struct Outcome {
 pub struct StoredResult {
     /// The bucket, and the object's name in it.
     pub bucket: String,
+    /// The object's name in the bucket.
     pub name: String,
+    /// The object's size.
     pub bytes: u64,
     /// `SHA-256=` and the digest in base64 for URLs, as the object store tells it.
     pub digest: String,
@@ -198,14 +239,18 @@ pub struct StoredResult {
 pub enum Part {
     /// Of all answers; so are the tokens.
     Logprobs,
+    /// The token ids of all answers.
     Tokens,
+    /// All answers but the first.
     Choices,
+    /// The first answer's text.
     Text,
+    /// What the sender noted.
     Metadata,
 }
 
 impl Part {
-    /// Those first that a reader misses least.
+    /// All parts, those first that a reader misses least.
     pub const ALL: [Self; 5] = [Self::Logprobs, Self::Tokens, Self::Choices, Self::Text, Self::Metadata];
 }
 
@@ -276,14 +321,18 @@ impl Outcome {
 /// `<root>.rej.<tenant>.<job>.<request_digest>`. The job of that id is none of its sender's, and its result neither.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
+    /// The id that the request names.
     pub id: JobId,
+    /// Whose request it was.
     pub tenant: Name,
+    /// Why it was refused.
     pub error: Failure,
     /// That of the refused request; see [`request_digest`].
     pub request_digest: String,
 }
 
 impl Refusal {
+    /// A request whose id belongs to another one.
     pub fn conflict(tenant: Name, id: JobId, request_digest: String) -> Self {
         let message = format!("the id {id} belongs to an earlier, different request; choose another");
         Self { id, tenant, error: Failure::new(Code::Conflict, message), request_digest }
@@ -295,6 +344,7 @@ impl Refusal {
 pub struct Choice {
     /// Its place among the answers, from 0.
     pub index: u32,
+    /// The answer's text.
     pub text: String,
     /// The answer's token ids, with the one that ended it.
     pub tokens: Vec<u32>,
@@ -306,49 +356,6 @@ pub struct Choice {
     pub logprobs: Option<Logprobs>,
 }
 
-/// Log-probabilities of an answer's tokens.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Logprobs {
-    /// One for each of the answer's tokens that its text has, so for fewer where a stop text was found: that one's are left out.
-    /// A token that it begins in is told as far as the text goes.
-    pub content: Vec<TokenLogprob>,
-}
-
-/// The log-probability of a token, and of the likeliest tokens in its place: natural logarithms, never below -9999, of
-/// the model's own distribution, before penalties, bias, constraint and temperature.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, bincode::Encode, bincode::Decode)]
-pub struct TokenLogprob {
-    #[serde(flatten)]
-    pub chosen: Alternative,
-    /// Likeliest first; the chosen token may be among them.
-    pub top_logprobs: Vec<Alternative>,
-}
-
-/// A token that an answer might have, and its log-probability.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, bincode::Encode, bincode::Decode)]
-pub struct Alternative {
-    /// The token's text; what is not UTF-8 by itself becomes U+FFFD. Empty for control tokens.
-    pub token: String,
-    pub id: u32,
-    pub logprob: f32,
-    /// The token's bytes, which are half a character at times.
-    pub bytes: Vec<u8>,
-}
-
-impl TokenLogprob {
-    /// Bytes that this takes in a result, at most.
-    pub fn json_bytes(&self) -> usize {
-        std::iter::once(&self.chosen).chain(&self.top_logprobs).map(Alternative::json_bytes).sum()
-    }
-}
-
-impl Alternative {
-    /// Names and numbers take less than 90; a byte is one of up to six as text and of up to four as a number.
-    fn json_bytes(&self) -> usize {
-        90 + 10 * self.bytes.len()
-    }
-}
-
 /// One token of a running job, as published on `<root>.tok.<tenant>.<job>`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Delta {
@@ -357,6 +364,7 @@ pub struct Delta {
     pub choice: u32,
     /// The token's place in the answer, from 0.
     pub index: u32,
+    /// The token's id.
     pub token: u32,
     /// Text that became final with this token; may be empty.
     pub text: String,
@@ -379,66 +387,4 @@ pub fn request_digest(body: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::job::{Answer, Job};
-    use crate::sampling::Sampling;
-
-    fn outcome(samples: u32) -> Outcome {
-        let name = |text| Name::new(text).unwrap();
-        let job = Job {
-            id: JobId::new("job-1").unwrap(),
-            tenant: name("acme"),
-            lane: name("batch"),
-            model: name("m"),
-            prompt: vec![1],
-            max_tokens: 3,
-            samples,
-            sampling: Sampling::GREEDY,
-            stop: Vec::new(),
-            deadline_ms: None,
-            metadata: [("k".into(), "v".into())].into(),
-            request_digest: "ab".into(),
-        };
-        let chosen = Alternative { token: "a".into(), id: 4, logprob: -0.5, bytes: vec![b'a'] };
-        let answer = Answer {
-            text: "äb".into(),
-            tokens: vec![4, 5],
-            logprobs: vec![TokenLogprob { chosen, top_logprobs: Vec::new() }; 2],
-            finish_reason: Some(FinishReason::Length),
-        };
-        job.completed(vec![answer; samples as usize], Timings::default())
-    }
-
-    #[test]
-    fn every_large_part_can_be_left_out() {
-        let mut told = outcome(2);
-        let bytes = |told: &Outcome| serde_json::to_vec(told).unwrap().len();
-        for part in Part::ALL {
-            let before = bytes(&told);
-            told.leave_out(part);
-            assert!(bytes(&told) < before, "{part:?}");
-        }
-        let bare = Outcome { text: String::new(), metadata: BTreeMap::new(), ..outcome(1) };
-        assert_eq!(told.usage.completion_tokens, 4, "what is small stays");
-        assert_eq!((told.status, told.finish_reason), (bare.status, bare.finish_reason));
-        assert!(told.tokens.is_empty() && told.logprobs.is_none() && told.choices.is_empty());
-    }
-
-    #[test]
-    fn what_nothing_takes_is_a_failure_with_the_beginning_of_the_text() {
-        let cut = outcome(2).too_large(100, 50, 2);
-        assert_eq!((cut.status, cut.text.as_str(), cut.finish_reason), (Status::Failed, "ä", None));
-        let error = cut.error.unwrap();
-        assert_eq!(error.code, Code::ResultTooLarge);
-        assert!(error.message.contains("100 bytes") && error.message.contains("50"), "{error}");
-        assert_eq!(outcome(1).too_large(100, 50, 1).text, "", "no half character");
-    }
-
-    #[test]
-    fn what_a_later_release_says_is_read() {
-        assert_eq!(serde_json::from_str::<Code>("\"from_the_future\"").unwrap(), Code::Internal);
-        assert_eq!(serde_json::to_string(&Code::Internal).unwrap(), "\"internal\"");
-        assert_eq!(serde_json::to_string(&Code::NonFinite).unwrap(), "\"non_finite\"");
-    }
-}
+mod tests;

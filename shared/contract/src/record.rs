@@ -15,6 +15,7 @@ const LONGEST_REASON: usize = 1_000;
 /// What is known about a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
+    /// How far the job has come.
     pub state: State,
     /// See [`crate::outcome::request_digest`].
     pub request_digest: String,
@@ -40,6 +41,7 @@ pub struct Record {
 /// A message of the request stream. Sequences begin anew in a stream that was made anew, so its time belongs to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
+    /// Its place in the request stream.
     pub sequence: u64,
     /// When the broker stored it, in milliseconds since 1970.
     pub stored_ms: u64,
@@ -53,6 +55,7 @@ impl Source {
 /// What a job waits for: a fault that may pass.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
+    /// The fault, as text.
     pub reason: String,
     /// Since when, by the broker's clock, in milliseconds since 1970.
     pub since_ms: u64,
@@ -65,26 +68,36 @@ fn is_false(flag: &bool) -> bool {
     !flag
 }
 
+/// How far a job has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
+    /// It is a job, and no worker has claimed it.
     Accepted,
+    /// A prefill worker has claimed it.
     Prefill,
+    /// A decode worker has claimed it.
     Decode,
+    /// It has its answer.
     Completed,
+    /// It has ended with an error.
     Failed,
+    /// It has ended at its sender's wish.
     Cancelled,
+    /// Its deadline has passed.
     Expired,
 }
 
 /// A worker's claim on a job. Of two claims on one message the one with the higher attempt holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, bincode::Encode, bincode::Decode)]
 pub struct Claim {
+    /// The stage that the worker serves.
     pub stage: Stage,
     /// The claimed message's sequence in its stage's stream.
     pub sequence: u64,
     /// How often the broker has delivered that message.
     pub attempt: u64,
+    /// The worker's name.
     pub worker: String,
 }
 
@@ -125,6 +138,7 @@ pub enum Verdict {
 }
 
 impl State {
+    /// Whether the job has ended.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled | Self::Expired)
     }
@@ -142,6 +156,7 @@ impl From<Status> for State {
 }
 
 impl Record {
+    /// The record of a new job. `accepted_at_ms` counts from 1970.
     pub fn accepted(request_digest: String, accepted_at_ms: u64) -> Self {
         Self {
             state: State::Accepted,

@@ -19,10 +19,13 @@ pub use crate::controls::{
 pub const DEFAULT_MAX_TOKENS: u32 = 256;
 /// Stop strings a request may name, and the bytes each may have.
 pub const MAX_STOPS: usize = 16;
+/// Bytes that one of them may have.
 pub const MAX_STOP_BYTES: usize = 256;
 /// Pairs of metadata a request may carry, and the bytes of a key and a value.
 pub const MAX_METADATA: usize = 16;
+/// Bytes that a key may have.
 pub const MAX_METADATA_KEY_BYTES: usize = 64;
+/// Bytes that a value may have.
 pub const MAX_METADATA_VALUE_BYTES: usize = 512;
 /// Answers to one prompt that a request may ask for.
 pub const MAX_SAMPLES: u32 = 16;
@@ -102,56 +105,79 @@ pub struct Request {
     pub metadata: BTreeMap<String, String>,
 }
 
+/// A message of a chat.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Message {
+    /// Who says it.
     pub role: String,
+    /// What is said.
     pub content: String,
 }
 
+/// A prompt as it may be written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected text or a list of token ids")]
 pub enum Prompt {
+    /// A text.
     Text(String),
+    /// Token ids.
     Tokens(Vec<u32>),
 }
 
+/// Stop texts as they may be written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected a text or a list of texts")]
 pub enum Stop {
+    /// A single one.
     One(String),
+    /// A list.
     Many(Vec<String>),
 }
 
+/// A deadline as it may be written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected seconds, or a time as in RFC 3339")]
 pub enum Deadline {
+    /// Seconds after the broker has stored the request.
     After(f64),
+    /// A time as in RFC 3339.
     At(String),
 }
 
 /// A request whose every field holds, with defaults filled in. What depends on the model comes later.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checked {
+    /// The id that its sender chose.
     pub id: Option<JobId>,
+    /// The model that is to answer.
     pub model: Option<Name>,
+    /// What is to be answered.
     pub input: Input,
+    /// Tokens that each answer may have.
     pub max_tokens: u32,
     /// But for the seed.
     sampling: Sampling,
+    /// The seed of the random numbers.
     pub seed: Option<u64>,
     /// Answers to the prompt: 1 to [`MAX_SAMPLES`].
     pub n: u32,
+    /// Texts that end an answer.
     pub stop: Vec<String>,
     /// Milliseconds since 1970.
     pub deadline_ms: Option<u64>,
+    /// What its sender noted about it.
     pub metadata: BTreeMap<String, String>,
 }
 
+/// What is to be answered.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Input {
+    /// A chat.
     Messages(Vec<Message>),
+    /// A text.
     Text(String),
+    /// Token ids.
     Tokens(Vec<u32>),
 }
 

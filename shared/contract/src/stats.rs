@@ -11,6 +11,7 @@ use crate::{Name, subject::Stage};
 pub struct Worker {
     /// Its name, as in claims and results. Two processes may have the same; `started_ms` tells them apart.
     pub worker: String,
+    /// The stage that it serves.
     pub stage: Stage,
     /// Its release; nothing if that is one that did not say.
     #[serde(default)]
@@ -32,6 +33,7 @@ pub struct Worker {
     pub slots: u64,
     /// Jobs that it holds now.
     pub busy: u64,
+    /// What it has done since its start.
     #[serde(flatten)]
     pub counts: Counts,
     /// Milliseconds that its engines were computing; those of several models count together.
@@ -65,9 +67,11 @@ pub struct Counts {
 /// The work queue of one stage, model and lane.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Queue {
+    /// The stage that it feeds.
     pub stage: Stage,
     /// None for ingest, whose queues are of all models.
     pub model: Option<Name>,
+    /// The lane that it is of.
     pub lane: Name,
     /// Jobs that no worker holds; prefill's with the admitted ones that wait for their tenant's turn.
     pub waiting: u64,
@@ -101,11 +105,13 @@ pub struct Planning {
 /// A worker that changes its role.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoleChange {
+    /// The worker's name.
     pub worker: String,
     /// The stage that it serves then.
     pub to: Stage,
     /// When that was decided, in milliseconds since 1970.
     pub at_ms: u64,
+    /// Why the planner decided so.
     pub reason: String,
 }
 
@@ -126,13 +132,21 @@ pub struct Snapshot {
 /// What happens in a second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rate {
+    /// Jobs that were passed on or completed.
     pub jobs_done: f64,
+    /// Jobs that failed.
     pub jobs_failed: f64,
+    /// Tokens of prompts that were read.
     pub prompt_tokens: f64,
+    /// Those of them that came from the store.
     pub cached_tokens: f64,
+    /// Tokens of answers.
     pub completion_tokens: f64,
+    /// Bytes of KV cache that were stored, before packing.
     pub kv_raw_bytes: f64,
+    /// Bytes that were written to the store.
     pub kv_put_bytes: f64,
+    /// Bytes that were read from the store.
     pub kv_get_bytes: f64,
     /// Seconds of computing: the number of engines that are busy.
     pub compute: f64,

@@ -1,46 +1,10 @@
 //! Where everything lies on the bus: subjects, streams, consumers and the job bucket, all under one root.
 
+pub mod broker;
+mod stage;
+
+pub use self::stage::Stage;
 use crate::{JobId, Name};
-
-/// A stage of the pipeline, in the order a job passes them.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    serde::Serialize,
-    serde::Deserialize,
-    bincode::Encode,
-    bincode::Decode,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Stage {
-    Ingest,
-    Prefill,
-    Decode,
-}
-
-impl Stage {
-    pub const ALL: [Self; 3] = [Self::Ingest, Self::Prefill, Self::Decode];
-
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Ingest => "ingest",
-            Self::Prefill => "prefill",
-            Self::Decode => "decode",
-        }
-    }
-}
-
-impl std::fmt::Display for Stage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// The subjects, stream names and keys of the pipeline under one root.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,10 +13,12 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// The names of the pipeline under a root.
     pub fn new(root: Name) -> Self {
         Self { root }
     }
 
+    /// The root that all names begin with.
     pub fn root(&self) -> &Name {
         &self.root
     }
@@ -96,6 +62,7 @@ impl Layout {
         Some((model, lane, tenant))
     }
 
+    /// The stream of admitted jobs that wait for their turn.
     pub fn waiting_stream(&self) -> String {
         format!("{}_waiting", self.root)
     }
@@ -218,6 +185,23 @@ impl Layout {
         Some((model, Name::new(lane).ok()?))
     }
 
+    /// What the consumer of a queue takes: the messages of a model (ingest has none) and a lane, of all tenants.
+    pub fn queue(&self, stage: Stage, model: Option<&Name>, lane: &Name) -> String {
+        let model = model.map_or("*", Name::as_str);
+        match stage {
+            Stage::Ingest => format!("{}.req.*.{lane}", self.root),
+            Stage::Prefill | Stage::Decode => format!("{}.{stage}.{model}.{lane}.*", self.root),
+        }
+    }
+
+    /// The name of that consumer in its stage's stream.
+    pub fn queue_consumer(model: Option<&Name>, lane: &Name) -> String {
+        match model {
+            Some(model) => format!("{model}-{lane}"),
+            None => lane.to_string(),
+        }
+    }
+
     /// Where a dead letter lies. Its id is made of names and begins with the stage that gave up.
     pub fn dead_letter(&self, id: &str) -> String {
         format!("{}.dead.{id}", self.root)
@@ -256,6 +240,7 @@ impl Layout {
         }
     }
 
+    /// The stream of results and refusals.
     pub fn result_stream(&self) -> String {
         format!("{}_res", self.root)
     }
@@ -265,18 +250,22 @@ impl Layout {
         vec![format!("{}.res.*.*", self.root), format!("{}.rej.*.*.*", self.root)]
     }
 
+    /// The stream of dead letters.
     pub fn dead_stream(&self) -> String {
         format!("{}_dead", self.root)
     }
 
+    /// What that stream collects.
     pub fn dead_subjects(&self) -> String {
         format!("{}.dead.>", self.root)
     }
 
+    /// The stream of the messages that jobs were admitted with.
     pub fn admitted_stream(&self) -> String {
         format!("{}_admitted", self.root)
     }
 
+    /// What that stream collects.
     pub fn admitted_subjects(&self) -> String {
         format!("{}.admitted.*.*", self.root)
     }
@@ -306,6 +295,7 @@ impl Layout {
         format!("OBJ_{}", self.large_bucket())
     }
 
+    /// What that stream collects.
     pub fn large_subjects(&self) -> Vec<String> {
         vec![format!("$O.{}.C.>", self.large_bucket()), format!("$O.{}.M.>", self.large_bucket())]
     }
@@ -335,6 +325,27 @@ impl Layout {
         format!("{}.{kind}.*", self.root)
     }
 
+    /// The work-queue stream of the batches that gateways drive.
+    pub fn batch_task_stream(&self) -> String {
+        format!("{}_batchwork", self.root)
+    }
+
+    /// The work-queue stream of the webhooks that gateways call.
+    pub fn webhook_task_stream(&self) -> String {
+        format!("{}_webhooks", self.root)
+    }
+
+    /// The NATS micro-service that ingest's workers are.
+    pub fn service(&self) -> String {
+        format!("baton-{}", self.root)
+    }
+
+    /// The NATS micro-service that workers with several roles are.
+    pub fn worker_service(&self) -> String {
+        format!("baton-{}-worker", self.root)
+    }
+
+    /// The key of a job in the buckets of records and checkpoints, and of a file or a batch in theirs.
     pub fn job_key(&self, tenant: &Name, job: &JobId) -> String {
         format!("{tenant}.{job}")
     }
@@ -348,49 +359,4 @@ fn token(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_worker_name_is_one_token_of_a_subject() {
-        let layout = Layout::new(Name::new("baton").unwrap());
-        for (name, token) in [("decode-1", "decode-1"), ("a.b c>*", "a_b_c__"), ("", "_"), ("gpu\u{e9}", "gpu_")] {
-            assert_eq!(layout.stats(Stage::Decode, name), format!("baton.stats.decode.{token}"));
-        }
-        assert_eq!(layout.stats(Stage::Ingest, &"x".repeat(999)).len(), "baton.stats.ingest.".len() + 64);
-    }
-
-    #[test]
-    fn a_queue_is_read_from_the_subjects_of_messages_and_consumers() {
-        let layout = Layout::new(Name::new("baton").unwrap());
-        let (model, lane) = (Name::new("sim").unwrap(), Name::new("batch").unwrap());
-        let decode = layout.decode(&model, &lane, &Name::new("acme").unwrap());
-        assert_eq!(layout.parse_queue(Stage::Decode, &decode), Some((Some(model), lane.clone())));
-        assert_eq!(layout.parse_queue(Stage::Ingest, "baton.req.*.batch"), Some((None, lane)));
-        assert_eq!(layout.parse_queue(Stage::Prefill, &decode), None);
-        assert_eq!(layout.parse_queue(Stage::Decode, "baton.decode.sim.batch"), None);
-        assert_eq!(layout.parse_queue(Stage::Decode, "baton.decode.sim.batch.acme.x"), None);
-    }
-
-    #[test]
-    fn the_lanes_of_the_request_stream_are_read_back() {
-        let layout = Layout::new(Name::new("baton").unwrap());
-        let lanes = ["interactive", "batch"].map(|lane| Name::new(lane).unwrap());
-        let subjects = layout.request_subjects(&lanes);
-        assert_eq!(layout.parse_request_subjects(subjects.iter().map(String::as_str)), Some(lanes.to_vec()));
-        assert_eq!(layout.parse_request_subjects(["baton.req.*.batch", "baton.req.*.*"]), None);
-        assert_eq!(layout.parse_request_subjects(["other.req.*.batch"]), None);
-    }
-
-    #[test]
-    fn request_subjects_are_read_back_and_others_are_not() {
-        let layout = Layout::new(Name::new("baton").unwrap());
-        let (tenant, lane) = (Name::new("acme").unwrap(), Name::new("batch").unwrap());
-        assert_eq!(layout.parse_request(&layout.request(&tenant, &lane)), Some((tenant, lane)));
-        for bad in
-            ["baton.req.acme", "baton.req.acme.batch.x", "other.req.acme.batch", "batonx.req.a.b", "baton.req.A.b"]
-        {
-            assert_eq!(layout.parse_request(bad), None, "{bad}");
-        }
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use baton_assembly::{room, signals, telemetry};
-use baton_bus::{Bus, client::Results, jobs::Jobs, pressure};
+use baton_bus::{Bus, clients::follower::Results, connection::pressure, stage::jobs::Jobs};
 use baton_contract::{
     JobId, Name, causes, envelope,
     outcome::{Outcome, Refusal, Status},

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use baton_assembly::{bus, pipeline::Pipeline, signals, telemetry};
-use baton_bus::{Bus, client::Results};
+use baton_bus::{Bus, clients::follower::Results};
 use baton_contract::{
     JobId, Name,
     outcome::{Outcome, Status},

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use baton_bus::{Bus, changes::Entry, jobs::Jobs};
+use baton_bus::{Bus, inspect::changes::Entry, stage::jobs::Jobs};
 use baton_contract::{
     JobId, Name,
     outcome::{Failure, Outcome, Usage},

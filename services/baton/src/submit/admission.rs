@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use baton_bus::{Bus, Error, jobs::Jobs};
+use baton_bus::{Bus, Error, stage::jobs::Jobs};
 use baton_contract::{
     JobId, Name, causes,
     outcome::{Outcome, Refusal},

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use baton_bus::{Bus, cancel::Answer, jobs::Jobs};
+use baton_bus::{
+    Bus,
+    stage::{cancel::Answer, jobs::Jobs},
+};
 use baton_contract::{outcome::Status, subject::Stage};
 use serde_json::json;
 use tokio::{

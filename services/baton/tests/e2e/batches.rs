@@ -8,8 +8,7 @@ use std::{
     process::Stdio,
 };
 
-use baton_bus::batches::Batch;
-use baton_contract::outcome::Status;
+use baton_contract::{batch::Batch, outcome::Status};
 use tokio::{
     process::Command,
     sync::OnceCell,

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use baton_bus::{
     Bus, Error,
-    cancel::Answer,
-    client::{Event, Follower},
+    clients::follower::{Event, Follower},
+    stage::cancel::Answer,
 };
 use baton_contract::{
     JobId,
@@ -22,10 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    bus::provisioned,
-    support::{self, Ground, PATIENCE, job_id, name, result},
-};
+use crate::support::{self, Ground, PATIENCE, job_id, name, result, streams};
 
 /// Takes some seconds with steps of 20 ms.
 fn long(id: &str) -> Value {
@@ -119,7 +116,7 @@ async fn a_job_is_cancelled_wherever_it_is_and_has_one_result() {
     let (bus, tenant) = (ground.bus().await, name("acme"));
     let (alone, error) = cancel(&ground, "nobody-there").await;
     assert!(!alone && error.as_str().unwrap().contains("no ingest worker runs"), "{error}");
-    provisioned(&ground).await;
+    streams(&ground).await;
     let mut follower = bus.follow(&tenant).await.unwrap();
     // Who answers calls, but takes no request yet.
     let (calls, served) = (bus.calls().await.unwrap(), CancellationToken::new());

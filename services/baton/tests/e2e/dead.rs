@@ -11,14 +11,16 @@ use std::{
 
 use baton_bus::{
     Bus, HeaderMap,
-    dead::{Burial, LetterId},
-    pull::{self, Delivery, Receiver, Settle},
-    stage::{self, Handler, Next, Retry, StageError, Work},
+    stage::{
+        self, Handler, Next, Retry, StageError, Work,
+        delivery::{Delivery, Settle},
+        pull::{self, Receiver},
+    },
 };
 use baton_contract::{
     envelope::{self, DecodeTask, PrefillTask, Task},
     job::{Answer, Job},
-    outcome::{Code, Failure, Status, Timings, request_digest},
+    outcome::{Code, Status, Timings, request_digest},
     record::Source,
     sampling::Sampling,
     subject::Stage,
@@ -32,10 +34,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    bus::provisioned,
-    support::{self, Ground, PATIENCE, any_result, job_id, name, result},
-};
+use crate::support::{self, Ground, PATIENCE, any_result, job_id, name, result, streams};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
@@ -106,20 +105,6 @@ impl Handler<PrefillTask> for Poisoned {
     }
 }
 
-/// Buries each message twice, as a worker does that dies before it can publish the result.
-struct Burying(Bus);
-
-impl Receiver for Burying {
-    async fn receive(&self, delivery: &Delivery) -> Settle {
-        let id = LetterId::Job { stage: Stage::Prefill, tenant: name("acme"), job: job_id("buried") };
-        for attempts in [1, 2] {
-            let cause = &Failure::new(Code::Internal, "it broke");
-            self.0.bury(&id, Burial { delivery, cause, attempts, worker: None }).await.unwrap();
-        }
-        Settle::Ack
-    }
-}
-
 /// Admits a request again and again, as workers do that die of it.
 struct Dying {
     bus: Bus,
@@ -157,7 +142,7 @@ impl Handler<PrefillTask> for Fails {
 #[tokio::test]
 async fn a_job_that_takes_its_workers_down_ends_as_one_dead_letter_and_can_be_tried_again() {
     let ground = Ground::new(&[]).await;
-    let bus = provisioned(&ground).await;
+    let bus = streams(&ground).await;
     let mut follower = bus.follow(&name("acme")).await.unwrap();
     begin(&bus, "poison").await;
     let (seen, begun) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
@@ -214,7 +199,7 @@ fn bus_options(ground: &Ground) -> baton_bus::Options {
 #[tokio::test]
 async fn what_is_not_the_requests_fault_leaves_a_dead_letter() {
     let ground = Ground::new(&[]).await;
-    let bus = provisioned(&ground).await;
+    let bus = streams(&ground).await;
     let mut follower = bus.follow(&name("acme")).await.unwrap();
     let worker = work(&bus, 2, "w", Fails);
     for id in ["breaks", "breaks-everywhere", "refused", "fine"] {
@@ -262,62 +247,9 @@ async fn what_is_not_the_requests_fault_leaves_a_dead_letter() {
 }
 
 #[tokio::test]
-async fn a_message_of_another_release_ends_the_job_that_it_was_published_for() {
-    let ground = Ground::new(&[]).await;
-    let bus = provisioned(&ground).await;
-    let (jobs, tenant) = (bus.jobs().await.unwrap(), name("acme"));
-    let mut follower = bus.follow(&tenant).await.unwrap();
-    let job = job("later");
-    jobs.admit(&tenant, &job.id, "digest", Source { sequence: 1, stored_ms: 1 }).await.unwrap();
-    let subject = bus.layout().prefill(&job.model, &job.lane, &job.tenant);
-    bus.begin(
-        subject,
-        &job,
-        Source { sequence: 1, stored_ms: 1 },
-        HeaderMap::new(),
-        b"\x7fof a later release".to_vec(),
-    )
-    .await
-    .unwrap();
-    // Maintenance goes on, and takes the job for what it is: one that waits.
-    assert_eq!(bus.reconcile(false).await.unwrap().unread, 1);
-    let mut report = reconcile(&ground, &[]).await.1;
-    assert_eq!((&report["unread"], &report["waiting"]), (&json!(1), &json!(1)));
-    // The last of its deliveries.
-    let worker = work(&bus, 1, "w", Fails);
-    let outcome = result(&mut follower, &job.id).await;
-    assert_eq!((outcome.error.unwrap().code, outcome.request_digest.as_str()), (Code::Internal, "digest"));
-    assert_eq!((outcome.model, outcome.lane), (Some(name("m")), name("batch")));
-    let found = letters(&ground).await;
-    assert_eq!(found.iter().map(|letter| &letter["id"]).collect::<Vec<_>>(), ["prefill.acme.later"]);
-    until_waiting::<PrefillTask>(&bus, Stage::Prefill, 0).await;
-    report = reconcile(&ground, &[]).await.1;
-    assert_eq!(report, nothing(0));
-    worker.cancel();
-}
-
-#[tokio::test]
-async fn a_job_has_one_dead_letter_however_often_it_is_buried() {
-    let ground = Ground::new(&[]).await;
-    let bus = provisioned(&ground).await;
-    begin(&bus, "buried").await;
-    let (shutdown, receiver) = (CancellationToken::new(), Arc::new(Burying(bus.clone())));
-    let queue_is_empty = async {
-        until_waiting::<PrefillTask>(&bus, Stage::Prefill, 0).await;
-        shutdown.cancel();
-    };
-    let two = options(2);
-    let (ended, ()) = tokio::join!(pull::run(&bus, &two, receiver, shutdown.clone()), queue_is_empty);
-    ended.unwrap();
-    let found = letters(&ground).await;
-    assert_eq!(found.len(), 1, "{found:?}");
-    assert_eq!(found[0]["attempts"], 1);
-}
-
-#[tokio::test]
 async fn a_request_that_ingest_gave_up_is_tried_again_as_it_was_sent() {
     let ground = Ground::sim(&[]).await;
-    let bus = provisioned(&ground).await;
+    let bus = streams(&ground).await;
     let tenant = name("acme");
     let mut follower = bus.follow(&tenant).await.unwrap();
     let body = json!({ "id": "unlucky", "prompt": "Hello", "max_tokens": 3, "metadata": { "k": "v" } }).to_string();

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use baton_bus::{client::Event, jobs::Jobs};
+use baton_bus::{clients::follower::Event, stage::jobs::Jobs};
 use baton_contract::{
     JobId, Name,
     outcome::{Outcome, Status},

@@ -1,6 +1,6 @@
 //! A broker whose storage is full says so wherever people look.
 
-use baton_bus::settings::Full;
+use baton_bus::provision::settings::Full;
 use serde_json::{Value, json};
 
 use crate::{

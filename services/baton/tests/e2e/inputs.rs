@@ -116,7 +116,8 @@ async fn forms_penalties_and_logprobs_hold_through_the_pipeline() {
     assert_eq!(content.iter().map(|told| told.chosen.id).collect::<Vec<_>>(), told.tokens);
     for (index, told_of) in content.iter().enumerate() {
         assert!(told_of.top_logprobs.len() == 3 && told_of.chosen.logprob <= told_of.top_logprobs[0].logprob);
-        let baton_bus::client::Event::Delta { delta, .. } = deltas.next(&[told.id.clone()].into()).await.unwrap()
+        let baton_bus::clients::follower::Event::Delta { delta, .. } =
+            deltas.next(&[told.id.clone()].into()).await.unwrap()
         else {
             panic!("the result came before token {index}");
         };

@@ -9,10 +9,7 @@ use baton_contract::{
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::{
-    bus::provisioned,
-    support::{Ground, PATIENCE, any_result, name},
-};
+use crate::support::{Ground, PATIENCE, any_result, name, streams};
 
 const ONE_SLOT: [&str; 5] = [
     "stages.ingest.slots=1",
@@ -65,7 +62,7 @@ async fn urgent_jobs_pass_a_backlog() {
 #[tokio::test]
 async fn a_lane_behind_a_full_one_has_its_share() {
     let ground = Ground::sim(&ONE_SLOT).await;
-    let bus = provisioned(&ground).await;
+    let bus = streams(&ground).await;
     let mut follower = bus.follow(&name("acme")).await.unwrap();
     submit(&bus, "batch", 10).await;
     submit(&bus, "interactive", 60).await;

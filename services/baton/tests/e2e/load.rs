@@ -7,7 +7,10 @@ use std::{
 
 use baton_bus::{
     Bus, Retention,
-    pull::{self, Delivery, Receiver, Settle},
+    stage::{
+        delivery::{Delivery, Settle},
+        pull::{self, Receiver},
+    },
 };
 use baton_contract::{
     Name,

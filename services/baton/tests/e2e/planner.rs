@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use baton_bus::{Bus, client::Follower, roles::Answer, stats::Watch};
+use baton_bus::{
+    Bus,
+    clients::follower::Follower,
+    duty::{roles::Answer, stats::Watch},
+};
 use baton_contract::{outcome::Status, stats::Snapshot, subject::Stage};
 use serde_json::{Value, json};
 use tokio::time::timeout;

@@ -6,16 +6,15 @@ use std::{
 };
 
 use baton_bus::{
-    Bus, Retention,
-    checkpoints::{Found, Written},
-    client::{Event, Follower},
+    Bus,
+    clients::follower::{Event, Follower},
+    stage::checkpoints::Found,
     unix_ms,
 };
 use baton_contract::{
     JobId,
-    checkpoint::Checkpoint,
     envelope::DecodeTask,
-    job::{Answer, Job},
+    job::Job,
     outcome::{Code, Delta, Outcome, Status, Timings},
     record::Claim,
     sampling::Sampling,
@@ -28,7 +27,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::support::{self, BATON, Ground, PATIENCE, job_id, lanes, name};
+use crate::support::{self, BATON, Ground, PATIENCE, job_id, name};
 
 pub const TENANT: &str = "acme";
 
@@ -330,41 +329,4 @@ fn job() -> Job {
 
 fn claim(attempt: u64) -> Claim {
     Claim { stage: Stage::Decode, sequence: 3, attempt, worker: format!("w-{attempt}") }
-}
-
-#[tokio::test]
-async fn a_checkpoint_is_written_by_the_last_who_took_it_over() {
-    let ground = Ground::new(&[]).await;
-    let bus = ground.bus().await;
-    let retention =
-        Retention { replicas: 1, results: Duration::from_secs(3600), backlog: Default::default(), lanes: lanes() };
-    bus.provision(&retention).await.unwrap();
-    let checkpoints = bus.checkpoints().await.unwrap();
-    let job = job();
-    let of = |attempt, tokens: &[u32]| {
-        let answer = Answer { tokens: tokens.to_vec(), ..Answer::default() };
-        Checkpoint::of(claim(attempt), &job, &Timings::default(), &[answer])
-    };
-    let [first, second, third] = [1, 2, 3].map(|attempt| checkpoints.ledger(&job, claim(attempt)));
-    assert_eq!(first.write(&of(1, &[5])).await.unwrap(), Written::Stored);
-    assert_eq!(first.write(&of(1, &[5, 6])).await.unwrap(), Written::Stored);
-    // The third delivery came before the second, which was held up, had begun.
-    assert_eq!(third.take_over(&job).await.unwrap(), Found::Checkpoint(Box::new(of(1, &[5, 6]))));
-    assert_eq!(second.take_over(&job).await.unwrap(), Found::Superseded);
-    for late in [(&first, of(1, &[5, 6, 7])), (&second, of(2, &[5, 6, 7]))] {
-        assert_eq!(late.0.write(&late.1).await.unwrap(), Written::Superseded, "{:?}", late.1.claim);
-    }
-    assert_eq!(third.write(&of(3, &[5, 6, 8])).await.unwrap(), Written::Stored);
-    let fourth = checkpoints.ledger(&job, claim(4));
-    assert_eq!(fourth.take_over(&job).await.unwrap(), Found::Checkpoint(Box::new(of(3, &[5, 6, 8]))));
-
-    // One who has written nothing is kept from it as well, and nothing is gone on from that is another request's.
-    let other = Job { id: job_id("other"), ..job.clone() };
-    let [late, taker] = [1, 2].map(|attempt| checkpoints.ledger(&other, claim(attempt)));
-    assert_eq!(taker.take_over(&other).await.unwrap(), Found::Nothing);
-    assert_eq!(late.write(&of(1, &[5])).await.unwrap(), Written::Superseded);
-    assert_eq!(taker.write(&of(2, &[9])).await.unwrap(), Written::Stored);
-    let changed = Job { request_digest: "cd".into(), ..other };
-    let stranger = checkpoints.ledger(&changed, claim(3));
-    assert_eq!(stranger.take_over(&changed).await.unwrap(), Found::Nothing);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use baton_bus::client::Event;
+use baton_bus::clients::follower::Event;
 use baton_contract::outcome::{Outcome, Status};
 use serde_json::{Value, json};
 use tokio::time::timeout;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use baton_bus::stats::Watch;
+use baton_bus::duty::stats::Watch;
 use baton_contract::{
     stats::{Snapshot, Worker},
     subject::Stage,

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use baton_bus::{Bus, client::Follower};
+use baton_bus::{Bus, Retention, clients::follower::Follower};
 use baton_contract::{JobId, Name, outcome::Outcome, subject::Layout};
 use baton_provision::server::{self, Server};
 use nix::{
@@ -183,6 +183,20 @@ impl Ground {
         assert_eq!(outcomes.len(), requests.len(), "{}", String::from_utf8_lossy(&output.stderr));
         outcomes
     }
+}
+
+/// A connection to a ground's broker with all streams of a pipeline.
+pub async fn streams(ground: &Ground) -> Bus {
+    let bus = ground.bus().await;
+    bus.provision(&Retention {
+        replicas: 1,
+        results: Duration::from_secs(3600),
+        backlog: Default::default(),
+        lanes: lanes(),
+    })
+    .await
+    .unwrap();
+    bus
 }
 
 pub fn lines(requests: &[Value]) -> String {

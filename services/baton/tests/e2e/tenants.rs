@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use baton_bus::{Bus, Error, client::Results};
+use baton_bus::{Bus, Error, clients::follower::Results};
 use baton_contract::{
     envelope::{DecodeTask, PrefillTask},
     outcome::{Code, Outcome, Status},
@@ -11,10 +11,7 @@ use baton_contract::{
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::{
-    bus::provisioned,
-    support::{Ground, PATIENCE, name},
-};
+use crate::support::{Ground, PATIENCE, name, streams};
 
 /// Some 60 jobs a second.
 const SLOW: [&str; 2] = ["stages.decode.slots=4", "models.sim.sim.decode_s_per_step=0.006"];
@@ -88,7 +85,7 @@ async fn until(bus: &Bus, what: &str, reached: impl Fn(u64, u64) -> bool) {
 #[tokio::test]
 async fn a_backlog_is_in_no_other_tenants_way_and_survives_who_moves_it() {
     let ground = Ground::sim(&SLOW).await;
-    let bus = provisioned(&ground).await;
+    let bus = streams(&ground).await;
     let mut tenants = results(&bus, ["a", "b"]).await;
     let (first, _prefill) = (ground.worker("ingest", "ingest-1").await, ground.worker("prefill", "prefill-1").await);
     submit(&bus, "a", 0..400).await;
@@ -114,7 +111,7 @@ async fn turns_follow_the_weights_and_limits_hold() {
     let mut settings = SLOW.to_vec();
     settings.extend(["tenants.a.weight=3", "tenants.c.max_running=2"]);
     let ground = Ground::sim(&settings).await;
-    let bus = provisioned(&ground).await;
+    let bus = streams(&ground).await;
     let mut tenants = results(&bus, ["a", "b", "c"]).await;
     for (tenant, jobs) in [("a", 150), ("b", 150), ("c", 10)] {
         submit(&bus, tenant, 0..jobs).await;
@@ -165,7 +162,7 @@ async fn a_tenant_over_its_limit_is_told_to_try_later_and_the_others_are_not() {
 #[tokio::test]
 async fn a_waiting_job_is_cancelled_expires_and_is_not_lost() {
     let ground = Ground::sim(&["tenants.a.max_running=1"]).await;
-    let bus = provisioned(&ground).await;
+    let bus = streams(&ground).await;
     let mut tenants = results(&bus, ["a"]).await;
     let _ingest = ground.worker("ingest", "ingest-1").await;
     // One after the other, for ingest works on several at a time.

@@ -1,7 +1,9 @@
 //! Lines of the output and error files.
 
-use baton_bus::batches::{Progress, Usage};
-use baton_contract::outcome::{Outcome, Status};
+use baton_contract::{
+    batch::{Progress, Usage},
+    outcome::{Outcome, Status},
+};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 

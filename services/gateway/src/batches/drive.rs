@@ -6,14 +6,14 @@
 use std::{collections::BTreeMap, future::ready, time::Duration};
 
 use baton_bus::{
-    batches::{self, Batch, End, Progress},
-    cancel,
-    clock::Clock,
-    ends::Ends,
-    pressure,
+    clients::ends::Ends,
+    connection::{clock::Clock, pressure},
+    stage::cancel,
 };
 use baton_contract::{
-    Name, causes,
+    Name,
+    batch::{self, Batch, End, Progress},
+    causes,
     outcome::{Outcome, Status},
     request::Deadline,
 };
@@ -347,7 +347,7 @@ impl<'a> Run<'a> {
         if work.stop.is_some() {
             return Ok(());
         }
-        let why = if batch.status == batches::Status::Cancelling {
+        let why = if batch.status == batch::Status::Cancelling {
             Unfinished::Cancelled
         } else if clock.now_ms().await? >= batch.expires_at * 1000 {
             Unfinished::Expired

@@ -2,8 +2,7 @@
 
 use std::collections::HashSet;
 
-use baton_bus::batches::Problem;
-use baton_contract::causes;
+use baton_contract::{batch::Problem, causes};
 use baton_storage::files;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{Stream, StreamExt};

@@ -1,6 +1,6 @@
 //! A batch as OpenAI's clients read it.
 
-use baton_bus::batches::{Batch, Status};
+use baton_contract::{batch::Batch, batch::Status};
 use serde_json::{Value, json};
 
 pub(super) fn of(batch: &Batch) -> Value {

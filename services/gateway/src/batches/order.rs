@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use baton_bus::batches::Order;
 use baton_contract::{
+    batch::Order,
     objects::Objects,
     request::{MAX_METADATA, MAX_METADATA_KEY_BYTES, MAX_METADATA_VALUE_BYTES},
 };

@@ -2,11 +2,8 @@
 
 use std::num::NonZeroUsize;
 
-use baton_bus::{
-    batches::Batch,
-    files::{File, Purpose},
-};
-use baton_contract::{JobId, Name};
+use baton_bus::gateways::files::{File, Purpose};
+use baton_contract::{JobId, Name, batch::Batch};
 use baton_storage::files::{self, Blob, Extent, Files, Upload};
 use sha2::{Digest, Sha256};
 

@@ -1,13 +1,15 @@
 //! What files, batches and webhooks keep on the bus.
 
+use baton_contract::batch::Batch;
 use std::time::Duration;
 
 use baton_bus::{
     Bus, Error,
-    batches::Batch,
-    errands::{Errands, Kind},
-    files::File,
-    shelf::Shelf,
+    gateways::{
+        errands::{Errands, Kind},
+        files::File,
+        shelf::Shelf,
+    },
 };
 
 /// How batches are driven.

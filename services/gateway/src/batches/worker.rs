@@ -1,13 +1,26 @@
 //! Takes batches that are to be driven, and brings each to its end.
 
-use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use baton_bus::{
-    batches::{Batch, End, Problem, Progress, Status},
-    errands::Errands,
-    pull::{Delivery, Receiver, Settle},
+    gateways::errands::Errands,
+    stage::{
+        delivery::{Delivery, Settle},
+        pull::Receiver,
+    },
 };
-use baton_contract::{JobId, Name, causes};
+use baton_contract::{
+    JobId, Name,
+    batch::{Batch, End, Problem, Progress, Status},
+    causes,
+};
 use baton_storage::files::{self, Files};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -76,15 +89,15 @@ impl Driver {
     async fn drive(&self, tenant: &Name, id: &JobId, first: bool) -> Result<(), Error> {
         let state = &self.state;
         let run = uuid::Uuid::now_v7().simple().to_string();
-        let mut taken_over = false;
+        let taken_over = AtomicBool::new(false);
         let taken = state.stores.batches.change(tenant, id, |batch| {
-            taken_over = batch.run.is_some();
+            taken_over.store(batch.run.is_some(), Ordering::Relaxed);
             batch.taken(&run)
         });
         // One that is gone was never told to its sender.
         let Some(batch) = taken.await? else { return Ok(()) };
         let batch = match batch.is_of(&run) {
-            true => self.finish(tenant, &batch, &run, first && !taken_over).await?,
+            true => self.finish(tenant, &batch, &run, first && !taken_over.load(Ordering::Relaxed)).await?,
             // It has ended; only its webhook may be missing.
             false => batch,
         };

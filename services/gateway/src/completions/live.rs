@@ -13,7 +13,7 @@ use axum::{
     },
     response::Response,
 };
-use baton_bus::answers::{Answer, Event};
+use baton_bus::clients::answers::{Answer, Event};
 use baton_contract::{Name, outcome::Outcome};
 use bytes::Bytes;
 use futures::stream;

@@ -15,7 +15,7 @@ use axum::{
     },
     response::Response,
 };
-use baton_bus::{Bus, settings::Full, stats::Watch};
+use baton_bus::{Bus, duty::stats::Watch, provision::settings::Full};
 use baton_contract::{
     stats::{Counts, Snapshot},
     subject::Stage,

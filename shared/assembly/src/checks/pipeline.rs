@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use baton_bus::{Bus, provision::Change, settings::Full};
+use baton_bus::{
+    Bus,
+    provision::{Change, settings::Full},
+};
 use baton_contract::{
     causes,
     stats::{Snapshot, Worker},

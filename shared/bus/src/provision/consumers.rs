@@ -9,11 +9,13 @@ use async_nats::jetstream::{
 };
 use baton_contract::{Name, causes, subject::Stage};
 
-use super::{Change, age};
 use crate::{
     Bus, Error,
-    electing::{self, Failed},
-    pull::Queue,
+    provision::{
+        electing::{self, Failed},
+        wanted::{Change, age},
+    },
+    stage::queue::Queue,
 };
 
 impl Bus {

@@ -12,12 +12,15 @@ use baton_contract::{
 };
 use tokio::sync::oneshot;
 
-use super::{Ended, Handler, Next, StageLoop, Work};
 use crate::{
     Error,
-    cancel::Stop,
-    checkpoints::Ledger,
-    pull::{Delivery, Settle},
+    stage::{
+        cancel::Stop,
+        checkpoints::Ledger,
+        delivery::{Delivery, Settle},
+        handler::{Ended, Handler, Next, Work},
+        worker::StageLoop,
+    },
 };
 
 impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {

@@ -2,20 +2,23 @@
 //! job of such a message ends, if it is known whose it is.
 
 use baton_contract::{
-    JobId, Name, causes,
+    JobKey, causes,
     envelope::{self, Task},
     outcome::{Code, Failure, Outcome, Timings},
     record::Record,
     subject::Layout,
 };
 
-use super::{Handler, LONGEST_PAUSE, StageLoop, taken};
 use crate::{
     Error, HeaderMap,
-    dead::{Burial, LetterId},
-    pull::{Delivery, Settle},
-    reconcile::JobKey,
-    trace,
+    connection::trace,
+    repair::{dead::Burial, letter_id::LetterId},
+    stage::{
+        claiming::taken,
+        delivery::{Delivery, Settle, job_of},
+        handler::Handler,
+        worker::{LONGEST_PAUSE, StageLoop},
+    },
 };
 
 impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
@@ -61,36 +64,5 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
         self.jobs.finish_held(&outcome, headers, Some(held)).await?;
         self.bus.counters().job(true);
         Ok(Settle::Ack)
-    }
-}
-
-/// The job of a message in a stage's queue, by the id that it was published with: whatever the message says, its publisher
-/// was of this pipeline, for no other may publish there.
-pub(crate) fn job_of(subject: &str, headers: Option<&HeaderMap>) -> Option<JobKey> {
-    let (_, _, owner) = Layout::parse_place(subject)?;
-    let id = headers?.get("Nats-Msg-Id")?.as_str();
-    let mut parts = id.splitn(3, '/');
-    let key = JobKey { tenant: Name::new(parts.next()?).ok()?, job: JobId::new(parts.next()?).ok()? };
-    (key.tenant == owner && parts.next().is_some()).then_some(key)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_message_is_its_tenants_job_only() {
-        let headers = |id: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert("Nats-Msg-Id", id);
-            headers
-        };
-        let job = |id: &str| job_of("baton.decode.sim.batch.acme", Some(&headers(id))).map(|key| key.to_string());
-        assert_eq!(job("acme/report-7/prefill/12").as_deref(), Some("acme/report-7"));
-        assert_eq!(job("acme/report-7/ingest/3-1700000000000").as_deref(), Some("acme/report-7"));
-        for other in ["zeta/report-7/prefill/12", "acme/report-7", "report-7", "retry/12", "acme/a.b/ingest"] {
-            assert_eq!(job(other), None, "{other}");
-        }
-        assert_eq!(job_of("baton.decode.sim.batch.acme", None), None);
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use baton_bus::{Bus, client};
+use baton_bus::{Bus, clients::follower};
 use baton_contract::{
     JobId, Name, causes,
     outcome::{Outcome, Status},
@@ -33,7 +33,7 @@ pub(crate) struct Session {
     lane: Name,
     /// Ids are the run's own: a second run with the same seed must not meet the results of the first.
     run: String,
-    follower: client::Follower,
+    follower: follower::Follower,
     follow_from: Instant,
     pending: HashSet<JobId>,
     places: HashMap<JobId, usize>,
@@ -102,13 +102,13 @@ impl Session {
                 Some(Ok(submitted)) = self.submissions.join_next() => self.submitted(submitted),
                 heard = heard, if !pending.is_empty() => match heard {
                     // Other answers to the same prompt would not be what the reader of the first one sees.
-                    Ok(client::Event::Delta { job, delta }) if delta.choice == 0 => {
+                    Ok(follower::Event::Delta { job, delta }) if delta.choice == 0 => {
                         let what = What::Token { position: delta.index };
                         self.ready.extend(self.places.get(&job).map(|index| Event { index: *index, at: Instant::now(), what }));
                     }
-                    Ok(client::Event::Result(outcome)) => self.ended(&outcome),
+                    Ok(follower::Event::Result(outcome)) => self.ended(&outcome),
                     // Every id is new.
-                    Ok(client::Event::Delta { .. } | client::Event::Refused(_)) => {}
+                    Ok(follower::Event::Delta { .. } | follower::Event::Refused(_)) => {}
                     // A run must outlive a broker that is away for a while: how a pipeline takes it may be what is
                     // measured. If it never comes back, the requests end as lost.
                     Err(_) => self.follow_from = Instant::now() + PAUSE,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use baton_bus::answers::{Ask, Event};
+use baton_bus::clients::answers::{Ask, Event};
 use baton_contract::{JobId, outcome::Status};
 use serde_json::json;
 use tokio::{

@@ -1,0 +1,194 @@
+//! What a job waits for: which stage has no worker, how many jobs are before it, which fault is to pass. Every wait has a reason
+//! that its sender can see; it is found here, for the command line and the gateway alike.
+
+use std::{
+    fmt,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use async_nats::jetstream::{response::Response, stream::RawMessageErrorKind};
+use baton_contract::{
+    JobId, JobKey, Name, causes,
+    record::{Record, State},
+    stats::Worker,
+    subject::{Layout, Stage, broker},
+};
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::{
+    Bus, Error,
+    stage::{jobs::Jobs, queue::Queue},
+    tenants::line::Line,
+};
+
+/// Workers say every second how they do; one that was not heard for longer is not there.
+const HEARD_WITHIN: Duration = Duration::from_millis(1_500);
+
+/// What a job that has not ended waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "for", rename_all = "lowercase")]
+pub enum WaitReason {
+    /// Ingest has not seen it, if it was submitted: this many requests of its tenant wait there.
+    Ingest { requests: u64, served: bool },
+    /// It is among so many jobs in a stage's queue, or will be once its tenant's turn comes, of which so many jobs
+    /// wait for it.
+    Queue { stage: Stage, model: Name, lane: Name, jobs: u64, turn: u64, served: bool },
+    /// A fault passes, since that time in milliseconds since 1970.
+    Fault { stage: Stage, reason: String, since_ms: u64, again: bool },
+    /// Nothing: a worker has it in hand.
+    Worker { stage: Stage, worker: String },
+    /// The broker does not say.
+    Broker { reason: String },
+}
+
+impl fmt::Display for WaitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ingest { requests: 0, .. } => write!(f, "nothing is known of it, and no request of its tenant waits"),
+            Self::Ingest { requests, served: true } => write!(f, "ingest, with {requests} requests of its tenant"),
+            Self::Ingest { requests, served: false } => {
+                write!(f, "an ingest worker: none runs, and {requests} requests of its tenant wait")
+            }
+            Self::Queue { stage, model, lane, jobs, turn, served } => {
+                match served {
+                    true => write!(f, "{stage} (model {model}, lane {lane}): {jobs} jobs wait in its queue")?,
+                    false => write!(f, "a {stage} worker: none serves model {model}, and {jobs} jobs wait for one")?,
+                }
+                match turn {
+                    0 => Ok(()),
+                    turn => write!(f, ", and {turn} of its tenant wait for their turn"),
+                }
+            }
+            Self::Fault { stage, reason, since_ms, again } => {
+                let since = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(*since_ms));
+                let again = if *again { ", and is tried again now" } else { "" };
+                write!(f, "a fault of {stage}'s surroundings to pass, since {since}{again}: {reason}")
+            }
+            Self::Worker { stage, worker } => write!(f, "worker {worker}, which has it in hand ({stage})"),
+            Self::Broker { reason } => write!(f, "the broker: {reason}"),
+        }
+    }
+}
+
+/// The part of an answer about a consumer that tells who asks for messages.
+#[derive(Default, Deserialize)]
+struct Consumer {
+    #[serde(default)]
+    num_waiting: u64,
+    #[serde(default)]
+    num_pending: u64,
+}
+
+impl Jobs {
+    /// What a job waits for; nothing if it has ended. A broker that does not answer is a reason, too.
+    pub async fn wait_reason(&self, tenant: &Name, job: &JobId) -> Option<WaitReason> {
+        let key = JobKey { tenant: tenant.clone(), job: job.clone() };
+        let found = self.find_reason(&key).await;
+        found.unwrap_or_else(|error| Some(WaitReason::Broker { reason: causes(&error) }))
+    }
+
+    async fn find_reason(&self, key: &JobKey) -> Result<Option<WaitReason>, Error> {
+        let JobKey { tenant, job } = key;
+        let bus = &self.bus;
+        let record = match self.get(tenant, job).await? {
+            Some(stored) => stored.record,
+            None if self.result(tenant, job).await?.is_some() => return Ok(None),
+            None => return bus.before_ingest(tenant).await.map(Some),
+        };
+        if record.state.is_final() {
+            return Ok(None);
+        }
+        if let Some(reason) = bus.in_hand(&record).await? {
+            return Ok(Some(reason));
+        }
+        let Some((subject, _)) = bus.admitted(key).await? else { return bus.before_ingest(tenant).await.map(Some) };
+        let Some((model, lane, _)) = Layout::parse_place(&subject) else { return Ok(None) };
+        let first = match bus.layout.parse_queue(Stage::Decode, &subject) {
+            Some(_) => Stage::Decode,
+            None => Stage::Prefill,
+        };
+        // What prefill has passed on says so only when decode takes it.
+        let stage = if record.state == State::Accepted { first } else { Stage::Decode };
+        bus.in_queue(stage, Line { model, lane }, tenant).await.map(Some)
+    }
+}
+
+impl Bus {
+    /// What holds a job that a stage has claimed, unless that stage has passed it on.
+    async fn in_hand(&self, record: &Record) -> Result<Option<WaitReason>, Error> {
+        let Some(claim) = &record.claim else { return Ok(None) };
+        let name = self.layout.stage_stream(claim.stage);
+        let unreadable = |message: String| Error::Read { what: format!("stream {name}"), message };
+        let stream = self.jetstream.get_stream_no_info(&name).await.map_err(|error| unreadable(causes(&error)))?;
+        match stream.get_raw_message(claim.sequence).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok(None),
+            Err(error) => return Err(unreadable(causes(&error))),
+        }
+        let (stage, worker) = (claim.stage, claim.worker.clone());
+        Ok(Some(match record.waiting.clone() {
+            Some(waiting) => {
+                WaitReason::Fault { stage, reason: waiting.reason, since_ms: waiting.since_ms, again: waiting.again }
+            }
+            None => WaitReason::Worker { stage, worker },
+        }))
+    }
+
+    async fn before_ingest(&self, tenant: &Name) -> Result<WaitReason, Error> {
+        let requests = self.count_of(self.layout.stage_stream(Stage::Ingest), self.layout.requests(tenant)).await?;
+        Ok(WaitReason::Ingest { requests, served: requests == 0 || self.serves(Stage::Ingest, None).await? })
+    }
+
+    async fn in_queue(&self, stage: Stage, line: Line, tenant: &Name) -> Result<WaitReason, Error> {
+        let Line { model, lane } = line;
+        let name = self.layout.stage_stream(stage);
+        let queue = Queue::of(stage, &model, &lane);
+        let asked = broker::consumer_info(&name, &queue.durable());
+        let unreadable = |message: String| Error::Read { what: format!("the queue of {stage}"), message };
+        let answer: Result<Response<Consumer>, _> = self.jetstream.request(asked, &json!({})).await;
+        let consumer = match answer.map_err(|error| unreadable(causes(&error)))? {
+            Response::Ok(consumer) => consumer,
+            // Nobody has ever taken from that queue.
+            Response::Err { .. } => {
+                Consumer { num_pending: self.count_of(name, queue.subject(&self.layout)).await?, ..Consumer::default() }
+            }
+        };
+        let waiting = self.layout.waiting(&model, &lane, tenant);
+        let turn = self.count_of(self.layout.waiting_stream(), waiting).await?;
+        let served = consumer.num_waiting > 0 || self.serves(stage, Some(&model)).await?;
+        Ok(WaitReason::Queue { stage, model, lane, jobs: consumer.num_pending, turn, served })
+    }
+
+    /// The messages of a stream under the subjects of a filter.
+    async fn count_of(&self, stream: String, filter: String) -> Result<u64, Error> {
+        let unreadable = |message: String| Error::Read { what: format!("the state of stream {stream}"), message };
+        let handle = self.jetstream.get_stream_no_info(&stream).await.map_err(|error| unreadable(causes(&error)))?;
+        let mut subjects = handle.info_with_subjects(filter).await.map_err(|error| unreadable(causes(&error)))?;
+        let mut messages = 0;
+        while let Some(subject) = subjects.next().await {
+            messages += subject.map_err(|error| unreadable(causes(&error)))?.1 as u64;
+        }
+        Ok(messages)
+    }
+
+    /// Whether a worker of a stage, and of a model, is heard of.
+    async fn serves(&self, stage: Stage, model: Option<&Name>) -> Result<bool, Error> {
+        let subject = self.layout.all_stats();
+        let failed = |message: String| Error::Read { what: subject.clone(), message };
+        let mut words = self.client.subscribe(subject.clone()).await.map_err(|error| failed(causes(&error)))?;
+        let heard = async {
+            while let Some(message) = words.next().await {
+                let Ok(worker) = serde_json::from_slice::<Worker>(&message.payload) else { continue };
+                let serves = model.is_none_or(|model| worker.models.contains(model));
+                if worker.stage == stage && serves && !worker.ended {
+                    return true;
+                }
+            }
+            false
+        };
+        Ok(timeout(HEARD_WITHIN, heard).await.unwrap_or(false))
+    }
+}

@@ -1,0 +1,7 @@
+//! What the bus promises, against a real nats-server.
+
+mod checkpoints;
+mod letters;
+mod prefixes;
+mod stage;
+mod support;
