@@ -9,6 +9,7 @@
 //! It never reads a command line or the environment (but for what [`baton_provision`] reads), prints nothing, and takes no
 //! decision that the plan or the broker has taken.
 #![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
 
 pub mod bus;
 pub mod change;

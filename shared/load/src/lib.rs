@@ -8,6 +8,7 @@
 //! What must never happen here: an open loop's wait for an answer before the next request, a latency that begins when a late
 //! request was at last sent, a request that is in none or in two of completed, failed and lost.
 #![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
 
 pub mod chart;
 mod error;

@@ -8,6 +8,7 @@
 //! It runs nothing that it did not bring or was given, and takes no downloaded file whose checksum is not the pinned one. It
 //! knows neither bus nor store.
 #![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
 
 mod error;
 pub mod guard;

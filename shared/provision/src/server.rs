@@ -22,6 +22,7 @@ const SYNC_ALWAYS: &str = "sync_interval: always";
 const START_WITHIN: Duration = Duration::from_secs(15);
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
+/// How a server is started.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The `nats-server` binary, 2.11 or later.
@@ -36,7 +37,9 @@ pub struct Options {
     pub sync_always: bool,
 }
 
+/// Why the server does not run.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error("cannot prepare {path} for nats-server")]
     Directory { path: PathBuf, source: std::io::Error },
