@@ -195,6 +195,12 @@ impl Record {
         }
     }
 
+    /// Whether a request in the queue brings the job on its way, with nothing else to be asked: it is the one that the record
+    /// was made for, and may not have been passed on yet.
+    pub fn awaits(&self, source: Source) -> bool {
+        self.state == State::Accepted && self.request.is_none_or(|request| request == source)
+    }
+
     /// Decides about a worker's wish to work on the job.
     pub fn claim(&self, claim: Claim) -> Verdict {
         let state = match claim.stage {

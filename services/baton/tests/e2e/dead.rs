@@ -313,7 +313,7 @@ async fn reconcile(ground: &Ground, arguments: &[&str]) -> (bool, Value) {
 async fn jobs_that_lost_their_message_begin_again_and_end_once() {
     const JOBS: u64 = 12;
     let ground = Ground::sim(&[]).await;
-    let _ingest = ground.worker("ingest", "ingest-1").await;
+    let ingest = ground.worker("ingest", "ingest-1").await;
     let bus = ground.bus().await;
     let (tenant, lane, jobs) = (name("acme"), name("batch"), bus.jobs().await.unwrap());
     let mut follower = bus.follow(&tenant).await.unwrap();
@@ -337,12 +337,16 @@ async fn jobs_that_lost_their_message_begin_again_and_end_once() {
     let lost = Source { sequence: 1, stored_ms: 1 };
     jobs.admit(&tenant, &job_id("lost"), &request_digest(&body("lost")), lost).await.unwrap();
 
+    // A copy of a request that was passed on brings its job nowhere.
+    ingest.drain().await;
+    bus.submit(&tenant, &lane, body("job-0")).await.unwrap();
     purge(&ground, "baton_prefill").await;
     let (complete, looked) = reconcile(&ground, &["--dry-run"]).await;
     assert_eq!(looked["begun"].as_array().unwrap().len() as u64, JOBS);
     assert_eq!((complete, &looked["lost"]), (false, &json!(["acme/lost"])));
     let (_, found) = reconcile(&ground, &[]).await;
     assert_eq!(found["begun"], looked["begun"], "the dry run changed something");
+    let _ingest = ground.worker("ingest", "ingest-2").await;
     bus.submit(&tenant, &lane, body("lost")).await.unwrap();
     until_waiting::<PrefillTask>(&bus, Stage::Prefill, JOBS + 1).await;
     assert_eq!(reconcile(&ground, &[]).await, (true, nothing(JOBS + 1)));

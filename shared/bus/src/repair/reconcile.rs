@@ -3,7 +3,7 @@
 //!
 //! Such a job begins again with the message that it was admitted with ([`crate::stage::admission`]).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use async_nats::jetstream::message::StreamMessage;
 use baton_contract::{
@@ -11,7 +11,7 @@ use baton_contract::{
     envelope::{DecodeTask, PrefillTask, Task},
     message_id,
     outcome::Status,
-    record::Record,
+    record::{Record, Source, State},
     subject::{Stage, broker},
 };
 use futures::{StreamExt, TryStreamExt, stream};
@@ -94,11 +94,15 @@ impl Bus {
         // goes, a job that has a message all the time is seen in some queue, or has ended.
         let mut lost = self.open_jobs().await?;
         let mut report = Report { open: lost.len() as u64, ..Report::default() };
-        report.unread = self.strike_out(&mut lost).await?;
+        let (copied, unread) = self.strike_out(&mut lost).await?;
+        report.unread = unread;
         report.waiting = report.open - lost.len() as u64;
-        let (bus, jobs) = (self, &jobs);
-        let settle = |key: JobKey| async move { bus.settle_lost(jobs, &key, dry_run).await.map(|fate| (key, fate)) };
-        let mut settled = stream::iter(lost).map(settle).buffer_unordered(AT_ONCE);
+        let (bus, jobs, copied) = (self, &jobs, &copied);
+        let settle = |key: JobKey| async move {
+            let fate = bus.settle_lost(jobs, &key, copied.contains(&key), dry_run).await;
+            fate.map(|fate| (key, fate))
+        };
+        let mut settled = stream::iter(lost.into_keys()).map(settle).buffer_unordered(AT_ONCE);
         while let Some((key, fate)) = settled.try_next().await? {
             match fate {
                 // It ended meanwhile.
@@ -115,11 +119,11 @@ impl Bus {
     }
 
     /// The jobs that have not ended, by their records.
-    async fn open_jobs(&self) -> Result<HashSet<JobKey>, Error> {
+    async fn open_jobs(&self) -> Result<HashMap<JobKey, Record>, Error> {
         let bucket = self.layout.job_bucket();
         let prefix = broker::bucket_prefix(&bucket);
         let mut messages = scan::messages(self, Scan::all(broker::bucket_stream(&bucket))).await?;
-        let mut open = HashSet::new();
+        let mut open = HashMap::new();
         while let Some(message) = messages.try_next().await? {
             let Some(key) = message.subject.as_str().strip_prefix(&prefix).and_then(JobKey::parse) else { continue };
             // Not a record: somebody removed it.
@@ -133,18 +137,24 @@ impl Bus {
             if record.state.is_final() {
                 open.remove(&key);
             } else {
-                open.insert(key);
+                open.insert(key, record);
             }
         }
         Ok(open)
     }
 
-    /// Takes away the jobs that have a message; how many messages could not be read.
-    async fn strike_out(&self, open: &mut HashSet<JobKey>) -> Result<u64, Error> {
+    /// Takes away the jobs that have a message. Returns those of the others that have a copy of their request in the queue, which
+    /// ingest passes on only if it has not passed on the first; and how many messages could not be read.
+    async fn strike_out(&self, open: &mut HashMap<JobKey, Record>) -> Result<(HashSet<JobKey>, u64), Error> {
+        let mut copied = HashSet::new();
         let mut requests = self.messages(Stage::Ingest).await?;
         while let Some(message) = requests.tasks.try_next().await? {
-            if let Some(key) = self.requested(&message) {
-                open.remove(&key);
+            let Some(key) = self.requested(&message) else { continue };
+            let source = Source { sequence: message.sequence, stored_ms: stored_ms(&message) };
+            match open.get(&key) {
+                Some(record) if record.awaits(source) => drop(open.remove(&key)),
+                Some(record) if record.state == State::Accepted => drop(copied.insert(key)),
+                _ => {}
             }
         }
         let mut admitted = self.messages_of(self.layout.waiting_stream(), self.layout.waiting_subjects()).await?.tasks;
@@ -154,10 +164,10 @@ impl Bus {
             }
         }
         let prefill = self.strike_out_tasks::<PrefillTask>(Stage::Prefill, open).await?;
-        Ok(prefill + self.strike_out_tasks::<DecodeTask>(Stage::Decode, open).await?)
+        Ok((copied, prefill + self.strike_out_tasks::<DecodeTask>(Stage::Decode, open).await?))
     }
 
-    async fn strike_out_tasks<T: Task>(&self, stage: Stage, open: &mut HashSet<JobKey>) -> Result<u64, Error> {
+    async fn strike_out_tasks<T: Task>(&self, stage: Stage, open: &mut HashMap<JobKey, Record>) -> Result<u64, Error> {
         let mut waiting = self.waiting::<T>(stage).await?;
         let mut unread = 0;
         while let Some(read) = waiting.tasks.try_next().await? {
@@ -191,12 +201,12 @@ impl Bus {
     }
 
     /// Looks again at a job that no queue has, and does about it what is to be done.
-    async fn settle_lost(&self, jobs: &Jobs, key: &JobKey, dry_run: bool) -> Result<Fate, Error> {
+    async fn settle_lost(&self, jobs: &Jobs, key: &JobKey, copied: bool, dry_run: bool) -> Result<Fate, Error> {
         let JobKey { tenant, job } = key;
         let Some(stored) = jobs.get(tenant, job).await? else { return Ok(Fate::Leave) };
         let result = jobs.told(tenant, job).await?.map(|outcome| outcome.status);
         let kept = self.admitted(key).await?;
-        let fate = fate(&stored.record, Evidence { waits: false, result, kept: kept.is_some() });
+        let fate = fate(&stored.record, Evidence { waits: copied && kept.is_none(), result, kept: kept.is_some() });
         match fate {
             _ if dry_run => {}
             Fate::Leave => {}
