@@ -20,7 +20,7 @@ async fn a_checkpoint_is_written_by_the_last_who_took_it_over() {
     let broker = Broker::start().await;
     let bus = broker.provisioned().await;
     let checkpoints = bus.checkpoints().await.unwrap();
-    let job = Job { request_digest: "ab".into(), ..job("job") };
+    let job = Job { max_tokens: 100, request_digest: "ab".into(), ..job("job") };
     let of = |attempt, tokens: &[u32]| {
         let answer = Answer { tokens: tokens.to_vec(), ..Answer::default() };
         Checkpoint::of(claim(attempt), &job, &Timings::default(), &[answer])
