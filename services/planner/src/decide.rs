@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 
+use baton_contract::Role;
 use serde::Serialize;
 
 use crate::profile::Profile;
@@ -42,16 +43,6 @@ const FULL_AT_REST: f64 = 1.0;
 const TARGET: f64 = 0.8;
 /// Replicas are taken away when fewer were enough for so long.
 const SHRINK_S: f64 = 60.0;
-
-/// What a worker does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Computes prompts.
-    Prefill,
-    /// Generates.
-    Decode,
-}
 
 /// Bounds of the number of workers of a role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

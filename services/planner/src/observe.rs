@@ -6,32 +6,15 @@
 use std::collections::{BTreeMap, HashMap};
 
 use baton_contract::{
+    Role,
     stats::{Counts, Snapshot, Worker},
     subject::Stage,
 };
 
-use crate::decide::{Pool, Role, Statistics};
+use crate::decide::{Pool, Statistics};
 
 /// A worker that is heard of for the first time is new if it is not older than this; what it has done counts then.
 const NEW_MS: u64 = 10_000;
-
-impl Role {
-    /// The stage that a worker of this role serves.
-    pub fn stage(self) -> Stage {
-        match self {
-            Self::Prefill => Stage::Prefill,
-            Self::Decode => Stage::Decode,
-        }
-    }
-
-    /// The other role.
-    pub fn other(self) -> Self {
-        match self {
-            Self::Prefill => Self::Decode,
-            Self::Decode => Self::Prefill,
-        }
-    }
-}
 
 /// Remembers what was heard of each worker last.
 #[derive(Clone, Debug, Default)]

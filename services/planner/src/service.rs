@@ -11,7 +11,7 @@ use baton_bus::{
     unix_ms,
 };
 use baton_contract::{
-    causes,
+    Role, causes,
     stats::{Planning, RoleChange, Snapshot},
     subject::Stage,
 };
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    decide::{self, Decision, Planner, Role, Statistics},
+    decide::{self, Decision, Planner, Statistics},
     observe::{Observer, candidate},
 };
 

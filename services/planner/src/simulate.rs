@@ -20,6 +20,7 @@ mod reuse;
 mod time;
 mod world;
 
+use baton_contract::Role;
 use baton_workload::Drawn;
 
 pub use self::measure::{Change, Quantiles, Report, Slo, Use};
@@ -28,7 +29,7 @@ use self::{
     decode::DecodeWorker,
     prefill::PrefillWorker,
     time::{Nanos, nanos},
-    world::{Event, Role, World},
+    world::{Event, World},
 };
 use crate::{decide, profile::Profile};
 

@@ -6,7 +6,7 @@ use baton_contract::Name;
 
 /// What went wrong on the bus. The text of each variant says what it is, and what to do.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error("cannot connect to the broker at {url}; is nats-server running there, and is the URL right?")]
     Connect { url: String, source: async_nats::ConnectError },

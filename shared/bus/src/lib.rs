@@ -19,6 +19,7 @@
 //! What must never happen here: an acknowledgement before the successor is durable, a second result for a job, a message
 //! taken without a free slot.
 #![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
 
 mod bus;
 pub mod clients;

@@ -76,7 +76,7 @@ pub struct Piece {
 
 /// Why a message can't be read or written. The text of each variant says what it is.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error(
         "expected an envelope of version {PREVIOUS} or {VERSION}, found {0}; workers of a pipeline may be one release apart"
@@ -108,7 +108,9 @@ pub enum Error {
 pub trait Task: Sized + Send + Encode + Decode<()> + 'static {
     /// What an envelope of the version before lacks at its end.
     const ADDED: &'static [u8];
+    /// The job that it is about.
     fn job(&self) -> &Job;
+    /// The job's timings so far.
     fn timings(&self) -> &Timings;
     /// What the types alone don't guarantee.
     fn check(&self) -> Result<(), Error> {

@@ -8,6 +8,7 @@ use crate::{
     sampling::Sampling,
 };
 
+/// A request that ingest has admitted.
 #[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode)]
 pub struct Job {
     /// Its id, unique for its tenant.

@@ -3,6 +3,7 @@
 //!
 //! Everything here is pure: no I/O, no clock, no randomness. Whoever needs the time or an id passes it in.
 #![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
 
 mod address;
 pub mod backoff;
@@ -11,6 +12,7 @@ mod causes;
 pub mod checkpoint;
 mod controls;
 pub mod envelope;
+mod form;
 pub mod header;
 pub mod job;
 pub mod kv;

@@ -119,7 +119,10 @@ pub enum Admission {
     /// once this record is stored.
     Take(Record),
     /// A copy of a request that was not passed on when the record was stored: ask again, with what became of that one.
-    Copy { of: Source },
+    Copy {
+        /// The request that the record names.
+        of: Source,
+    },
     /// The job is under way or has ended, or another copy of the request brings it on the way.
     Settled,
     /// The id belongs to another request.

@@ -11,8 +11,9 @@ use crate::{
     sampling::Sampling,
 };
 
-pub use crate::controls::{
-    FormatKind, JsonSchema, MAX_LOGIT_BIAS, MAX_REGEX_BYTES, MAX_SCHEMA_BYTES, ResponseFormat, StructuredOutputs,
+pub use crate::{
+    controls::MAX_LOGIT_BIAS,
+    form::{FormatKind, JsonSchema, MAX_REGEX_BYTES, MAX_SCHEMA_BYTES, ResponseFormat, StructuredOutputs},
 };
 
 /// Tokens an answer may have when the request sets no `max_tokens`.

@@ -1,11 +1,13 @@
 //! A planner in the loop: it sees what a planner of a running pipeline would see, and its flips are done.
 
+use baton_contract::Role;
+
 use super::{
     Worker,
     measure::Change,
     queue::Shared,
     time::{Nanos, nanos, seconds},
-    world::{Event, Role, World},
+    world::{Event, World},
 };
 use crate::decide::{self, Decision, Flip, Planner, Statistics};
 
@@ -60,19 +62,15 @@ impl Control {
         self.last = now;
         let Decision { flip, reason, .. } = self.planner.decide(&statistics);
         let to = flip.map(|Flip { to }| to)?;
-        let role = match to {
-            decide::Role::Prefill => Role::Prefill,
-            decide::Role::Decode => Role::Decode,
-        };
         // One that is not draining already.
         let serves = |worker: &usize| match &workers[*worker] {
-            Worker::Prefill(it) => role == Role::Decode && !it.drains(),
-            Worker::Decode(it) => role == Role::Prefill && !it.drains(),
+            Worker::Prefill(it) => to == Role::Decode && !it.drains(),
+            Worker::Decode(it) => to == Role::Prefill && !it.drains(),
             Worker::Starting(_) => false,
         };
         let worker = (0..workers.len()).rev().find(serves)?;
         self.changes.push(Change { at_s: seconds(world.now), to, reason });
-        Some((worker, role))
+        Some((worker, to))
     }
 }
 

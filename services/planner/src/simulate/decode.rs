@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use baton_contract::Role;
 use baton_decode::{AHEAD, COMPUTE_COST, IMPORTED, schedule::Schedule};
 
 use super::{
@@ -9,7 +10,7 @@ use super::{
     burst::Burst,
     jobs::JobId,
     time::{Nanos, nanos, seconds},
-    world::{Event, Role, World},
+    world::{Event, World},
 };
 
 /// Chunks of one job that are fetched at a time, as decode and prefill do.

@@ -1,5 +1,6 @@
 //! What a simulation comes to: counts, sums and histograms of fixed size.
 
+use baton_contract::Role;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
@@ -9,7 +10,6 @@ use super::{
     queue::Shared,
     time::{Nanos, seconds},
 };
-use crate::decide;
 
 /// Three digits, from a microsecond to ten hours: some 200 KiB a histogram.
 const LONGEST_US: u64 = 36_000_000_000;
@@ -60,7 +60,7 @@ pub struct Change {
     /// Seconds since the beginning.
     pub at_s: f64,
     /// What it became.
-    pub to: decide::Role,
+    pub to: Role,
     /// Why.
     pub reason: String,
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use baton_contract::Role;
 use baton_prefill::{
     IMPORTED, PASSES_AHEAD,
     schedule::{self, Schedule, Share},
@@ -12,7 +13,7 @@ use super::{
     jobs::JobId,
     reuse::Place,
     time::{Nanos, nanos},
-    world::{Event, Role, World},
+    world::{Event, World},
 };
 
 pub(super) struct PrefillWorker {

@@ -232,7 +232,7 @@ fn with_a_planner_a_load_that_shifts_is_followed_and_no_job_is_lost() {
     let first = |options: &Options| simulated(options, load(1.0, Named::Prompts.shape(), 600)).duration_s;
     let best = (1..6).map(|p| second(&saturated(sim(p, 6 - p)))).fold(f64::INFINITY, f64::min);
     let begins = (1..6).map(|p| first(&saturated(sim(p, 6 - p)))).fold(f64::INFINITY, f64::min);
-    assert!(report.changes.iter().any(|change| change.to == decide::Role::Decode), "{report:?}");
+    assert!(report.changes.iter().any(|change| change.to == Role::Decode), "{report:?}");
     // Whatever the shift costs, all of it is seldom more than half a minute of the best split.
     assert!(
         report.duration_s < begins * 1.2 + best + 30.0,
@@ -261,7 +261,7 @@ fn with_a_planner_a_steady_load_comes_to_rest_at_the_best_split() {
         let steady: Vec<_> = steady.collect();
         assert!(steady.iter().all(|change| change.at_s < 60.0), "{named}: {:?}", report.changes);
         let end: usize =
-            report.changes.iter().fold(3, |p, change| if change.to == decide::Role::Prefill { p + 1 } else { p - 1 });
+            report.changes.iter().fold(3, |p, change| if change.to == Role::Prefill { p + 1 } else { p - 1 });
         assert!(end.abs_diff(best.unwrap()) <= 1, "{named}: {end} instead of {best:?}: {:?}", report.changes);
     }
 }

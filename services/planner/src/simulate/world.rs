@@ -2,6 +2,7 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
+use baton_contract::Role;
 use baton_workload::Drawn;
 
 use super::{
@@ -40,21 +41,7 @@ pub(super) enum Event {
     Tick,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Role {
-    Prefill,
-    Decode,
-}
-
-impl Role {
-    pub(super) fn other(self) -> Self {
-        match self {
-            Self::Prefill => Self::Decode,
-            Self::Decode => Self::Prefill,
-        }
-    }
-}
-
+/// The clock, what happens next, and what the workers share.
 pub(super) struct World<'o> {
     pub(super) options: &'o Options,
     pub(super) now: Nanos,

@@ -36,11 +36,22 @@ struct Question {
 #[serde(tag = "answer", rename_all = "lowercase")]
 pub enum Answer {
     /// It serves the role now, and has left the other.
-    Switched { from: Stage, to: Stage },
+    Switched {
+        /// The stage that it served.
+        from: Stage,
+        /// The stage that it serves now.
+        to: Stage,
+    },
     /// It served that role already.
-    Serves { role: Stage },
+    Serves {
+        /// The stage.
+        role: Stage,
+    },
     /// It will not; nothing has changed.
-    Refused { reason: String },
+    Refused {
+        /// For people.
+        reason: String,
+    },
 }
 
 /// A worker's endpoint.

@@ -31,17 +31,51 @@ const HEARD_WITHIN: Duration = Duration::from_millis(1_500);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "for", rename_all = "lowercase")]
 pub enum WaitReason {
-    /// Ingest has not seen it, if it was submitted: this many requests of its tenant wait there.
-    Ingest { requests: u64, served: bool },
-    /// It is among so many jobs in a stage's queue, or will be once its tenant's turn comes, of which so many jobs
-    /// wait for it.
-    Queue { stage: Stage, model: Name, lane: Name, jobs: u64, turn: u64, served: bool },
-    /// A fault passes, since that time in milliseconds since 1970.
-    Fault { stage: Stage, reason: String, since_ms: u64, again: bool },
+    /// Ingest has not seen it, if it was submitted.
+    Ingest {
+        /// Requests of its tenant that wait there.
+        requests: u64,
+        /// Whether an ingest worker answers.
+        served: bool,
+    },
+    /// It is in a stage's queue, or will be once its tenant's turn comes.
+    Queue {
+        /// The stage of the queue.
+        stage: Stage,
+        /// The job's model.
+        model: Name,
+        /// The job's lane.
+        lane: Name,
+        /// Jobs that wait in the queue.
+        jobs: u64,
+        /// Jobs of its tenant that wait for their turn.
+        turn: u64,
+        /// Whether a worker takes from it.
+        served: bool,
+    },
+    /// A fault that may pass.
+    Fault {
+        /// The stage that could not do it.
+        stage: Stage,
+        /// The fault.
+        reason: String,
+        /// Since when, in milliseconds since 1970.
+        since_ms: u64,
+        /// Whether a worker tries it again now.
+        again: bool,
+    },
     /// Nothing: a worker has it in hand.
-    Worker { stage: Stage, worker: String },
+    Worker {
+        /// The stage that works on it.
+        stage: Stage,
+        /// The worker's name.
+        worker: String,
+    },
     /// The broker does not say.
-    Broker { reason: String },
+    Broker {
+        /// What went wrong.
+        reason: String,
+    },
 }
 
 impl fmt::Display for WaitReason {

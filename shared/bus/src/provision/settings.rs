@@ -149,9 +149,19 @@ pub struct Room {
 #[derive(Debug)]
 pub enum Full {
     /// At least 95 % of what the account may store are used; both in bytes.
-    Limit { used: u64, limit: u64 },
+    Limit {
+        /// Bytes that are stored.
+        used: u64,
+        /// Bytes that may be.
+        limit: u64,
+    },
     /// It refuses a message, although `used` bytes are within its limit.
-    Refuses { used: u64, error: Error },
+    Refuses {
+        /// Bytes that are stored.
+        used: u64,
+        /// What the broker said.
+        error: Error,
+    },
 }
 
 /// What streams tell of the settings that they were made with.

@@ -22,9 +22,21 @@ pub(crate) const AT_ONCE: usize = 16;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A stream, bucket or consumer that was missing.
-    Created { what: String },
+    Created {
+        /// A stream, bucket or consumer.
+        what: String,
+    },
     /// A setting of one that stands.
-    Changed { what: String, key: &'static str, from: String, to: String },
+    Changed {
+        /// A stream, bucket or consumer.
+        what: String,
+        /// The setting.
+        key: &'static str,
+        /// Its value before.
+        from: String,
+        /// Its value now.
+        to: String,
+    },
 }
 
 impl fmt::Display for Change {

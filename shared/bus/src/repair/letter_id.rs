@@ -8,9 +8,21 @@ use baton_contract::{JobId, Name, subject::Stage};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum LetterId {
     /// A job's, written `prefill.acme.report-7`.
-    Job { stage: Stage, tenant: Name, job: JobId },
+    Job {
+        /// The stage that gave up.
+        stage: Stage,
+        /// Whose job it was.
+        tenant: Name,
+        /// The job's id.
+        job: JobId,
+    },
     /// That of a message that could not be read, by its sequence in the stage's stream: `prefill.1234`.
-    Message { stage: Stage, sequence: u64 },
+    Message {
+        /// The stage whose queue it was in.
+        stage: Stage,
+        /// Its place in the queue's stream.
+        sequence: u64,
+    },
 }
 
 /// A text that is no dead letter's id.

@@ -37,13 +37,26 @@ pub enum RetryError {
     Bus(#[from] Error),
     /// No stage of this release can read its message.
     #[error("cannot try the dead letter {id} again")]
-    Unreadable { id: LetterId, source: envelope::Error },
+    Unreadable {
+        /// The letter.
+        id: LetterId,
+        /// What is wrong with its message.
+        source: envelope::Error,
+    },
     /// Its message was too large to be kept.
     #[error("the message of dead letter {id} was too large to be kept; send the request again, and drop the letter")]
-    LeftOut { id: LetterId },
+    LeftOut {
+        /// The letter.
+        id: LetterId,
+    },
     /// Its message came from no queue of its stage.
     #[error("the dead letter {id} came from {subject:?}, which is no queue of {stage}; drop it", stage = id.stage())]
-    Foreign { id: LetterId, subject: String },
+    Foreign {
+        /// The letter.
+        id: LetterId,
+        /// The message's subject.
+        subject: String,
+    },
 }
 
 impl Bus {

@@ -52,9 +52,15 @@ const AT_ONCE: usize = 16;
 #[serde(tag = "answer", rename_all = "lowercase")]
 pub enum Answer {
     /// It will end as cancelled, unless it ends otherwise this very moment. Now it is in this state.
-    Cancelling { state: State },
+    Cancelling {
+        /// How far the job had come.
+        state: State,
+    },
     /// It has ended.
-    Ended { state: State },
+    Ended {
+        /// How it ended.
+        state: State,
+    },
     /// Nobody knows it.
     Unknown,
 }

@@ -45,7 +45,12 @@ impl Ended {
 /// What comes after a stage has done its work.
 pub enum Next {
     /// The message for the next stage; whatever it names is stored already.
-    Forward { subject: String, payload: Bytes },
+    Forward {
+        /// The next stage's queue.
+        subject: String,
+        /// The message.
+        payload: Bytes,
+    },
     /// The job has ended.
     Finish(Box<Outcome>),
 }
@@ -104,6 +109,7 @@ impl From<Error> for StageError {
 /// A stage's own work on one job. It may be dropped at any await: another worker then gets the job. At a message's first
 /// delivery it may begin before the worker's claim is stored; what it comes to counts only with the claim.
 pub trait Handler<T: Task>: Send + Sync + 'static {
+    /// Does a job's work in this stage, and says what comes of it.
     fn handle(&self, work: Work<T>) -> impl Future<Output = Result<Next, StageError>> + Send;
 }
 

@@ -61,6 +61,7 @@ impl Options {
 
 /// What a stage does with a delivery.
 pub trait Receiver: Send + Sync + 'static {
+    /// Works on a message, and says what becomes of it.
     fn receive(&self, delivery: &Delivery) -> impl Future<Output = Settle> + Send;
 
     /// Called when [`Receiver::receive`] was cut short by a shutdown, for the message to go back.
