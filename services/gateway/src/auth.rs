@@ -12,11 +12,12 @@ use axum::{
     http::{header::AUTHORIZATION, request::Parts},
 };
 use baton_contract::Name;
+use baton_openai::ApiError;
 pub use file::{Entry, Error, KeysFile, add};
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{State, openai::ApiError};
+use crate::{State, refusal::Refusal};
 
 mod allowance;
 use allowance::Allowance;
@@ -89,9 +90,9 @@ fn refused(message: &str) -> ApiError {
 }
 
 impl FromRequestParts<State> for Caller {
-    type Rejection = ApiError;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Refusal> {
         let key = match &state.keys {
             None => state.everybody.clone(),
             Some(keys) => {
@@ -109,9 +110,9 @@ impl FromRequestParts<State> for Caller {
 }
 
 impl FromRequestParts<State> for Tenant {
-    type Rejection = ApiError;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Refusal> {
         Caller::from_request_parts(parts, state).await.map(|caller| Self(caller.tenant))
     }
 }

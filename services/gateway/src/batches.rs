@@ -25,6 +25,7 @@ use baton_contract::{
     batch::{Batch, Status},
     causes,
 };
+use baton_openai::ApiError;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -34,8 +35,9 @@ use crate::{
     State,
     auth::{Caller, Tenant},
     files::{self, Id, Order, known_id, new_id, now, page},
-    openai::ApiError,
-    receive, webhooks,
+    receive,
+    refusal::Refusal,
+    webhooks,
 };
 
 /// Batches of one page without a limit, and at most.
@@ -56,7 +58,7 @@ struct Wanted {
     after: Option<String>,
 }
 
-async fn create(caller: Caller, Shared(state): Shared<State>, request: HttpRequest) -> Result<Json<Value>, ApiError> {
+async fn create(caller: Caller, Shared(state): Shared<State>, request: HttpRequest) -> Result<Json<Value>, Refusal> {
     files::store(&state)?;
     let _permit = caller.admit()?;
     let tenant = caller.tenant;
@@ -66,12 +68,14 @@ async fn create(caller: Caller, Shared(state): Shared<State>, request: HttpReque
     let (order, window) = order::read(&body.bytes, &id)?;
     let missing = |message: &str| {
         let error = ApiError { param: Some("input_file_id".into()), ..ApiError::not_found(message) };
-        Err(error)
+        Err(error.into())
     };
     match files::find(&state, &tenant, &order.input_file_id).await? {
         Some(file) if file.purpose == Purpose::Batch => {}
         Some(_) => {
-            return Err(ApiError::field("input_file_id", "input_file_id: expected a file with the purpose \"batch\""));
+            return Err(
+                ApiError::field("input_file_id", "input_file_id: expected a file with the purpose \"batch\"").into()
+            );
         }
         None => return missing("input_file_id: no such file object"),
     }
@@ -93,15 +97,15 @@ async fn list(
     Tenant(tenant): Tenant,
     Shared(state): Shared<State>,
     wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Value>, Refusal> {
     let Query(wanted) = wanted.map_err(|error| ApiError::invalid(error.body_text()))?;
     let batches = state.stores.batches.of_tenant(&tenant).await?;
     let key = |batch: &Batch| (batch.created_at, batch.order.id.clone());
     let limit = wanted.limit.unwrap_or(PAGE.0);
-    page(batches, key, object::of, Order::Desc, wanted.after.as_deref(), (limit, PAGE.1)).map(Json)
+    Ok(Json(page(batches, key, object::of, Order::Desc, wanted.after.as_deref(), (limit, PAGE.1))?))
 }
 
-async fn retrieve(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, ApiError> {
+async fn retrieve(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, Refusal> {
     let kept = match known_id("batch_", &id) {
         Some(key) => state.stores.batches.get(&tenant, &key).await?,
         None => None,
@@ -109,7 +113,7 @@ async fn retrieve(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): 
     Ok(Json(object::of(&kept.ok_or_else(unknown)?.value)))
 }
 
-async fn cancel(caller: Caller, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, ApiError> {
+async fn cancel(caller: Caller, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, Refusal> {
     let _permit = caller.admit()?;
     let key = known_id("batch_", &id).ok_or_else(unknown)?;
     let now = now(&state).await?;
@@ -120,7 +124,7 @@ async fn cancel(caller: Caller, Shared(state): Shared<State>, Id(id): Id) -> Res
         Status::Cancelling | Status::Cancelled => Ok(Json(object::of(&batch))),
         status => {
             let message = format!("the batch can't be cancelled any more: it is {}", status.as_str());
-            Err(ApiError::new(409, "invalid_request_error", Some("conflict"), message))
+            Err(ApiError::new(409, "invalid_request_error", Some("conflict"), message).into())
         }
     }
 }

@@ -6,13 +6,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use baton_openai::ApiError;
 use bytes::Bytes;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
-
-use crate::openai::ApiError;
 
 /// How long one waits for room.
 const WAIT: Duration = Duration::from_secs(5);

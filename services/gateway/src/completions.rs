@@ -19,6 +19,7 @@ use baton_bus::{
     unix_ms,
 };
 use baton_contract::{JobId, Name, causes, request::Request};
+use baton_openai::{ApiError, Call, Chunks, Endpoint};
 use tokio::time::{Instant, timeout};
 use tracing::{Instrument, info_span};
 
@@ -26,8 +27,8 @@ use crate::{
     State,
     auth::{Caller, Permit},
     budget::{self, Housed, Room},
-    openai::{self, ApiError, Call, Chunks, Endpoint},
     receive::{self, JsonBody},
+    refusal::{Refusal, of_bus},
     webhooks,
 };
 use abandon::Abandon;
@@ -64,13 +65,13 @@ async fn answer(
         Ok(permit) => permit,
         Err(error) => {
             receive::discard(request).await;
-            return error.into_response();
+            return Refusal(error).into_response();
         }
     };
     let body = receive::json(&state.budget, request).await;
     let posting = match body.and_then(|body| Posting::read(&state, endpoint, &headers, body)) {
         Ok(posting) => posting,
-        Err(error) => return error.into_response(),
+        Err(error) => return Refusal(error).into_response(),
     };
     let span = info_span!("gateway", job = %posting.job, tenant = %caller.tenant);
     trace::continue_from(&span, Some(&trace_headers(&headers)));
@@ -99,7 +100,7 @@ struct Posting {
 
 impl Posting {
     fn read(state: &State, endpoint: Endpoint, headers: &HeaderMap, body: JsonBody) -> Result<Self, ApiError> {
-        let mut call = openai::read(endpoint, &body.bytes)?;
+        let mut call = baton_openai::read(endpoint, &body.bytes)?;
         let facts = &state.facts;
         let model = match &call.model {
             None => facts.default_model.clone(),
@@ -153,12 +154,12 @@ impl Posting {
         Ok(body)
     }
 
-    async fn post(self, state: State, tenant: &Name, permit: Permit) -> Result<Response, ApiError> {
+    async fn post(self, state: State, tenant: &Name, permit: Permit) -> Result<Response, Refusal> {
         let began = Instant::now();
         let body = self.body(state.bus.max_request_bytes())?;
         let unreachable = || ApiError::unavailable("the broker can't be reached now; try again later");
         if !state.bus.is_connected() {
-            return Err(unreachable());
+            return Err(unreachable().into());
         }
         // Before anything is asked for, for without the broker's time there is no stream.
         let created = if self.call.stream { state.clock.now_ms().await? / 1_000 } else { 0 };
@@ -168,7 +169,7 @@ impl Posting {
         drop(request);
         if notify && !webhooks::has_webhook(&state, tenant) {
             let message = "Baton-Webhook: the tenant has no webhook; add one to the gateway's file of keys";
-            return Err(ApiError::field("Baton-Webhook", message));
+            return Err(ApiError::field("Baton-Webhook", message).into());
         }
         let mut abandon = Abandon::new(&state, tenant, &job, !named && !notify);
         let ask = Ask { tenant, lane: &lane, job: &job, body, live: stream, known: named };
@@ -176,7 +177,7 @@ impl Posting {
         let mut answer = asked.map_err(|error| {
             // It was not taken, or nobody knows; to look for it among all that wait would cost a full queue dearly.
             abandon.ended();
-            if state.bus.is_connected() { error.into() } else { unreachable() }
+            if state.bus.is_connected() { of_bus(&error) } else { unreachable() }
         })?;
         // It is the broker's now, and no longer here.
         drop(room);
@@ -207,16 +208,16 @@ impl Posting {
 }
 
 /// The answer to a call whose job has ended.
-async fn whole(state: &State, tenant: &Name, endpoint: Endpoint, ended: Event) -> Result<Response, ApiError> {
+async fn whole(state: &State, tenant: &Name, endpoint: Endpoint, ended: Event) -> Result<Response, Refusal> {
     match ended {
         Event::Result(outcome) => {
             let (outcome, room) = afford(state, tenant, outcome).await?;
-            let text = openai::response(endpoint, &outcome)?.to_string();
+            let text = baton_openai::response(endpoint, &outcome)?.to_string();
             let body = Body::from(budget::housed(text.into(), &Arc::new(room)));
             Ok(([(CONTENT_TYPE, "application/json")], Extension(Housed), body).into_response())
         }
-        Event::Refused(refusal) => Err(ApiError::from(&refusal.error)),
-        Event::Delta(_) => Err(ApiError::internal("a token is no answer")),
+        Event::Refused(refusal) => Err(ApiError::from(&refusal.error).into()),
+        Event::Delta(_) => Err(ApiError::internal("a token is no answer").into()),
     }
 }
 

@@ -18,6 +18,7 @@ use axum::{
 };
 use baton_bus::gateways::files::{File, Form, Purpose};
 use baton_contract::{JobId, Name, causes};
+use baton_openai::ApiError;
 use baton_storage::files::{self, Blob, Extent, Files};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
@@ -33,7 +34,7 @@ use crate::{
     State,
     auth::{Caller, Tenant},
     budget,
-    openai::ApiError,
+    refusal::Refusal,
 };
 
 /// How long an upload may take altogether: who is slower than this holds a connection for nothing.
@@ -69,9 +70,9 @@ struct Wanted {
 pub(crate) struct Id(pub(crate) String);
 
 impl FromRequestParts<State> for Id {
-    type Rejection = ApiError;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Refusal> {
         let Path(id) =
             Path::from_request_parts(parts, state).await.map_err(|error| ApiError::field("id", error.body_text()))?;
         Ok(Self(id))
@@ -121,7 +122,7 @@ pub(crate) fn recorded(extent: Extent) -> (u64, Form, Option<u64>) {
 }
 
 /// A tenant's file that has not expired.
-pub(crate) async fn find(state: &State, tenant: &Name, id: &str) -> Result<Option<File>, ApiError> {
+pub(crate) async fn find(state: &State, tenant: &Name, id: &str) -> Result<Option<File>, baton_bus::Error> {
     let Some(key) = known_id("file-", id) else { return Ok(None) };
     let kept = state.stores.files.get(tenant, &key).await?;
     let Some(file) = kept.map(|kept| kept.value) else { return Ok(None) };
@@ -136,9 +137,9 @@ pub(crate) async fn now(state: &State) -> Result<u64, baton_bus::Error> {
     Ok(state.clock.now_ms().await? / 1_000)
 }
 
-async fn found(state: &State, tenant: &Name, id: &str) -> Result<File, ApiError> {
+async fn found(state: &State, tenant: &Name, id: &str) -> Result<File, Refusal> {
     let missing = || ApiError { param: Some("id".into()), ..ApiError::not_found("no such file object") };
-    find(state, tenant, id).await?.ok_or_else(missing)
+    Ok(find(state, tenant, id).await?.ok_or_else(missing)?)
 }
 
 fn object(file: &File) -> Value {
@@ -149,7 +150,7 @@ fn object(file: &File) -> Value {
     })
 }
 
-async fn upload(caller: Caller, Shared(state): Shared<State>, request: Request) -> Result<Json<Value>, ApiError> {
+async fn upload(caller: Caller, Shared(state): Shared<State>, request: Request) -> Result<Json<Value>, Refusal> {
     let files = store(&state)?;
     let _permit = caller.admit()?;
     let tenant = caller.tenant;
@@ -189,7 +190,7 @@ async fn upload(caller: Caller, Shared(state): Shared<State>, request: Request) 
         state.stores.files.remove(&tenant, &key).await?;
         let _ = files.delete(blob, received.extent).await;
         let message = format!("the file was not kept: {}; send it again", causes(&error));
-        return Err(ApiError::unavailable(message));
+        return Err(ApiError::unavailable(message).into());
     }
     tracing::info!(file = id, %tenant, bytes = file.bytes, "a file was stored");
     Ok(Json(object(&file)))
@@ -199,7 +200,7 @@ async fn list(
     Tenant(tenant): Tenant,
     Shared(state): Shared<State>,
     wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Value>, Refusal> {
     let Query(wanted) = wanted.map_err(|error| ApiError::invalid(error.body_text()))?;
     let now = now(&state).await?;
     let mut files = state.stores.files.of_tenant(&tenant).await?;
@@ -209,14 +210,15 @@ async fn list(
     }
     let key = |file: &File| (file.created_at, file.id.clone());
     let limit = wanted.limit.unwrap_or(PAGE);
-    page(files, key, object, wanted.order.unwrap_or_default(), wanted.after.as_deref(), (limit, PAGE)).map(Json)
+    let (order, after) = (wanted.order.unwrap_or_default(), wanted.after.as_deref());
+    Ok(Json(page(files, key, object, order, after, (limit, PAGE))?))
 }
 
-async fn retrieve(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, ApiError> {
+async fn retrieve(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, Refusal> {
     Ok(Json(object(&found(&state, &tenant, &id).await?)))
 }
 
-async fn remove(caller: Caller, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, ApiError> {
+async fn remove(caller: Caller, Shared(state): Shared<State>, Id(id): Id) -> Result<Json<Value>, Refusal> {
     let files = store(&state)?;
     let _permit = caller.admit()?;
     let tenant = caller.tenant;
@@ -226,7 +228,7 @@ async fn remove(caller: Caller, Shared(state): Shared<State>, Id(id): Id) -> Res
     if let Some(batch) = batches.into_iter().find(reads) {
         let message =
             format!("the batch {} still reads this file; cancel the batch, or wait for its end", batch.order.id);
-        return Err(ApiError::new(409, "invalid_request_error", Some("file_in_use"), message));
+        return Err(ApiError::new(409, "invalid_request_error", Some("file_in_use"), message).into());
     }
     let key = JobId::new(&file.id).map_err(|error| ApiError::internal(causes(&error)))?;
     state.stores.files.remove(&tenant, &key).await?;
@@ -238,7 +240,7 @@ async fn remove(caller: Caller, Shared(state): Shared<State>, Id(id): Id) -> Res
     Ok(Json(json!({ "id": file.id, "object": "file", "deleted": true })))
 }
 
-async fn content(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): Id) -> Result<Response, ApiError> {
+async fn content(Tenant(tenant): Tenant, Shared(state): Shared<State>, Id(id): Id) -> Result<Response, Refusal> {
     let files = store(&state)?;
     let file = found(&state, &tenant, &id).await?;
     let (blob, extent) =

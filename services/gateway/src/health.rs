@@ -8,9 +8,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use baton_contract::{causes, stats::Snapshot, subject::Stage};
+use baton_openai::ApiError;
 use tokio::time::timeout;
 
-use crate::{State, openai::ApiError};
+use crate::{State, refusal::Refusal};
 
 /// How long the broker may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -25,10 +26,10 @@ pub(crate) async fn alive() -> &'static str {
 }
 
 /// The broker answers, the pipeline's streams are there, and each stage has a worker that takes jobs.
-pub(crate) async fn ready(FromState(state): FromState<State>) -> Result<&'static str, ApiError> {
+pub(crate) async fn ready(FromState(state): FromState<State>) -> Result<&'static str, Refusal> {
     match timeout(ANSWER_WITHIN, state.bus.ready()).await {
         Ok(ready) => ready.map_err(|error| ApiError::unavailable(causes(&error)))?,
-        Err(_) => return Err(silent()),
+        Err(_) => return Err(silent().into()),
     }
     let mut idle = None;
     let staffed = async {
@@ -45,12 +46,14 @@ pub(crate) async fn ready(FromState(state): FromState<State>) -> Result<&'static
     };
     let staffed: Result<Result<(), baton_bus::Error>, _> = timeout(HEARD_WITHIN, staffed).await;
     match (staffed, idle) {
-        (Ok(staffed), _) => staffed.map(|()| "ready\n").map_err(|error| ApiError::unavailable(causes(&error))),
+        (Ok(Ok(())), _) => Ok("ready\n"),
+        (Ok(Err(error)), _) => Err(ApiError::unavailable(causes(&error)).into()),
         (Err(_), Some(stages)) => {
             let stages: Vec<_> = stages.iter().map(Stage::as_str).collect();
-            Err(ApiError::unavailable(format!("no worker serves {}; what is asked for waits", stages.join(" or "))))
+            let stages = stages.join(" or ");
+            Err(ApiError::unavailable(format!("no worker serves {stages}; what is asked for waits")).into())
         }
-        (Err(_), None) => Err(silent()),
+        (Err(_), None) => Err(silent().into()),
     }
 }
 
@@ -64,7 +67,7 @@ fn unserved(pipeline: &Snapshot) -> Vec<Stage> {
     Stage::ALL.into_iter().filter(|&stage| !serves(stage)).collect()
 }
 
-pub(crate) async fn metrics(FromState(state): FromState<State>) -> Result<Response, ApiError> {
+pub(crate) async fn metrics(FromState(state): FromState<State>) -> Result<Response, Refusal> {
     let watch = state.watch.get_or_try_init(|| state.bus.watch_stats());
     let pipeline = match timeout(ANSWER_WITHIN, watch).await {
         // What is older is not told: it would look like now.

@@ -1,7 +1,7 @@
 //! The gateway: Baton over HTTP, with OpenAI's interface. It is a client of the bus like any other and holds no state: any
 //! number of gateways serve the same pipeline, and whichever dies takes nothing with it.
 //!
-//! - [`openai`] is OpenAI's requests and answers as Baton's, pure; [`auth`] knows whose a request is.
+//! - [`auth`] knows whose a request is; `refusal` answers what can't be done. OpenAI's shapes are `baton_openai`'s.
 //! - `completions` publishes requests and waits for the answers; `models`, `health` and `document` answer by themselves.
 //! - `files`, `batches` and `webhooks` are for batches; `page` is the live page.
 //! - `sites` knows which hosts and browsers' pages are served; `server` and `budget` hold the line: what a connection may
@@ -20,9 +20,9 @@ mod files;
 mod health;
 mod metrics;
 mod models;
-pub mod openai;
 mod page;
 mod receive;
+mod refusal;
 mod routes;
 mod server;
 mod sites;

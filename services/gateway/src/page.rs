@@ -15,6 +15,7 @@ use axum::{
 };
 use baton_bus::stage::cancel::Answer;
 use baton_contract::{JobId, outcome::Outcome};
+use baton_openai::ApiError;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -22,7 +23,7 @@ use self::live::Live;
 use crate::{
     State,
     auth::{Caller, Tenant},
-    openai::ApiError,
+    refusal::Refusal,
 };
 
 /// Jobs in a list, unless the caller says how many.
@@ -42,8 +43,8 @@ pub fn routes() -> Router<State> {
         .layer(Extension(Live::default()))
 }
 
-async fn follow(_: Tenant, FromState(state): FromState<State>, live: Extension<Live>) -> Result<Response, ApiError> {
-    live.follow(&state).await
+async fn follow(_: Tenant, FromState(state): FromState<State>, live: Extension<Live>) -> Result<Response, Refusal> {
+    Ok(live.follow(&state).await?)
 }
 
 #[derive(Deserialize)]
@@ -57,12 +58,12 @@ async fn list(
     Tenant(tenant): Tenant,
     FromState(state): FromState<State>,
     query: Result<Query<Listing>, axum::extract::rejection::QueryRejection>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Value>, Refusal> {
     let expected = || ApiError::field("limit", format!("limit: expected a number from 1 to {MOST_LISTED}"));
     let Query(Listing { limit }) = query.map_err(|_| expected())?;
     let limit = limit.unwrap_or(LISTED);
     if !(1..=MOST_LISTED).contains(&limit) {
-        return Err(expected());
+        return Err(expected().into());
     }
     let results = state.bus.recent_results(&tenant, limit).await?;
     Ok(Json(json!({ "jobs": results.iter().map(summary).collect::<Vec<_>>() })))
@@ -92,7 +93,7 @@ async fn one(
     Tenant(tenant): Tenant,
     FromState(state): FromState<State>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Value>, Refusal> {
     let id = named(&id)?;
     let record = state.jobs.get(&tenant, &id).await?.map(|stored| stored.record);
     let result = match record.as_ref().is_some_and(|record| !record.state.is_final()) {
@@ -108,13 +109,13 @@ async fn cancel(
     caller: Caller,
     FromState(state): FromState<State>,
     Path(id): Path<String>,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
+) -> Result<(StatusCode, Json<Value>), Refusal> {
     let _permit = caller.admit()?;
     let id = named(&id)?;
     match state.bus.cancel(&caller.tenant, &id).await? {
         Answer::Unknown => {
             let message = format!("you have no job {id}; jobs are known as long as results.keep says");
-            Err(ApiError::not_found(message))
+            Err(ApiError::not_found(message).into())
         }
         answer => Ok((StatusCode::ACCEPTED, Json(json!(answer)))),
     }

@@ -8,14 +8,12 @@ use axum::{
     http::header::{CONTENT_TYPE, EXPECT},
 };
 use baton_contract::causes;
+use baton_openai::ApiError;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::{
-    budget::{Budget, Room},
-    openai::ApiError,
-};
+use crate::budget::{Budget, Room};
 
 /// Bytes of a JSON body.
 pub const MAX_JSON_BYTES: usize = 4 << 20;

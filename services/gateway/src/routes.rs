@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use baton_openai::{ApiError, Endpoint};
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 use tracing::{Instrument, info_span};
@@ -18,9 +19,9 @@ use tracing::{Instrument, info_span};
 use crate::{
     State, batches,
     budget::{self, Housed},
-    completions, document, files, health, models,
-    openai::{ApiError, Endpoint, Reason},
-    page, sites, webhooks,
+    completions, document, files, health, models, page,
+    refusal::{Reason, Refusal},
+    sites, webhooks,
 };
 
 /// What OpenAI's clients call `request_id`.
@@ -65,14 +66,14 @@ fn own_routes() -> Router<State> {
         .route("/openapi.json", get(document::serve))
 }
 
-async fn unknown(method: Method, request: Request) -> ApiError {
+async fn unknown(method: Method, request: Request) -> Refusal {
     let path: String = request.uri().path().chars().take(200).collect();
-    ApiError::not_found(format!("there is no {method} {path}; GET /openapi.json describes what there is"))
+    ApiError::not_found(format!("there is no {method} {path}; GET /openapi.json describes what there is")).into()
 }
 
-async fn wrong_method(method: Method) -> ApiError {
+async fn wrong_method(method: Method) -> Refusal {
     let message = format!("this path is not for {method}; GET /openapi.json describes what it is for");
-    ApiError::new(405, "invalid_request_error", Some("method_not_allowed"), message)
+    ApiError::new(405, "invalid_request_error", Some("method_not_allowed"), message).into()
 }
 
 /// Answers that are no longer than this find room in what a connection has anyhow.
@@ -90,7 +91,7 @@ async fn house(FromState(state): FromState<State>, request: Request, next: Next)
                 Body::new(body.map_frame(move |frame| frame.map_data(|bytes| budget::housed(bytes, &room))))
             })
         }
-        Err(error) => error.into_response(),
+        Err(error) => Refusal(error).into_response(),
     }
 }
 

@@ -18,9 +18,10 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use baton_openai::ApiError;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-use crate::openai::ApiError;
+use crate::refusal::Refusal;
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
@@ -148,7 +149,7 @@ fn is_of(origin: &str, host: &Authority) -> bool {
 pub(crate) async fn admit(State(sites): State<std::sync::Arc<Sites>>, request: Request, next: Next) -> Response {
     match sites.check(request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
+        Err(error) => Refusal(error).into_response(),
     }
 }
 

@@ -1,14 +1,14 @@
 //! Lines of the output and error files.
 
 use baton_contract::{
+    JobId,
     batch::{Progress, Usage},
     outcome::{Outcome, Status},
 };
-use serde_json::{Value, json};
+use baton_openai::{AnswerLine, ApiError, Endpoint, LineError, LineResponse};
 use sha2::{Digest, Sha256};
 
 use super::job_of;
-use crate::openai::{self, ApiError, Endpoint};
 
 /// Why a request of a batch was not run to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,14 +57,14 @@ impl Place<'_> {
             Status::Cancelled => return self.unfinished(Unfinished::Cancelled),
             Status::Completed | Status::Failed => {}
         }
-        match openai::response(endpoint, outcome) {
+        match baton_openai::response(endpoint, outcome) {
             Ok(body) => {
                 let usage = Usage {
                     prompt_tokens: outcome.usage.prompt_tokens.into(),
                     cached_tokens: outcome.usage.cached_tokens.into(),
                     completion_tokens: outcome.usage.completion_tokens.into(),
                 };
-                self.answer(true, usage, self.response(200, &body), Value::Null)
+                self.answer(true, usage, Some(LineResponse::answer(Some(outcome.id.as_str()), body)), None)
             }
             Err(error) => self.refused(&error),
         }
@@ -72,31 +72,37 @@ impl Place<'_> {
 
     /// A request that is none, or that failed.
     pub(super) fn refused(&self, error: &ApiError) -> Answer {
-        self.answer(false, Usage::default(), self.response(error.status, &error.body()), Value::Null)
+        let job = job_of(self.batch, self.line);
+        let job = job.as_ref().map(JobId::as_str);
+        self.answer(false, Usage::default(), Some(LineResponse::refused(job, error)), None)
     }
 
     /// A request that did not come to its end in time.
     pub(super) fn unfinished(&self, why: Unfinished) -> Answer {
-        let (code, message) = match why {
-            Unfinished::Expired => {
-                ("batch_expired", "This request could not be executed before the completion window expired.")
+        let error = match why {
+            Unfinished::Expired => LineError::new(
+                "batch_expired",
+                "This request could not be executed before the completion window expired.",
+            ),
+            Unfinished::Cancelled => {
+                LineError::new("batch_cancelled", "The batch was cancelled before this request was executed.")
             }
-            Unfinished::Cancelled => ("batch_cancelled", "The batch was cancelled before this request was executed."),
         };
-        self.answer(false, Usage::default(), Value::Null, json!({ "code": code, "message": message }))
+        self.answer(false, Usage::default(), None, Some(error))
     }
 
-    fn response(&self, status: u16, body: &Value) -> Value {
-        let job = job_of(self.batch, self.line);
-        json!({ "status_code": status, "request_id": job.as_ref().map(|job| job.as_str()), "body": body })
-    }
-
-    fn answer(&self, good: bool, usage: Usage, response: Value, error: Value) -> Answer {
+    fn answer(
+        &self,
+        good: bool,
+        usage: Usage,
+        response: Option<LineResponse<'_>>,
+        error: Option<LineError<'_>>,
+    ) -> Answer {
         let digest = Sha256::digest(format!("{}-{}", self.batch, self.line).as_bytes());
         let id: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        let object = json!({
-            "id": format!("batch_req_{id}"), "custom_id": self.custom_id, "response": response, "error": error,
-        });
-        Answer { line: format!("{object}\n").into_bytes(), good, usage }
+        let id = format!("batch_req_{id}");
+        let line = AnswerLine { id: &id, custom_id: Some(self.custom_id), response, error };
+        // Whatever a line holds was JSON before.
+        Answer { line: line.bytes().unwrap_or_default(), good, usage }
     }
 }

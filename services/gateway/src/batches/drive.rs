@@ -17,6 +17,7 @@ use baton_contract::{
     outcome::{Outcome, Status},
     request::Deadline,
 };
+use baton_openai::{ApiError, BatchLine, Endpoint};
 use baton_storage::files;
 use bytes::Bytes;
 use futures::{
@@ -33,10 +34,7 @@ use super::{
     job_of, lane, line_of,
     output::Output,
 };
-use crate::{
-    State,
-    openai::{self, ApiError, BatchLine, Endpoint},
-};
+use crate::{State, refusal::of_bus};
 
 /// Lines that are asked for and not written.
 const WINDOW: usize = 1_000;
@@ -233,7 +231,7 @@ impl<'a> Run<'a> {
         work.waiting.insert(line, Waiting { custom_id, read: false });
         let stop = work.stop.map(|(why, _)| why);
         let step = async move {
-            let step = match (openai::read(self.endpoint, body.get().as_bytes()), stop) {
+            let step = match (baton_openai::read(self.endpoint, body.get().as_bytes()), stop) {
                 (Err(error), _) => Ok(Step::Refused(error)),
                 (Ok(_), Some(why)) => self.leave(line, why).await,
                 (Ok(call), None) => self.submit(line, call).await,
@@ -243,7 +241,7 @@ impl<'a> Run<'a> {
         work.asking.push(step.boxed());
     }
 
-    async fn submit(&self, line: u64, call: openai::Call) -> Result<Step, baton_bus::Error> {
+    async fn submit(&self, line: u64, call: baton_openai::Call) -> Result<Step, baton_bus::Error> {
         let (state, lane) = (self.state, lane(self.state));
         let Some(job) = job_of(&self.batch.order.id, line) else { return Ok(Step::Refused(no_job())) };
         let mut request = call.request;
@@ -281,7 +279,7 @@ impl<'a> Run<'a> {
         let waits = |error: &baton_bus::Error| tracing::debug!(error = %causes(error), %job, "a line of a batch waits for room");
         match pressure::patiently(submit, waits).await {
             Ok(_) => Ok(Step::Asked),
-            Err(error @ baton_bus::Error::TooLarge { .. }) => Ok(Step::Refused(error.into())),
+            Err(error @ baton_bus::Error::TooLarge { .. }) => Ok(Step::Refused(of_bus(&error))),
             Err(error) => Err(error),
         }
     }

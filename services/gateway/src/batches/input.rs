@@ -3,11 +3,10 @@
 use std::collections::HashSet;
 
 use baton_contract::{batch::Problem, causes};
+use baton_openai::{BatchLine, Endpoint, RawLine, Splitter};
 use baton_storage::files;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
-
-use crate::openai::{self, BatchLine, Endpoint};
 
 /// Requests that a batch may have.
 pub(super) const MAX_REQUESTS: u64 = 50_000;
@@ -28,56 +27,35 @@ pub(super) enum Error {
 /// The lines of a file, one at a time; those that are blank are left out.
 pub(super) struct Lines<S> {
     pieces: S,
-    held: BytesMut,
-    /// Bytes of `held` that have no end of line.
-    searched: usize,
-    number: u64,
+    splitter: Splitter,
     ended: bool,
 }
 
 /// A line with its number, from 1.
 pub(super) struct Line {
     pub(super) number: u64,
-    pub(super) bytes: Bytes,
+    pub(super) bytes: Vec<u8>,
 }
 
 impl<S: Stream<Item = Result<Bytes, files::Error>> + Unpin> Lines<S> {
     pub(super) fn new(pieces: S) -> Self {
-        Self { pieces, held: BytesMut::new(), searched: 0, number: 0, ended: false }
+        Self { pieces, splitter: Splitter::new(MAX_LINE), ended: false }
     }
 
     /// The next line. May be given up and called again without losing anything.
     pub(super) async fn next(&mut self) -> Result<Option<Line>, Error> {
         loop {
-            let end = self.held[self.searched..].iter().position(|byte| *byte == b'\n').map(|at| self.searched + at);
-            let line = match end {
-                Some(end) => {
-                    let line = self.held.split_to(end);
-                    self.held.advance(1);
-                    line
-                }
-                None if !self.ended => {
-                    self.searched = self.held.len();
-                    if self.searched > MAX_LINE {
-                        return Err(Error::LongLine { line: self.number + 1 });
+            match self.splitter.next() {
+                Some(RawLine { number, bytes, whole: true }) => return Ok(Some(Line { number, bytes })),
+                Some(RawLine { number, .. }) => return Err(Error::LongLine { line: number }),
+                None if self.ended => return Ok(None),
+                None => match self.pieces.next().await {
+                    Some(piece) => self.splitter.push(&piece?),
+                    None => {
+                        self.ended = true;
+                        self.splitter.end();
                     }
-                    match self.pieces.next().await {
-                        Some(piece) => self.held.extend_from_slice(&piece?),
-                        None => self.ended = true,
-                    }
-                    continue;
-                }
-                None if self.held.is_empty() => return Ok(None),
-                None => self.held.split(),
-            };
-            self.searched = 0;
-            self.number += 1;
-            if line.len() > MAX_LINE {
-                return Err(Error::LongLine { line: self.number });
-            }
-            if !line.iter().all(u8::is_ascii_whitespace) {
-                // A copy, so that a line keeps nothing else of the file in memory.
-                return Ok(Some(Line { number: self.number, bytes: Bytes::copy_from_slice(&line) }));
+                },
             }
         }
     }
@@ -92,10 +70,8 @@ impl Line {
             message,
             param: param.map(Into::into),
         };
-        // Only the first line of a file may begin with a byte order mark.
-        let bytes = self.bytes.strip_prefix(b"\xef\xbb\xbf".as_slice()).filter(|_| self.number == 1);
-        let line = openai::read_line(bytes.unwrap_or(&self.bytes))
-            .map_err(|error| problem(error.code, error.param, error.message))?;
+        let line =
+            baton_openai::read_line(&self.bytes).map_err(|error| problem(error.code, error.param, error.message))?;
         if line.endpoint != endpoint {
             let message = format!("url: expected the batch's endpoint, {:?}", endpoint.path());
             return Err(problem("invalid_url", Some("url"), message));
@@ -176,7 +152,7 @@ mod tests {
             let mut lines = lines(text, step);
             let mut found = Vec::new();
             while let Some(line) = lines.next().await.unwrap() {
-                found.push((line.number, String::from_utf8(line.bytes.to_vec()).unwrap()));
+                found.push((line.number, String::from_utf8(line.bytes).unwrap()));
             }
             let expected = [(2, "first\r"), (5, "second"), (6, "last")].map(|(at, text)| (at, text.to_string()));
             assert_eq!(found, expected, "{step}");

@@ -7,12 +7,10 @@ use baton_contract::{
     objects::Objects,
     request::{MAX_METADATA, MAX_METADATA_KEY_BYTES, MAX_METADATA_VALUE_BYTES},
 };
+use baton_openai::{ApiError, Endpoint};
 use serde::Deserialize;
 
-use crate::{
-    files::checked_expiry,
-    openai::{ApiError, Endpoint},
-};
+use crate::files::checked_expiry;
 
 /// The longest completion window: results are kept for a week unless the pipeline says otherwise.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3_600);

@@ -21,6 +21,7 @@ use baton_contract::{
     batch::{Batch, End, Problem, Progress, Status},
     causes,
 };
+use baton_openai::Endpoint;
 use baton_storage::files::{self, Files};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -35,7 +36,6 @@ use super::{
 use crate::{
     State,
     files::{find, now, place},
-    openai::Endpoint,
     webhooks,
 };
 
@@ -139,9 +139,7 @@ impl Driver {
         let state = &self.state;
         let endpoint = Endpoint::from_path(&batch.order.endpoint);
         let endpoint = endpoint.ok_or_else(|| gone("the batch's endpoint is unknown to this release"))?;
-        let file = find(state, tenant, &batch.order.input_file_id).await;
-        let file =
-            file.map_err(|error| baton_bus::Error::Read { what: "the input file".into(), message: error.message })?;
+        let file = find(state, tenant, &batch.order.input_file_id).await?;
         let found = file.as_ref().and_then(place).ok_or_else(|| gone("the input file was deleted, or has expired"))?;
         let lines = || Lines::new(self.files.read(found.0, found.1, 0..found.1.bytes, NonZeroUsize::MIN).boxed());
         let mut batch = batch.clone();

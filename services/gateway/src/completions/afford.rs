@@ -5,8 +5,9 @@ use baton_contract::{
     Name,
     outcome::{Logprobs, Outcome},
 };
+use baton_openai::ApiError;
 
-use crate::{State, budget::Room, openai::ApiError};
+use crate::{State, budget::Room, refusal::Refusal};
 
 /// Bytes of an answer besides its texts, about.
 const FRAME: u64 = 1 << 10;
@@ -18,7 +19,7 @@ pub(super) async fn afford(
     state: &State,
     tenant: &Name,
     outcome: Box<Outcome>,
-) -> Result<(Box<Outcome>, Room), ApiError> {
+) -> Result<(Box<Outcome>, Room), Refusal> {
     let bytes = weight(&outcome);
     if let Some(room) = state.budget.try_take(bytes) {
         return Ok((outcome, room));

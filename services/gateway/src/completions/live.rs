@@ -15,19 +15,14 @@ use axum::{
 };
 use baton_bus::clients::answers::{Answer, Event};
 use baton_contract::{Name, outcome::Outcome};
+use baton_openai::{ApiError, Chunks};
 use bytes::Bytes;
 use futures::stream;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::{Abandon, afford};
-use crate::{
-    State,
-    auth::Permit,
-    budget,
-    metrics::OpenStream,
-    openai::{ApiError, Chunks},
-};
+use crate::{State, auth::Permit, budget, metrics::OpenStream, refusal::Refusal};
 
 /// How often a stream that has nothing to say says so, for whatever stands between to keep the connection.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
@@ -91,7 +86,7 @@ impl Live {
                 Event::Delta(delta) => self.chunks.token(&delta),
                 Event::Result(outcome) => {
                     self.end();
-                    return Some(self.last(outcome).await.unwrap_or_else(|error| failure(&error)));
+                    return Some(self.last(outcome).await.unwrap_or_else(|Refusal(error)| failure(&error)));
                 }
                 Event::Refused(refusal) => {
                     self.end();
@@ -109,7 +104,7 @@ impl Live {
     }
 
     /// What is left when the result is there. It may be the whole answer, for a reader that took none of it before.
-    async fn last(&mut self, outcome: Box<Outcome>) -> Result<Bytes, ApiError> {
+    async fn last(&mut self, outcome: Box<Outcome>) -> Result<Bytes, Refusal> {
         let (outcome, room) = afford(&self.open.state, &self.open.tenant, outcome).await?;
         Ok(budget::housed(frames(&self.chunks.end(&outcome)?, true), &Arc::new(room)))
     }

@@ -13,14 +13,12 @@ use axum::{
     },
 };
 use baton_contract::causes;
+use baton_openai::ApiError;
 use baton_storage::files::{self, Extent, Upload};
 use futures::{StreamExt, stream};
 use tokio::{task::yield_now, time::timeout};
 
-use crate::{
-    openai::ApiError,
-    receive::{SILENT, check_kind, discard},
-};
+use crate::receive::{SILENT, check_kind, discard};
 
 /// Bytes that a batch's input may have.
 pub(super) const MAX_BYTES: u64 = 200 << 20;

@@ -1,9 +1,8 @@
 //! Lists a page at a time, as OpenAI does it.
 
+use baton_openai::ApiError;
 use serde::Deserialize;
 use serde_json::{Value, json};
-
-use crate::openai::ApiError;
 
 /// The order of a list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

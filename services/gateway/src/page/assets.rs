@@ -11,9 +11,10 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use baton_openai::ApiError;
 use sha2::{Digest, Sha256};
 
-use crate::openai::ApiError;
+use crate::refusal::Refusal;
 
 /// Nothing but the gateway's own files runs, is shown or is asked; nobody else shows the page in a frame.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -45,7 +46,7 @@ pub(super) async fn index(headers: HeaderMap) -> Response {
     serve("text/html; charset=utf-8", INDEX, &headers)
 }
 
-pub(super) async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Result<Response, ApiError> {
+pub(super) async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Result<Response, Refusal> {
     let found = FILES.iter().find(|(known, ..)| *known == name);
     let (_, kind, text) = found.ok_or_else(|| ApiError::not_found("the page has no such file"))?;
     Ok(serve(kind, text, &headers))

@@ -29,7 +29,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{Facts, State, openai::ApiError};
+use crate::{Facts, State};
 
 /// Rates are means over so many seconds: calm enough to read, fast enough to see.
 const MEAN: usize = 3;
@@ -59,7 +59,7 @@ impl Drop for Broadcast {
 
 impl Live {
     /// A stream of server-sent events: how the pipeline is, now and every second. A slow reader misses some.
-    pub(super) async fn follow(&self, state: &State) -> Result<Response, ApiError> {
+    pub(super) async fn follow(&self, state: &State) -> Result<Response, baton_bus::Error> {
         let broadcast = self.broadcast(state).await?;
         let mut events = broadcast.events.clone();
         events.mark_changed();
@@ -87,7 +87,7 @@ impl Live {
         Ok(response)
     }
 
-    async fn broadcast(&self, state: &State) -> Result<Arc<Broadcast>, ApiError> {
+    async fn broadcast(&self, state: &State) -> Result<Arc<Broadcast>, baton_bus::Error> {
         let mut shared = self.0.lock().await;
         if let Some(broadcast) = shared.upgrade() {
             return Ok(broadcast);

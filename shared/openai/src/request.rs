@@ -13,8 +13,9 @@ use baton_contract::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{
-    ApiError, Call, Endpoint,
+use crate::{
+    endpoint::Endpoint,
+    error::ApiError,
     fields::{Fields, kind},
 };
 
@@ -29,6 +30,22 @@ const DEFAULT_TOKENS_OF_MANY: u32 = 2_048;
 const DEFAULT_LOGPROBS: u32 = 40_000;
 /// Alternatives to a token in the older endpoint.
 const MAX_COMPLETION_LOGPROBS: u32 = 20;
+
+/// One request, understood.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Call {
+    /// Which way it came.
+    pub endpoint: Endpoint,
+    /// Without an id. `lane` is what `service_tier` said, unless that was `auto` or `default`; whether the pipeline has such
+    /// a lane or model is not yet known.
+    pub request: Request,
+    /// Whether the answer is wanted in pieces.
+    pub stream: bool,
+    /// Whether a stream ends with the usage.
+    pub include_usage: bool,
+    /// The model as the request named it.
+    pub model: Option<String>,
+}
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,10 +1,5 @@
 //! Errors as OpenAI's clients read them.
 
-use axum::{
-    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
-    response::{IntoResponse, Response},
-};
-use baton_contract::causes;
 use baton_contract::outcome::{Code, Failure};
 use serde_json::{Value, json};
 
@@ -16,17 +11,15 @@ pub struct ApiError {
     pub status: u16,
     /// OpenAI's `type`.
     pub kind: &'static str,
+    /// OpenAI's `code`.
     pub code: Option<String>,
     /// The field that is to blame.
     pub param: Option<String>,
+    /// For people.
     pub message: String,
     /// Seconds after which it is worth trying again; told with 429 and 503.
     pub retry_after: u32,
 }
-
-/// Why a request failed, beside its response: for the log.
-#[derive(Clone, Debug)]
-pub(crate) struct Reason(pub(crate) String);
 
 impl ApiError {
     /// A request that can't be followed.
@@ -34,19 +27,22 @@ impl ApiError {
         Self::new(400, "invalid_request_error", None, message)
     }
 
-    /// The same because of one field.
+    /// A request that can't be followed because of one field.
     pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self { param: Some(param.into()), ..Self::invalid(message) }
     }
 
+    /// Any other.
     pub fn new(status: u16, kind: &'static str, code: Option<&str>, message: impl Into<String>) -> Self {
         Self { status, kind, code: code.map(str::to_owned), param: None, message: message.into(), retry_after: 1 }
     }
 
+    /// Something that is not there.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(404, "invalid_request_error", Some("not_found"), message)
     }
 
+    /// A model that the pipeline does not have.
     pub fn unknown_model(model: &str) -> Self {
         let message = format!("the pipeline has no model {model:?}; GET /v1/models lists those it has");
         Self {
@@ -65,6 +61,7 @@ impl ApiError {
         Self::new(503, "server_error", Some("unavailable"), message)
     }
 
+    /// A fault of this end.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(500, "server_error", Some("internal"), message)
     }
@@ -111,36 +108,5 @@ impl From<&Failure> for ApiError {
             Code::ResultTooLarge => invalid(Some("result_too_large"), named, message),
             Code::Internal => Self::new(500, "server_error", Some("internal"), message),
         }
-    }
-}
-
-impl From<baton_bus::Error> for ApiError {
-    fn from(error: baton_bus::Error) -> Self {
-        match error {
-            baton_bus::Error::TryLater { .. } => Self::busy(causes(&error)),
-            baton_bus::Error::TooLarge { .. } => Self { status: 413, ..Self::invalid(causes(&error)) },
-            baton_bus::Error::UnknownLane { .. } => Self::invalid(causes(&error)),
-            error => Self::unavailable(causes(&error)),
-        }
-    }
-}
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, axum::Json(self.body())).into_response();
-        response.extensions_mut().insert(Reason(self.message));
-        let headers = response.headers_mut();
-        if matches!(self.status, 429 | 503) {
-            headers.insert(RETRY_AFTER, HeaderValue::from(self.retry_after));
-        }
-        if matches!(self.status, 408 | 409) {
-            // OpenAI's clients would repeat these by themselves; it would not help.
-            headers.insert("x-should-retry", HeaderValue::from_static("false"));
-        }
-        if self.status == 401 {
-            headers.insert("www-authenticate", HeaderValue::from_static("Bearer"));
-        }
-        response
     }
 }

@@ -4,7 +4,7 @@ use baton_contract::objects;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{ApiError, Endpoint};
+use crate::{endpoint::Endpoint, error::ApiError};
 
 /// Bytes of a line's name.
 const MAX_CUSTOM_ID: usize = 512;
@@ -14,6 +14,7 @@ const MAX_CUSTOM_ID: usize = 512;
 pub struct BatchLine {
     /// What its answer is known by.
     pub custom_id: String,
+    /// Where it would go over HTTP.
     pub endpoint: Endpoint,
     /// The request as it was written.
     pub body: Box<RawValue>,
@@ -27,6 +28,7 @@ pub struct LineProblem {
     pub code: &'static str,
     /// The field that is to blame.
     pub param: Option<&'static str>,
+    /// For people.
     pub message: String,
 }
 
@@ -57,6 +59,10 @@ impl From<LineProblem> for ApiError {
 }
 
 /// Reads a line: `{"custom_id": ..., "method": "POST", "url": ..., "body": {...}}` and nothing else.
+///
+/// # Errors
+///
+/// Names the field that is missing or wrong.
 pub fn read_line(bytes: &[u8]) -> Result<BatchLine, LineProblem> {
     let unreadable = |error: serde_json::Error| LineProblem {
         code: "invalid_json_line",

@@ -3,7 +3,7 @@
 use baton_contract::outcome::{Alternative, Choice, Code, Failure, FinishReason, Outcome, Status, TokenLogprob, Usage};
 use serde_json::{Value, json};
 
-use super::{ApiError, Endpoint};
+use crate::{endpoint::Endpoint, error::ApiError};
 
 /// The answer that a result is. One of a job that did not complete is an error.
 pub fn response(call_endpoint: Endpoint, outcome: &Outcome) -> Result<Value, ApiError> {
@@ -23,7 +23,7 @@ pub fn response(call_endpoint: Endpoint, outcome: &Outcome) -> Result<Value, Api
 }
 
 /// Why a result is no answer.
-pub(super) fn failure(outcome: &Outcome) -> Option<ApiError> {
+pub(crate) fn failure(outcome: &Outcome) -> Option<ApiError> {
     match (&outcome.error, outcome.status) {
         (Some(failure), _) => Some(ApiError::from(failure)),
         (None, Status::Completed) => None,
@@ -39,7 +39,7 @@ pub(super) fn failure(outcome: &Outcome) -> Option<ApiError> {
 }
 
 /// All answers of a result; the only one, if there is one only.
-pub(super) fn choices(outcome: &Outcome) -> Vec<Choice> {
+pub(crate) fn choices(outcome: &Outcome) -> Vec<Choice> {
     if !outcome.choices.is_empty() {
         return outcome.choices.clone();
     }
@@ -52,14 +52,14 @@ pub(super) fn choices(outcome: &Outcome) -> Vec<Choice> {
     }]
 }
 
-pub(super) fn id(endpoint: Endpoint, job: &str) -> String {
+pub(crate) fn id(endpoint: Endpoint, job: &str) -> String {
     match endpoint {
         Endpoint::ChatCompletions => format!("chatcmpl-{job}"),
         Endpoint::Completions => format!("cmpl-{job}"),
     }
 }
 
-pub(super) fn object(endpoint: Endpoint, chunk: bool) -> &'static str {
+pub(crate) fn object(endpoint: Endpoint, chunk: bool) -> &'static str {
     match (endpoint, chunk) {
         (Endpoint::ChatCompletions, false) => "chat.completion",
         (Endpoint::ChatCompletions, true) => "chat.completion.chunk",
@@ -77,7 +77,7 @@ fn model(outcome: &Outcome) -> &str {
 }
 
 /// Tells models of one name apart: the beginning of the result's fingerprint.
-pub(super) fn system_fingerprint(outcome: &Outcome) -> Option<String> {
+pub(crate) fn system_fingerprint(outcome: &Outcome) -> Option<String> {
     let fingerprint = outcome.model_fingerprint.as_ref()?;
     Some(format!("fp_{}", fingerprint.get(..16)?))
 }
@@ -95,14 +95,14 @@ fn of_choice(endpoint: Endpoint, choice: &Choice) -> Value {
     value
 }
 
-pub(super) fn finish(reason: Option<FinishReason>) -> Option<&'static str> {
+pub(crate) fn finish(reason: Option<FinishReason>) -> Option<&'static str> {
     reason.map(|reason| match reason {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
     })
 }
 
-pub(super) fn usage(usage: &Usage) -> Value {
+pub(crate) fn usage(usage: &Usage) -> Value {
     json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -112,7 +112,7 @@ pub(super) fn usage(usage: &Usage) -> Value {
 }
 
 /// The characters that tokens begin: a character may be several tokens, and then the first of them begins it.
-pub(super) fn characters(content: &[TokenLogprob]) -> usize {
+pub(crate) fn characters(content: &[TokenLogprob]) -> usize {
     content.iter().flat_map(|logprob| &logprob.chosen.bytes).filter(|byte| begins(**byte)).count()
 }
 
@@ -132,7 +132,7 @@ fn offset_of(token: &Alternative, before: usize) -> usize {
 
 /// Log-probabilities of tokens before which others began so many characters: a list in the newer endpoint, lists side by side in
 /// the older.
-pub(super) fn logprobs_of(endpoint: Endpoint, content: &[TokenLogprob], before: usize) -> Value {
+pub(crate) fn logprobs_of(endpoint: Endpoint, content: &[TokenLogprob], before: usize) -> Value {
     match endpoint {
         Endpoint::ChatCompletions => {
             let content: Vec<Value> = content.iter().map(chat_logprob).collect();

@@ -4,17 +4,17 @@ use baton_contract::objects::Objects;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::ApiError;
+use crate::error::ApiError;
 
 /// An object whose fields are taken out one by one.
-pub(super) struct Fields {
+pub(crate) struct Fields {
     map: Map<String, Value>,
     /// Where the object is in the request: empty, or a path that ends with a dot.
     place: String,
 }
 
 impl Fields {
-    pub(super) fn root(body: &[u8]) -> Result<Self, ApiError> {
+    pub(crate) fn root(body: &[u8]) -> Result<Self, ApiError> {
         let text = std::str::from_utf8(body)
             .map_err(|error| ApiError::invalid(format!("expected a body in UTF-8, found another: {error}")))?;
         match serde_json::from_str(text) {
@@ -24,7 +24,7 @@ impl Fields {
         }
     }
 
-    pub(super) fn of(value: Value, place: &str) -> Result<Self, ApiError> {
+    pub(crate) fn of(value: Value, place: &str) -> Result<Self, ApiError> {
         match value {
             Value::Object(map) => Ok(Self { map, place: format!("{place}.") }),
             other => Err(ApiError::field(place, format!("{place}: expected an object, found {}", kind(&other)))),
@@ -32,12 +32,12 @@ impl Fields {
     }
 
     /// A field as it is; null is as if it were not there.
-    pub(super) fn raw(&mut self, name: &str) -> Option<Value> {
+    pub(crate) fn raw(&mut self, name: &str) -> Option<Value> {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
     /// A field that may be left out.
-    pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
+    pub(crate) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
         let Some(value) = self.raw(name) else { return Ok(None) };
         let place = format!("{}{name}", self.place);
         serde_path_to_error::deserialize(Objects(value)).map(Some).map_err(|error| {
@@ -52,7 +52,7 @@ impl Fields {
     }
 
     /// Refuses a field that is known and not supported, unless it says what is the case anyway.
-    pub(super) fn refuse(&mut self, name: &str, neutral: &[Value], why: &str) -> Result<(), ApiError> {
+    pub(crate) fn refuse(&mut self, name: &str, neutral: &[Value], why: &str) -> Result<(), ApiError> {
         match self.raw(name) {
             Some(value) if !neutral.contains(&value) => {
                 let path = format!("{}{name}", self.place);
@@ -64,7 +64,7 @@ impl Fields {
     }
 
     /// Refuses what was not asked for.
-    pub(super) fn finish(self) -> Result<(), ApiError> {
+    pub(crate) fn finish(self) -> Result<(), ApiError> {
         match self.map.keys().next() {
             Some(name) => {
                 let shown: String = name.chars().take(80).collect();
@@ -77,7 +77,7 @@ impl Fields {
     }
 }
 
-pub(super) fn kind(value: &Value) -> &'static str {
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

@@ -7,8 +7,9 @@ use baton_contract::outcome::{Choice, Delta, Outcome, TokenLogprob};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{
-    ApiError, Endpoint,
+use crate::{
+    endpoint::Endpoint,
+    error::ApiError,
     response::{characters, choices, failure, finish, id, logprobs_of, object, system_fingerprint, usage},
 };
 
