@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use baton_load::statistics::median;
 use serde::Deserialize;
 
-use super::{Measure, Speeds, report::median};
+use super::{Measure, Speeds};
 
 /// What we read of `baton bench engine --json`.
 #[derive(Debug, Deserialize, PartialEq)]

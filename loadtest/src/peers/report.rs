@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use baton_load::table;
+use baton_load::{statistics::median, table};
 use serde::Serialize;
 
 use super::{Error, Measure, Options, Speeds, output::Ours};
@@ -48,14 +48,6 @@ pub struct Figure {
     /// The median of the rounds.
     pub tok_s: f64,
     pub rounds: Vec<f64>,
-}
-
-/// The middle of the samples, between the middle two if their number is even.
-pub(super) fn median(samples: &[f64]) -> Option<f64> {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let upper = *sorted.get(sorted.len() / 2)?;
-    Some((sorted[(sorted.len() - 1) / 2] + upper) / 2.0)
 }
 
 /// Compares what each engine gave in its turns.

@@ -2,27 +2,17 @@
 
 use std::{fmt, str::FromStr};
 
+use baton_contract::size::{self, Unit};
 use serde::{Serialize, Serializer};
 
-/// What may follow the number, and how many bytes that is; of blocks somebody else must say.
-const UNITS: [(&str, Option<u64>); 9] = [
-    ("KB", Some(1_000)),
-    ("MB", Some(1_000_000)),
-    ("GB", Some(1_000_000_000)),
-    ("TB", Some(1_000_000_000_000)),
-    ("KiB", Some(1 << 10)),
-    ("MiB", Some(1 << 20)),
-    ("GiB", Some(1 << 30)),
-    ("TiB", Some(1 << 40)),
-    ("blocks", None),
-];
+/// The unit whose bytes another option says.
+const BLOCKS: Unit = ("blocks", 1);
 
 /// The size of a cache: `10GB`, `512MiB` or `5000blocks`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
     count: u64,
-    unit: &'static str,
-    unit_bytes: Option<u64>,
+    unit: Unit,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,7 +24,8 @@ pub struct ParseSizeError(String);
 impl Size {
     /// In bytes, where a whole block has so many.
     pub fn bytes(&self, block_bytes: u64) -> u64 {
-        self.count.saturating_mul(self.unit_bytes.unwrap_or(block_bytes))
+        let bytes = if self.unit == BLOCKS { block_bytes } else { self.unit.1 };
+        self.count.saturating_mul(bytes)
     }
 }
 
@@ -42,18 +33,15 @@ impl FromStr for Size {
     type Err = ParseSizeError;
 
     fn from_str(text: &str) -> Result<Self, ParseSizeError> {
-        let size = UNITS.into_iter().find_map(|(unit, unit_bytes)| {
-            let count = text.strip_suffix(unit)?.parse().ok()?;
-            let fits = count > 0 && u64::checked_mul(count, unit_bytes.unwrap_or(1)).is_some();
-            fits.then_some(Self { count, unit, unit_bytes })
-        });
+        let size = size::parse(text, size::BINARY.into_iter().chain(size::DECIMAL).chain([BLOCKS]));
+        let size = size.filter(|(count, _)| *count > 0).map(|(count, unit)| Self { count, unit });
         size.ok_or_else(|| ParseSizeError(text.to_owned()))
     }
 }
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.count, self.unit)
+        write!(f, "{}{}", self.count, self.unit.0)
     }
 }
 

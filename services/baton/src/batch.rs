@@ -1,18 +1,28 @@
 //! `baton batch`: files of requests, answered straight over the bus.
 
-mod figures;
-mod foreign;
-mod input;
-mod output;
+mod pace;
 mod progress;
-mod reading;
-mod run;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
+use anyhow::{Context, bail, ensure};
+use baton_assembly::{room, signals, telemetry};
+use baton_batch::{Answered, Batch, Options, Settings, Sink, Source, count, read};
 use baton_contract::Name;
+use tokio::{task::spawn_blocking, time::Instant};
 
-use crate::context::{PipelineArguments, TenantArguments};
+use self::progress::Progress;
+use crate::{
+    context::{PipelineArguments, TenantArguments},
+    exit::{Exit, Usage},
+    output::{note, stdout},
+    submit::join,
+};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -96,6 +106,93 @@ struct RunArguments {
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
-        Command::Run(arguments) => run::run(arguments).await,
+        Command::Run(arguments) => answer(arguments).await,
     }
+}
+
+/// Answers on standard output.
+struct Stdout;
+
+impl Sink for Stdout {
+    fn add(&mut self, lines: &[u8]) -> io::Result<()> {
+        let mut out = stdout();
+        out.write_all(lines)?;
+        out.flush()
+    }
+}
+
+async fn sink(arguments: &RunArguments) -> anyhow::Result<(Box<dyn Sink>, Answered)> {
+    if arguments.output == Path::new("-") {
+        return Ok((Box::new(Stdout), Answered::default()));
+    }
+    let (path, again) = (arguments.output.clone(), arguments.retry_failed);
+    let (file, answered) = spawn_blocking(move || baton_batch::open(&path, again)).await??;
+    Ok((Box::new(file), answered))
+}
+
+async fn answer(arguments: RunArguments) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let stdin = arguments.input == Path::new("-");
+    if !stdin && same_file(&arguments.input, &arguments.output) {
+        bail!(Usage("IN and OUT are the same file: choose another for the answers".into()));
+    }
+    let (plan, bus) = arguments.pipeline.join("baton-batch").await?;
+    let tenant = arguments.tenant.of(&arguments.pipeline)?;
+    let lane = arguments.lane.clone().or_else(|| plan.lanes.last().cloned()).context("the pipeline has no lanes")?;
+    ensure!(plan.lanes.contains(&lane), "the pipeline has no lane {lane}; it has {}", join(&plan.lanes));
+    if let Some(model) = &arguments.model {
+        let models = plan.models.keys();
+        ensure!(plan.models.contains_key(model), "the pipeline has no model {model}; it has {}", join(models));
+    }
+    let settings =
+        Settings { salt: arguments.salt.clone(), model: arguments.model.clone(), lane, lanes: plan.lanes.clone() };
+    let total = if stdin { None } else { Some(count(&arguments.input).await?) };
+    let lines = read(if stdin { Source::Stdin } else { Source::File(&arguments.input) }, settings)?;
+    let (sink, answered) = sink(&arguments).await?;
+
+    let telemetry = telemetry::start_quiet(&plan.telemetry, "baton-batch", "batch")?;
+    let (connection, place) = (bus.clone(), room::of_store(&plan));
+    let options = Options {
+        bus,
+        tenant,
+        concurrency: arguments.concurrency as usize,
+        retry_failed: arguments.retry_failed,
+        in_order: arguments.in_order,
+        // The store's disk may be the broker's, too.
+        shortage: Arc::new(move || room::shortage(&place)),
+    };
+    let mut batch = Batch::new(options, sink, answered).await?;
+    let mut progress = Progress::new(arguments.quiet, total);
+    let interrupted = tokio::select! {
+        ran = batch.run(lines, &mut progress) => ran.map(|()| false).map_err(anyhow::Error::from),
+        asked = signals::asked_to_stop() => asked.map(|()| true).map_err(anyhow::Error::from),
+        died = connection.died() => Err(died.into()),
+    };
+    progress.end();
+    telemetry.shutdown_within(telemetry::LAST_SPANS).await;
+    let hint = "run the same command again to go on; jobs that were sent keep running";
+    let interrupted = interrupted.context(hint)?;
+    let figures = batch.figures();
+    let took = started.elapsed();
+    if arguments.json {
+        let mut object = serde_json::to_value(figures)?;
+        object["seconds"] = took.as_secs_f64().into();
+        object["interrupted"] = interrupted.into();
+        if arguments.output == Path::new("-") {
+            note!("{object}");
+        } else {
+            writeln!(stdout(), "{object}")?;
+        }
+    } else if !arguments.quiet {
+        note!("{}", progress::summary(figures, took));
+    }
+    if interrupted {
+        note!("stopped with {} jobs open: {hint}", batch.open());
+        return Ok(Exit::Interrupted.into());
+    }
+    Ok(Exit::of_jobs(figures.failed + figures.failed_before == 0))
+}
+
+fn same_file(input: &Path, output: &Path) -> bool {
+    matches!((input.canonicalize(), output.canonicalize()), (Ok(input), Ok(output)) if input == output)
 }

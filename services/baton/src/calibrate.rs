@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use baton_contract::Name;
+use baton_contract::{Name, size};
 use baton_engine::{
     ComputeThreads,
     model::{self, Compute},
@@ -72,8 +72,7 @@ pub struct Arguments {
 }
 
 fn bytes(text: &str) -> Result<u64, String> {
-    let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("GB", 1_000_000_000), ("MB", 1_000_000)];
-    let size = units.iter().find_map(|(unit, bytes)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*bytes));
+    let size = size::parse(text, size::BINARY.into_iter().chain(size::DECIMAL)).map(|(count, (_, unit))| count * unit);
     size.filter(|size| *size > 0).ok_or_else(|| format!("expected a size such as 512MiB or 8GiB, found {text:?}"))
 }
 

@@ -9,15 +9,15 @@ use std::{
 };
 
 use anyhow::bail;
+use baton_bus::clients::waits::Waits;
 use baton_contract::{JobId, outcome::Status, record::State};
 
 pub use self::list::{ListArguments, list};
 use crate::{
     context::{PipelineArguments, TenantArguments},
     exit::Exit,
-    output::{raw_stdout, stdout},
+    output::{note, raw_stdout, stdout},
     submit::print_outcome,
-    waits::Waits,
 };
 
 #[derive(clap::Args)]
@@ -112,7 +112,7 @@ pub async fn result(arguments: ResultArguments) -> anyhow::Result<ExitCode> {
         let mut waits = Waits::new(bus.jobs().await?, tenant.clone());
         tokio::select! {
             outcome = follower.result(id) => outcome?,
-            () = waits.tell(id) => bail!("no more news of job {id} can come"),
+            () = waits.tell(id, |news| note!("{news}")) => bail!("no more news of job {id} can come"),
         }
     } else {
         match bus.jobs().await?.result(tenant, id).await? {

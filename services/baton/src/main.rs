@@ -32,7 +32,6 @@ mod submit;
 mod table;
 mod top;
 mod up;
-mod waits;
 mod worker;
 
 use std::{process::ExitCode, thread};

@@ -11,7 +11,10 @@ use std::{
 use anyhow::{bail, ensure};
 use baton_assembly::{room, telemetry};
 use baton_bus::{
-    clients::follower::{Event, Follower},
+    clients::{
+        follower::{Event, Follower},
+        waits::Waits,
+    },
     connection::pressure,
 };
 use baton_contract::{
@@ -28,7 +31,6 @@ use crate::{
     exit::{Exit, Usage},
     output::{note, stdout},
     prompts::PromptArguments,
-    waits::Waits,
 };
 
 /// Requests that are submitted before it is looked what became of them.

@@ -25,11 +25,12 @@ const OWNED: [(&str, &[&str]); 8] = [
 const TESTS_ONLY: [&str; 1] = ["opentelemetry-proto"];
 
 /// Crates that know no I/O, no clock and no environment, and all that they may use.
-const PURE: [(&str, &[&str]); 3] = [
+const PURE: [(&str, &[&str]); 4] = [
     (
         "baton-contract",
         &["bincode", "blake3", "humantime", "serde", "serde_json", "serde_path_to_error", "thiserror", "uuid"],
     ),
+    ("baton-openai", &["baton-contract", "serde", "serde_json", "serde_path_to_error", "sha2", "thiserror"]),
     ("baton-topology", &["baton-contract", "humantime", "serde", "serde_json", "strsim", "thiserror", "toml"]),
     ("baton-workload", &["rand", "rand_chacha", "rand_distr", "serde", "serde_json", "thiserror"]),
 ];

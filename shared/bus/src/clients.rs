@@ -4,3 +4,4 @@ pub mod answers;
 pub mod ends;
 pub mod follower;
 pub mod request;
+pub mod waits;

@@ -25,6 +25,7 @@ pub mod request;
 mod role;
 pub mod sampling;
 pub mod schema;
+pub mod size;
 pub mod stats;
 pub mod subject;
 

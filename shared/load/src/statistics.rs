@@ -37,7 +37,7 @@ impl Summary {
         let variance = samples.iter().map(|sample| (sample - mean).powi(2)).sum::<f64>() / count as f64;
         Some(Self {
             mean,
-            median: (samples[(count - 1) / 2] + samples[count / 2]) / 2.0,
+            median: middle(&samples)?,
             std: variance.sqrt(),
             min,
             p50: nearest_rank(&samples, 50),
@@ -48,6 +48,19 @@ impl Summary {
             count,
         })
     }
+}
+
+/// The middle of the samples, between the middle two if their number is even; none of none.
+pub fn median(samples: &[f64]) -> Option<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    middle(&sorted)
+}
+
+/// The median of ascending samples.
+fn middle(sorted: &[f64]) -> Option<f64> {
+    let upper = *sorted.get(sorted.len() / 2)?;
+    Some((sorted[(sorted.len() - 1) / 2] + upper) / 2.0)
 }
 
 /// The smallest sample that at least `percent` of all samples do not exceed; `percent` from 1 to 100, samples ascending.

@@ -23,7 +23,7 @@ pub use error::ApiError;
 pub use line::{BatchLine, LineProblem, read_line};
 pub use request::{Call, read};
 pub use response::response;
-pub use split::{RawLine, Splitter};
+pub use split::{BYTE_ORDER_MARK, RawLine, Splitter};
 
 #[cfg(test)]
 mod tests;

@@ -2,9 +2,8 @@
 
 use std::fmt;
 
+use baton_contract::size;
 use serde::{Serialize, Serializer};
-
-const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
 
 /// A size in bytes: `2GiB` as a text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,18 +13,19 @@ impl Bytes {
     /// Reads a whole number of `KiB`, `MiB`, `GiB` or `TiB`, from 1 MiB to 1,024 TiB.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
-        let (number, shift) = UNITS.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))?;
-        let number: u64 = number.trim_end().parse().ok()?;
-        let bytes = number.checked_mul(1 << shift)?;
+        // Between number and unit there may be spaces.
+        let (number, unit) = text.trim().split_at_checked(text.trim().len().checked_sub(3)?)?;
+        let (count, (_, unit)) = size::parse(&format!("{}{unit}", number.trim_end()), size::BINARY)?;
+        let bytes = count * unit;
         (1 << 20..=1 << 50).contains(&bytes).then_some(Self(bytes))
     }
 }
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = UNITS.iter().find(|(_, shift)| self.0 > 0 && self.0.is_multiple_of(1 << shift));
+        let unit = size::BINARY.into_iter().find(|(_, bytes)| self.0 > 0 && self.0.is_multiple_of(*bytes));
         match unit {
-            Some((unit, shift)) => write!(f, "{}{unit}", self.0 >> shift),
+            Some((unit, bytes)) => write!(f, "{}{unit}", self.0 / bytes),
             None => write!(f, "{}B", self.0),
         }
     }

@@ -5,10 +5,11 @@ use std::{
     time::Duration,
 };
 
+use baton_batch::{Figures, Watch};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
-use super::figures::{Figures, Pace, Paces};
+use super::pace::{Pace, Paces};
 use crate::{output::note, table};
 
 /// How often a plain line is printed.
@@ -47,8 +48,16 @@ impl Progress {
         Self { shown, paces: Paces::default(), total }
     }
 
-    /// Shows the figures of now; to be called often.
-    pub fn show(&mut self, figures: &Figures) {
+    /// Takes the bar away.
+    pub fn end(&self) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Watch for Progress {
+    fn show(&mut self, figures: &Figures) {
         let now = Instant::now();
         let pace = self.paces.look(figures, now);
         match &mut self.shown {
@@ -66,19 +75,12 @@ impl Progress {
         }
     }
 
-    /// Prints a line beside the bar.
-    pub fn say(&self, text: &str) {
+    /// Beside the bar.
+    fn say(&mut self, text: &str) {
         match &self.shown {
             Shown::Bar(bar) => bar.suspend(|| note!("{text}")),
             Shown::Plain { .. } => note!("{text}"),
             Shown::Nothing => {}
-        }
-    }
-
-    /// Takes the bar away.
-    pub fn end(&self) {
-        if let Shown::Bar(bar) = &self.shown {
-            bar.finish_and_clear();
         }
     }
 }

@@ -22,7 +22,7 @@ pub fn found(start: &[u8]) -> Option<&'static str> {
     if start.contains(&0) {
         return Some("binary bytes");
     }
-    let text = start.strip_prefix(super::input::BYTE_ORDER_MARK).unwrap_or(start);
+    let text = start.strip_prefix(baton_openai::BYTE_ORDER_MARK).unwrap_or(start);
     let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
     let lines: Vec<&[u8]> = lines.take(LINES).collect();
     let first = lines.first()?;

@@ -1,14 +1,13 @@
-//! What is said to whoever waits for jobs, when nothing is heard of them for a while: what they wait for.
+//! What a client that waits for jobs is told when it hears nothing of them for a while: what they wait for.
 
 use std::time::Duration;
 
-use baton_bus::{inspect::why::WaitReason, stage::jobs::Jobs};
 use baton_contract::{JobId, Name};
 use tokio::time::{Instant, sleep_until};
 
-use crate::output::note;
+use crate::{inspect::why::WaitReason, stage::jobs::Jobs};
 
-/// After so long without a word it is looked what a job waits for, and from then on so often.
+/// After this long without a word the reason is looked for, and again after each such time.
 const SILENCE: Duration = Duration::from_secs(5);
 
 /// Tells each reason once.
@@ -20,6 +19,7 @@ pub struct Waits {
 }
 
 impl Waits {
+    /// Of a tenant's jobs; silent from now on.
     pub fn new(jobs: Jobs, tenant: Name) -> Self {
         Self { jobs, tenant, silent_since: Instant::now(), told: String::new() }
     }
@@ -43,12 +43,12 @@ impl Waits {
         (std::mem::replace(&mut self.told, news.clone()) != news).then_some(news)
     }
 
-    /// Tells on standard error what `job` waits for, for as long as it is polled.
-    pub async fn tell(&mut self, job: &JobId) {
+    /// Says what `job` waits for, for as long as it is polled.
+    pub async fn tell(&mut self, job: &JobId, mut say: impl FnMut(&str)) {
         loop {
             self.silence().await;
             if let Some(news) = self.look(job).await {
-                note!("{news}");
+                say(&news);
             }
         }
     }

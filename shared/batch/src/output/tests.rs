@@ -1,6 +1,7 @@
 //! Files of answers: cut off, continued, and such as are none.
 
 use baton_contract::JobId;
+use serde_json::json;
 
 use super::*;
 
@@ -19,7 +20,7 @@ fn a_file_cut_off_anywhere_is_repaired_and_continued() {
         // A file of its own: a process that another test starts just then holds the last one's lock for a moment.
         let path = directory.path().join(format!("out-{cut}.jsonl"));
         fs::write(&path, &whole[..cut]).unwrap();
-        let (mut output, mut answered) = Output::open(&path, false).unwrap();
+        let (mut output, mut answered) = open(&path, false).unwrap();
         for (i, line) in lines.iter().enumerate() {
             if answered.need(&tag(&format!("c{i}"), &format!("job-{i}"))) == Need::Run {
                 output.add(line).unwrap();
@@ -43,16 +44,16 @@ fn what_is_no_file_of_answers_stays_as_it_is() {
     for (number, text) in strange.iter().enumerate() {
         let path = directory.path().join(format!("strange-{number}"));
         fs::write(&path, text).unwrap();
-        let error = Output::open(&path, false).err().map(|error| error.to_string()).unwrap_or_default();
+        let error = open(&path, false).err().map(|error| error.to_string()).unwrap_or_default();
         assert!(error.contains("is no answer of a batch"), "{text:?}: {error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), *text);
     }
     // One that never ends and has no lines.
     let zeros = directory.path().join("zeros");
     File::create(&zeros).unwrap().set_len(2 * LONGEST).unwrap();
-    assert!(Output::open(&zeros, false).is_err());
+    assert!(open(&zeros, false).is_err());
     assert_eq!(fs::metadata(&zeros).unwrap().len(), 2 * LONGEST);
-    let (mut full, answered) = Output::open(Path::new("/dev/full"), false).unwrap();
+    let (mut full, answered) = open(Path::new("/dev/full"), false).unwrap();
     assert_eq!(answered.before, 0);
     assert_eq!(full.add(b"x\n").unwrap_err().kind(), io::ErrorKind::StorageFull);
 }
@@ -71,9 +72,9 @@ fn what_a_line_needs_depends_on_its_name_and_its_content() {
         ),
     )
     .unwrap();
-    let (_output, mut answered) = Output::open(&path, false).unwrap();
+    let (_output, mut answered) = open(&path, false).unwrap();
     assert_eq!((answered.before, answered.failed_before), (2, 1));
-    assert!(Output::open(&path, false).is_err(), "two runs write one file");
+    assert!(open(&path, false).is_err(), "two runs write one file");
     assert_eq!(answered.need(&tag("a", &format!("batch-{hex}"))), Need::Nothing);
     assert_eq!(answered.need(&tag("a", &format!("batch-{hex}"))), Need::Twice);
     assert_eq!(answered.need(&tag("b", &format!("batch-{hex}"))), Need::Run);
@@ -84,7 +85,7 @@ fn what_a_line_needs_depends_on_its_name_and_its_content() {
     let again = directory.path().join("again.jsonl");
     fs::copy(&path, &again).unwrap();
     let path = again;
-    let (_output, mut answered) = Output::open(&path, true).unwrap();
+    let (_output, mut answered) = open(&path, true).unwrap();
     assert_eq!((answered.before, answered.failed_before), (1, 0));
     assert_eq!(answered.need(&own), Need::Run, "its error was taken out");
     assert_eq!(answered.need(&tag("a", "batch-another")), Need::Changed);

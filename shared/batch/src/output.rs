@@ -7,15 +7,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail, ensure};
 use baton_contract::{envelope, outcome::Outcome};
-use baton_gateway::openai::{self, ApiError};
+use baton_openai::{AnswerLine, ApiError, LineError, LineResponse};
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::input::{self, Key, Tag};
-
-use crate::output::stdout;
+use crate::{
+    error::Error,
+    input::{self, Key, Tag},
+};
 
 /// Bytes of a line that can be an answer: several times what the broker takes as a result, of which OpenAI's form is longer.
 const LONGEST: u64 = 8 * envelope::MAX_BYTES as u64;
@@ -108,57 +108,58 @@ impl Answered {
 }
 
 /// Where answers go.
-pub enum Output {
-    Stdout,
-    /// Locked, and written at its end.
-    File(File),
+pub trait Sink: Send {
+    /// Adds whole lines, each with its end. What was added stays if the process is killed at once.
+    ///
+    /// # Errors
+    ///
+    /// If they can't be written.
+    fn add(&mut self, lines: &[u8]) -> io::Result<()>;
 }
 
-impl Output {
-    /// Opens a file of answers, or makes it; repairs a last line that a kill cut off. With `again`, answers that are errors
-    /// are taken out first. A file that is no file of answers is left as it is; what is no file at all (a pipe, a device) is
-    /// only written.
-    pub fn open(path: &Path, again: bool) -> anyhow::Result<(Self, Answered)> {
-        if path == Path::new("-") {
-            return Ok((Self::Stdout, Answered::default()));
-        }
-        if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-            let file = OpenOptions::new().write(true).open(path);
-            return Ok((
-                Self::File(file.with_context(|| format!("cannot open {}", path.display()))?),
-                Answered::default(),
-            ));
-        }
-        let mut file = lock(OpenOptions::new().read(true).write(true).create(true).truncate(false), path)?;
-        repair(&mut file, path)?;
-        if again {
-            file = without_errors(file, path)?;
-        }
-        let mut answered = Answered::default();
-        each(&file, path, |_, known| {
-            answered.note(&known);
-            Ok(())
-        })?;
-        file.seek(SeekFrom::End(0))?;
-        Ok((Self::File(file), answered))
+impl Sink for File {
+    fn add(&mut self, lines: &[u8]) -> io::Result<()> {
+        self.write_all(lines)
     }
+}
 
-    /// Adds whole lines, each with its end. What was added stays if the process is killed at once.
-    pub fn add(&mut self, lines: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Stdout => {
-                let mut out = stdout();
-                out.write_all(lines)?;
-                out.flush()
-            }
-            Self::File(file) => file.write_all(lines),
-        }
+/// Opens a file of answers, or makes it, locked and at its end; repairs a last line that a kill cut off. With `again`, answers
+/// that are errors are taken out first. A file that is no file of answers is left as it is; what is no file at all (a pipe, a
+/// device) is only written. Blocks.
+///
+/// # Errors
+///
+/// If it can't be opened, read or mended, another run writes it, or a line of it is no answer.
+pub fn open(path: &Path, again: bool) -> Result<(File, Answered), Error> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        let file = OpenOptions::new().write(true).open(path);
+        return Ok((file.map_err(unopened(path))?, Answered::default()));
     }
+    let mut file = lock(OpenOptions::new().read(true).write(true).create(true).truncate(false), path)?;
+    repair(&mut file, path)?;
+    if again {
+        file = without_errors(file, path)?;
+    }
+    let mut answered = Answered::default();
+    each(&file, path, |_, known| {
+        answered.note(&known);
+        Ok(())
+    })?;
+    file.seek(SeekFrom::End(0)).map_err(unread(path))?;
+    Ok((file, answered))
+}
+
+fn unopened(path: &Path) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Open { path: path.to_owned(), source }
+}
+
+fn unread(path: &Path) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Read { name: path.display().to_string(), source }
 }
 
 /// Answers on their way to the output.
 pub struct Writer {
-    output: Output,
+    sink: Box<dyn Sink>,
     order: Option<Order>,
 }
 
@@ -172,13 +173,8 @@ struct Order {
 
 impl Writer {
     /// Writes as answers come, or `in_order` of their lines.
-    pub fn new(output: Output, in_order: bool) -> Self {
-        Self { output, order: in_order.then(Order::default) }
-    }
-
-    /// Whether standard output is taken by the answers.
-    pub fn is_stdout(&self) -> bool {
-        matches!(self.output, Output::Stdout)
+    pub fn new(sink: Box<dyn Sink>, in_order: bool) -> Self {
+        Self { sink, order: in_order.then(Order::default) }
     }
 
     /// A line is under way; each is put later.
@@ -190,11 +186,11 @@ impl Writer {
 
     /// Writes a line's answer, once it is its turn.
     pub fn put(&mut self, number: u64, line: Vec<u8>) -> io::Result<()> {
-        let Some(order) = &mut self.order else { return self.output.add(&line) };
+        let Some(order) = &mut self.order else { return self.sink.add(&line) };
         order.ready.insert(number, line);
         while let Some(line) = order.queue.front().and_then(|first| order.ready.remove(first)) {
             order.queue.pop_front();
-            self.output.add(&line)?;
+            self.sink.add(&line)?;
         }
         Ok(())
     }
@@ -205,22 +201,21 @@ impl Writer {
     }
 }
 
-fn lock(options: &OpenOptions, path: &Path) -> anyhow::Result<File> {
-    let file = options.open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    if file.try_lock().is_err() {
-        bail!("another `baton batch run` writes {}; wait for it or choose another file", path.display());
+fn lock(options: &OpenOptions, path: &Path) -> Result<File, Error> {
+    let file = options.open(path).map_err(unopened(path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(_) => Err(Error::Locked { path: path.to_owned() }),
     }
-    Ok(file)
 }
 
-fn known(line: &[u8], number: u64, path: &Path) -> anyhow::Result<Known> {
-    let strange = || {
-        let path = path.display();
-        format!("line {number} of {path} is no answer of a batch; remove it, or choose another file for the answers")
-    };
-    let known: Known = serde_json::from_slice(line).with_context(strange)?;
-    ensure!(known.error.is_some() || known.response.is_some() || known.status.is_some(), strange());
-    Ok(known)
+fn known(line: &[u8], number: u64, path: &Path) -> Result<Known, Error> {
+    let strange = |source| Error::Strange { number, path: path.to_owned(), source };
+    let known: Known = serde_json::from_slice(line).map_err(|error| strange(Some(error)))?;
+    match known.error.is_some() || known.response.is_some() || known.status.is_some() {
+        true => Ok(known),
+        false => Err(strange(None)),
+    }
 }
 
 /// Shows each whole line of a file to `see`, without its end, and returns where the last line begins that has no end, and its
@@ -228,21 +223,18 @@ fn known(line: &[u8], number: u64, path: &Path) -> anyhow::Result<Known> {
 fn each(
     mut file: &File,
     path: &Path,
-    mut see: impl FnMut(&[u8], Known) -> anyhow::Result<()>,
-) -> anyhow::Result<(u64, Vec<u8>)> {
-    let failed = || format!("cannot read {}", path.display());
-    file.seek(SeekFrom::Start(0)).with_context(failed)?;
+    mut see: impl FnMut(&[u8], Known) -> Result<(), Error>,
+) -> Result<(u64, Vec<u8>), Error> {
+    file.seek(SeekFrom::Start(0)).map_err(unread(path))?;
     let (mut reader, mut line, mut start) = (BufReader::new(file), Vec::new(), 0);
     for number in 1.. {
         line.clear();
-        let read = reader.by_ref().take(LONGEST).read_until(b'\n', &mut line).with_context(failed)?;
+        let read = reader.by_ref().take(LONGEST).read_until(b'\n', &mut line).map_err(unread(path))?;
         if line.pop_if(|last| *last == b'\n').is_none() {
             // The end of the file, unless the line goes on.
-            ensure!(
-                (read as u64) < LONGEST,
-                "line {number} of {} has more than {LONGEST} bytes, so it is no answer of a batch; choose another file",
-                path.display()
-            );
+            if read as u64 >= LONGEST {
+                return Err(Error::LongAnswer { number, path: path.to_owned(), most: LONGEST });
+            }
             break;
         }
         see(&line, known(&line, number, path)?)?;
@@ -253,8 +245,8 @@ fn each(
 
 /// Ends the last line if it is whole; else takes it away, for its job has its result in the broker. Changes nothing where
 /// another line is no answer, or the last is no beginning of one.
-fn repair(file: &mut File, path: &Path) -> anyhow::Result<()> {
-    let failed = || format!("cannot repair {}", path.display());
+fn repair(file: &mut File, path: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Repair { path: path.to_owned(), source };
     let mut number = 1;
     let (start, last) = each(file, path, |_, _| {
         number += 1;
@@ -265,18 +257,18 @@ fn repair(file: &mut File, path: &Path) -> anyhow::Result<()> {
     }
     if serde_json::from_slice::<Known>(&last).is_ok() {
         known(&last, number, path)?;
-        file.seek(SeekFrom::End(0)).with_context(failed)?;
-        return file.write_all(b"\n").with_context(failed);
+        file.seek(SeekFrom::End(0)).map_err(failed)?;
+        return file.write_all(b"\n").map_err(failed);
     }
     if !BEGINNING.starts_with(&last) && !last.starts_with(BEGINNING) {
         known(&last, number, path)?;
     }
-    file.set_len(start).with_context(failed)
+    file.set_len(start).map_err(failed)
 }
 
 /// Puts a copy without the answers that are errors in the file's place.
-fn without_errors(file: File, path: &Path) -> anyhow::Result<File> {
-    let failed = || format!("cannot rewrite {}", path.display());
+fn without_errors(file: File, path: &Path) -> Result<File, Error> {
+    let failed = |source| Error::Rewrite { path: path.to_owned(), source };
     let mut name = path.file_name().map(ToOwned::to_owned).unwrap_or_default();
     name.push(".new");
     let new: PathBuf = path.with_file_name(name);
@@ -284,28 +276,31 @@ fn without_errors(file: File, path: &Path) -> anyhow::Result<File> {
     let mut writer = BufWriter::new(&copy);
     each(&file, path, |line, known| {
         if known.error.is_none_or(|error| error.is_null()) {
-            writer.write_all(line).and_then(|()| writer.write_all(b"\n")).with_context(failed)?;
+            writer.write_all(line).and_then(|()| writer.write_all(b"\n")).map_err(failed)?;
         }
         Ok(())
     })?;
-    writer.flush().with_context(failed)?;
+    writer.flush().map_err(failed)?;
     drop(writer);
-    fs::rename(&new, path).with_context(failed)?;
+    fs::rename(&new, path).map_err(failed)?;
     Ok(copy)
 }
 
 /// The line that says how a job ended, and whether it is an error.
 pub fn answer(tag: &Tag, outcome: &Outcome) -> serde_json::Result<(Vec<u8>, bool)> {
     let Some(endpoint) = tag.endpoint else {
-        return Ok((line(&serde_json::to_value(outcome)?)?, outcome.error.is_some()));
+        let mut line = serde_json::to_vec(&serde_json::to_value(outcome)?)?;
+        line.push(b'\n');
+        return Ok((line, outcome.error.is_some()));
     };
-    match openai::response(endpoint, outcome) {
+    let id = outcome.id.as_str();
+    match baton_openai::response(endpoint, outcome) {
         Ok(body) => {
-            let response = json!({ "status_code": 200, "request_id": outcome.id, "body": body });
-            let value = json!({ "id": outcome.id, "custom_id": tag.custom_id, "response": response, "error": null });
-            Ok((line(&value)?, false))
+            let response = Some(LineResponse::answer(Some(id), body));
+            let line = AnswerLine { id, custom_id: tag.custom_id.as_deref(), response, error: None };
+            Ok((line.bytes()?, false))
         }
-        Err(error) => Ok((refused(tag, outcome.id.as_str(), &error)?, true)),
+        Err(error) => Ok((refused(tag, id, &error)?, true)),
     }
 }
 
@@ -316,16 +311,9 @@ pub fn refusal(tag: &Tag, number: u64, error: &ApiError) -> serde_json::Result<V
 }
 
 fn refused(tag: &Tag, id: &str, error: &ApiError) -> serde_json::Result<Vec<u8>> {
-    let response = json!({ "status_code": error.status, "request_id": id, "body": error.body() });
-    let code = error.code.as_deref().unwrap_or(error.kind);
-    let short = json!({ "code": code, "message": error.message, "param": error.param });
-    line(&json!({ "id": id, "custom_id": tag.custom_id, "response": response, "error": short }))
-}
-
-fn line(value: &Value) -> serde_json::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(value)?;
-    line.push(b'\n');
-    Ok(line)
+    let response = Some(LineResponse::refused(Some(id), error));
+    let custom_id = tag.custom_id.as_deref();
+    AnswerLine { id, custom_id, response, error: Some(LineError::of(error)) }.bytes()
 }
 
 #[cfg(test)]

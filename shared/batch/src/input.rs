@@ -1,16 +1,13 @@
 //! The lines of a batch, read one by one: what each asks for, and under which id it is one and the same job on every run.
 
-use std::io::{BufRead, Read};
+use std::io::{self, BufRead};
 
 use baton_contract::{JobId, Name, envelope, objects::Objects, outcome::request_digest, request::Request};
-use baton_gateway::openai::{self, ApiError, Endpoint};
+use baton_openai::{ApiError, Endpoint, RawLine, Splitter};
 use serde_json::Value;
 
 /// The longest line: what the broker takes as one message.
-const LONGEST: u64 = envelope::MAX_BYTES as u64;
-
-/// What some editors begin a file with.
-pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+const LONGEST: usize = envelope::MAX_BYTES;
 
 /// What is the same for all lines of a run.
 #[derive(Clone, Debug)]
@@ -130,80 +127,94 @@ pub fn first_of(id: &str) -> &str {
 /// Reads lines until there are no more. Blocks.
 pub struct Lines<R> {
     input: R,
+    splitter: Splitter,
+    ended: bool,
     settings: Settings,
-    number: u64,
-    buffer: Vec<u8>,
 }
 
 impl<R: BufRead> Lines<R> {
     pub fn new(input: R, settings: Settings) -> Self {
-        Self { input, settings, number: 0, buffer: Vec::new() }
+        Self { input, splitter: Splitter::new(LONGEST), ended: false, settings }
     }
 
-    /// The next line that is not empty. What is too long is not kept in memory.
-    pub fn next(&mut self) -> std::io::Result<Option<Line>> {
+    /// The next line that is not blank. What is too long is not kept in memory.
+    pub fn next(&mut self) -> io::Result<Option<Line>> {
         loop {
-            self.buffer.clear();
-            self.number += 1;
-            if self.input.by_ref().take(LONGEST).read_until(b'\n', &mut self.buffer)? == 0 {
+            if let Some(raw) = self.splitter.next() {
+                return Ok(Some(self.settings.line(&raw)));
+            }
+            if self.ended {
                 return Ok(None);
             }
-            if self.buffer.len() as u64 == LONGEST && !self.buffer.ends_with(b"\n") {
-                self.input.skip_until(b'\n')?;
-                let message = format!("the line is longer than {LONGEST} bytes");
-                return Ok(Some(self.bad(None, ApiError::invalid(message))));
+            let block = match self.input.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                block => block?,
+            };
+            let length = block.len();
+            self.splitter.push(block);
+            if length == 0 {
+                self.ended = true;
+                self.splitter.end();
             }
-            if self.number == 1 && self.buffer.starts_with(BYTE_ORDER_MARK) {
-                self.buffer.drain(..BYTE_ORDER_MARK.len());
-            }
-            if !self.buffer.trim_ascii().is_empty() {
-                return Ok(Some(self.line()));
-            }
+            self.input.consume(length);
         }
     }
+}
 
+impl Settings {
     /// A line that can't be followed: its id depends on its bytes, and where it has no name, on its place.
-    fn bad(&self, custom_id: Option<String>, error: ApiError) -> Line {
-        let name = custom_id.clone().unwrap_or_else(|| self.number.to_string());
-        let id = self.id(&name, self.buffer.trim_ascii());
-        Line { number: self.number, tag: Tag { id, custom_id, endpoint: None }, asked: Err(error) }
+    fn bad(&self, raw: &RawLine, custom_id: Option<String>, error: ApiError) -> Line {
+        let name = custom_id.clone().unwrap_or_else(|| raw.number.to_string());
+        let id = self.id(&name, raw.bytes.trim_ascii());
+        Line { number: raw.number, tag: Tag { id, custom_id, endpoint: None }, asked: Err(error) }
     }
 
     fn id(&self, name: &str, content: &[u8]) -> JobId {
-        let digest = digest(&[self.settings.salt.as_bytes(), name.as_bytes(), content]);
+        let digest = digest(&[self.salt.as_bytes(), name.as_bytes(), content]);
         made_id(&digest)
     }
 
-    fn line(&self) -> Line {
-        let value: Value = match serde_json::from_slice(&self.buffer) {
+    /// What a line asks for.
+    fn line(&self, raw: &RawLine) -> Line {
+        if !raw.whole {
+            let message = format!("the line is longer than {LONGEST} bytes");
+            return self.bad(raw, None, ApiError::invalid(message));
+        }
+        let value: Value = match serde_json::from_slice(&raw.bytes) {
             Ok(value) => value,
-            Err(error) => return self.bad(None, ApiError::invalid(format!("the line is no JSON: {error}"))),
+            Err(error) => return self.bad(raw, None, ApiError::invalid(format!("the line is no JSON: {error}"))),
         };
         let Value::Object(object) = value else {
-            return self.bad(None, ApiError::invalid("expected a JSON object"));
+            return self.bad(raw, None, ApiError::invalid("expected a JSON object"));
         };
         if !["custom_id", "method", "url", "body"].iter().any(|key| object.contains_key(*key)) {
-            return self.own(Value::Object(object));
+            return self.own(raw, Value::Object(object));
         }
         // Also a line that is bad keeps its name.
         let custom = match object.get("custom_id") {
             Some(Value::String(text)) if !text.is_empty() => text.clone(),
-            _ => return self.bad(None, ApiError::field("custom_id", "custom_id: expected a text that names the line")),
+            _ => {
+                return self.bad(
+                    raw,
+                    None,
+                    ApiError::field("custom_id", "custom_id: expected a text that names the line"),
+                );
+            }
         };
-        match self.openai() {
+        match self.openai(&raw.bytes) {
             Ok((endpoint, asked)) => {
                 let id = self.id(&custom, &serde_json::to_vec(&asked.request).unwrap_or_default());
                 let tag = Tag { id, custom_id: Some(custom), endpoint: Some(endpoint) };
-                Line { number: self.number, tag, asked: Ok(asked) }
+                Line { number: raw.number, tag, asked: Ok(asked) }
             }
-            Err(error) => self.bad(Some(custom), error),
+            Err(error) => self.bad(raw, Some(custom), error),
         }
     }
 
     /// A line as OpenAI's batches have it.
-    fn openai(&self) -> Result<(Endpoint, Asked), ApiError> {
-        let line = openai::read_line(&self.buffer)?;
-        let call = openai::read(line.endpoint, line.body.get().as_bytes())?;
+    fn openai(&self, bytes: &[u8]) -> Result<(Endpoint, Asked), ApiError> {
+        let line = baton_openai::read_line(bytes)?;
+        let call = baton_openai::read(line.endpoint, line.body.get().as_bytes())?;
         if call.stream {
             return Err(ApiError::field("stream", "stream: answers of a batch come whole; leave it out"));
         }
@@ -211,12 +222,12 @@ impl<R: BufRead> Lines<R> {
     }
 
     /// A line as `baton submit --jsonl` takes it.
-    fn own(&self, value: Value) -> Line {
+    fn own(&self, raw: &RawLine, value: Value) -> Line {
         let named = value.get("id").and_then(Value::as_str).map(str::to_owned);
         let read = serde_path_to_error::deserialize::<_, Request>(Objects(value));
         let request = match read {
             Ok(request) => request,
-            Err(error) => return self.bad(None, ApiError::invalid(format!("the line is no request: {error}"))),
+            Err(error) => return self.bad(raw, None, ApiError::invalid(format!("the line is no request: {error}"))),
         };
         let id = match named {
             Some(named) => JobId::new(&named),
@@ -226,20 +237,20 @@ impl<R: BufRead> Lines<R> {
         let asked = id.map_err(|error| ApiError::field("id", format!("id: {error}")));
         match asked.and_then(|id| Ok((id, self.asked(request, repeatable)?))) {
             Ok((id, asked)) => {
-                Line { number: self.number, tag: Tag { id, custom_id: None, endpoint: None }, asked: Ok(asked) }
+                Line { number: raw.number, tag: Tag { id, custom_id: None, endpoint: None }, asked: Ok(asked) }
             }
-            Err(error) => self.bad(None, error),
+            Err(error) => self.bad(raw, None, error),
         }
     }
 
     fn asked(&self, mut request: Request, repeatable: bool) -> Result<Asked, ApiError> {
-        if let Some(model) = &self.settings.model {
+        if let Some(model) = &self.model {
             request.model = Some(model.to_string());
         }
         let lane = match &request.lane {
-            None => self.settings.lane.clone(),
+            None => self.lane.clone(),
             Some(lane) => {
-                let known = self.settings.lanes.iter().find(|known| known.as_str() == lane);
+                let known = self.lanes.iter().find(|known| known.as_str() == lane);
                 let unknown = || ApiError::field("lane", format!("lane: the pipeline has no lane {lane:?}"));
                 known.cloned().ok_or_else(unknown)?
             }
@@ -287,7 +298,7 @@ mod tests {
 
     #[test]
     fn each_bad_line_tells_what_is_wrong_and_keeps_its_name() {
-        let long = "x".repeat(LONGEST as usize + 10);
+        let long = "x".repeat(LONGEST + 10);
         let bad = [
             ("{", None, "no JSON"),
             ("[1]", None, "JSON object"),
