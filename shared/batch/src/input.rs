@@ -68,6 +68,7 @@ fn digest(parts: &[&[u8]]) -> [u8; 32] {
 pub struct Line {
     /// Its place in the file, from 1.
     pub number: u64,
+    /// What its answer is known by.
     pub tag: Tag,
     /// The job that it asks for, or why it asks for none.
     pub asked: Result<Asked, ApiError>,

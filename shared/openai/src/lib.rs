@@ -5,6 +5,7 @@
 //!
 //! What must never happen here: a field of a request that is ignored, an answer that is streamed other than it is whole.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod answer;
 mod chunks;
