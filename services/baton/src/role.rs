@@ -4,10 +4,9 @@ use std::io::Write;
 
 use anyhow::bail;
 use baton_bus::duty::roles::Answer;
+use baton_contract::Role;
 
-use baton_worker::Role;
-
-use crate::{context::PipelineArguments, output::stdout, worker::RoleName};
+use crate::{context::PipelineArguments, output::stdout, worker::roles};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -21,7 +20,8 @@ pub struct Arguments {
     /// The worker's name, as `baton top` shows it
     worker: String,
     /// What it is to become
-    role: RoleName,
+    #[arg(value_parser = roles())]
+    role: Role,
     #[command(flatten)]
     pipeline: PipelineArguments,
     /// Print the answer as a JSON object
@@ -32,7 +32,7 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { worker, role, pipeline, json } = arguments;
     let (_, bus) = pipeline.join("baton-role").await?;
-    let answer = bus.change_role(&worker, Role::from(role).stage()).await?;
+    let answer = bus.change_role(&worker, role.stage()).await?;
     let text = match &answer {
         _ if json => serde_json::to_string(&answer)?,
         Answer::Switched { from, to } => format!("{worker} was {from} and is {to} now"),

@@ -3,8 +3,12 @@
 use std::io::Write;
 
 use anyhow::{Context, ensure};
-use baton_worker::{Assignment, Role};
-use clap::ValueEnum;
+use baton_contract::Role;
+use baton_worker::Assignment;
+use clap::{
+    ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 
 use crate::{context::PipelineArguments, output::stdout};
 
@@ -27,11 +31,11 @@ pub struct Arguments {
     #[arg(required_unless_present = "roles", conflicts_with = "roles")]
     stage: Option<StageName>,
     /// What it may be instead, one at a time
-    #[arg(long, value_name = "ROLES", value_delimiter = ',')]
-    roles: Vec<RoleName>,
+    #[arg(long, value_name = "ROLES", value_delimiter = ',', value_parser = roles())]
+    roles: Vec<Role>,
     /// Which of them it is first; without it the first of the list
-    #[arg(long, requires = "roles")]
-    role: Option<RoleName>,
+    #[arg(long, requires = "roles", value_parser = roles())]
+    role: Option<Role>,
     #[command(flatten)]
     pipeline: PipelineArguments,
     /// Names the worker in claims, results and traces; without it the stage (or `worker`) and the process id
@@ -46,20 +50,9 @@ enum StageName {
     Decode,
 }
 
-/// What a computing worker can be.
-#[derive(Clone, Copy, ValueEnum)]
-pub enum RoleName {
-    Prefill,
-    Decode,
-}
-
-impl From<RoleName> for Role {
-    fn from(name: RoleName) -> Self {
-        match name {
-            RoleName::Prefill => Self::Prefill,
-            RoleName::Decode => Self::Decode,
-        }
-    }
+/// Reads what a computing worker can be.
+pub fn roles() -> impl TypedValueParser<Value = Role> {
+    PossibleValuesParser::new(Role::ALL.map(Role::as_str)).try_map(|name| name.parse())
 }
 
 impl Arguments {
@@ -71,16 +64,13 @@ impl Arguments {
             Some(StageName::Decode) => only(Role::Decode),
             None => {
                 let mut roles: Vec<Role> = Vec::new();
-                for role in self.roles.iter().copied().map(Role::from) {
+                for &role in &self.roles {
                     if !roles.contains(&role) {
                         roles.push(role);
                     }
                 }
-                let first = self
-                    .role
-                    .map(Role::from)
-                    .or(roles.first().copied())
-                    .context("expected a role after --roles, found none")?;
+                let first =
+                    self.role.or(roles.first().copied()).context("expected a role after --roles, found none")?;
                 ensure!(roles.contains(&first), "expected --role to be one of --roles, found {first:?}");
                 Ok(Assignment::Compute { roles, first })
             }

@@ -10,7 +10,7 @@ use baton_bus::{
         stats,
     },
 };
-use baton_contract::subject::Stage;
+use baton_contract::Role;
 use baton_topology::{Compute, Plan};
 use tokio_util::sync::CancellationToken;
 
@@ -23,29 +23,10 @@ use crate::{
 /// Tells the worker's parent that the worker takes jobs.
 pub type Ready<'a> = &'a dyn Fn() -> io::Result<()>;
 
-/// What a computing worker can be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Computes prompts.
-    Prefill,
-    /// Generates answers.
-    Decode,
-}
-
-impl Role {
-    /// The stage that it serves then.
-    pub fn stage(self) -> Stage {
-        match self {
-            Self::Prefill => Stage::Prefill,
-            Self::Decode => Stage::Decode,
-        }
-    }
-
-    fn settings(self, plan: &Plan) -> &Compute {
-        match self {
-            Self::Prefill => &plan.stages.prefill.compute,
-            Self::Decode => &plan.stages.decode.compute,
-        }
+fn compute(role: Role, plan: &Plan) -> &Compute {
+    match role {
+        Role::Prefill => &plan.stages.prefill.compute,
+        Role::Decode => &plan.stages.decode.compute,
     }
 }
 
@@ -66,9 +47,9 @@ impl Flexible<'_> {
         if self.roles.len() > 1 {
             self.plan.stages.interchangeable().map_err(Error::NotInterchangeable)?;
         }
-        let settings = role.settings(self.plan);
+        let settings = compute(role, self.plan);
         baton_engine::use_threads(settings.threads)?;
-        let kv_bytes = self.roles.iter().map(|role| memory::for_kv_caches(role.settings(self.plan)));
+        let kv_bytes = self.roles.iter().map(|&role| memory::for_kv_caches(compute(role, self.plan)));
         let kv_bytes = kv_bytes.collect::<Result<Vec<_>, _>>()?.into_iter().max().unwrap_or_default();
         let mut models = Models::load(self.plan, settings, kv_bytes).await?;
         let mut calls = match self.roles[..] {
@@ -141,7 +122,7 @@ impl Flexible<'_> {
 
     async fn serve_role(&self, bus: &Bus, role: Role, lent: Vec<Lent>, stop: CancellationToken) -> Result<(), Error> {
         let Self { plan, worker, .. } = self;
-        let settings = role.settings(plan);
+        let settings = compute(role, plan);
         if lent.is_empty() {
             return Err(Error::NoModel);
         }

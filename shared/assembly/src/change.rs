@@ -1,6 +1,6 @@
 //! Making a pipeline in its broker, or changing it. Nothing else changes what stands.
 
-use baton_bus::{Bus, provision::Change};
+use baton_bus::{Bus, connection::conflict, provision::Change};
 use baton_contract::{envelope, subject::Stage};
 use baton_topology::{BrokerUrl, Difference, Plan, Settings, StoreUrl};
 
@@ -40,46 +40,47 @@ impl Outcome {
 
 /// Brings broker and settings to what file and flags say, or only says what that would change.
 pub async fn change(found: &Found, bus: &Bus, check: bool) -> Result<Outcome, Error> {
-    for _ in 0..RACES {
-        let kept = bus.settings().await?;
-        let settings = match &kept {
-            None => None,
-            Some(kept) => match join::read(kept) {
-                Ok(settings) => Some(settings),
-                // They can't be read, and a file says everything.
-                Err(_) if found.told.file.is_some() => None,
-                Err(error) => return Err(error),
-            },
-        };
-        let plan = wanted(found, bus, settings.as_ref()).await?;
-        let stored = anywhere(&plan)?;
-        let mut next = match &settings {
-            Some(settings) => settings.changed(&stored),
-            None => Settings::of(&stored, uuid::Uuid::now_v7().to_string()),
-        };
-        let differences = settings.as_ref().map(|settings| settings.differences(&stored)).unwrap_or_default();
-        let new = settings.is_none();
-        if check {
-            let broker = compared(&plan, bus).await?;
-            return Ok(Outcome { plan, new, settings: differences, broker });
-        }
-        store::mark(&plan, &next).await?;
-        next.marked = true;
-        let value = written(&next)?;
-        let Some(kept) = kept else {
-            if !bus.settle(&value, plan.broker.replicas).await? {
-                // Somebody else was faster: what that one wrote is changed.
-                continue;
-            }
-            let broker = applied(&plan, bus).await?;
-            return Ok(Outcome { plan, new, settings: differences, broker });
-        };
-        let broker = applied(&plan, bus).await?;
-        if settings.as_ref() == Some(&next) || bus.resettle(&kept, &value).await? {
-            return Ok(Outcome { plan, new, settings: differences, broker });
-        }
+    let attempt = || try_to_change(found, bus, check);
+    conflict::until_unbeaten(RACES, || Error::SettingsRace, attempt).await
+}
+
+/// None if somebody else changed the settings meanwhile.
+async fn try_to_change(found: &Found, bus: &Bus, check: bool) -> Result<Option<Outcome>, Error> {
+    let kept = bus.settings().await?;
+    let settings = match &kept {
+        None => None,
+        Some(kept) => match join::read(kept) {
+            Ok(settings) => Some(settings),
+            // They can't be read, and a file says everything.
+            Err(_) if found.told.file.is_some() => None,
+            Err(error) => return Err(error),
+        },
+    };
+    let plan = wanted(found, bus, settings.as_ref()).await?;
+    let stored = anywhere(&plan)?;
+    let mut next = match &settings {
+        Some(settings) => settings.changed(&stored),
+        None => Settings::of(&stored, uuid::Uuid::now_v7().to_string()),
+    };
+    let differences = settings.as_ref().map(|settings| settings.differences(&stored)).unwrap_or_default();
+    let new = settings.is_none();
+    if check {
+        let broker = compared(&plan, bus).await?;
+        return Ok(Some(Outcome { plan, new, settings: differences, broker }));
     }
-    Err(Error::SettingsRace)
+    store::mark(&plan, &next).await?;
+    next.marked = true;
+    let value = written(&next)?;
+    let Some(kept) = kept else {
+        if !bus.settle(&value, plan.broker.replicas).await? {
+            return Ok(None);
+        }
+        let broker = applied(&plan, bus).await?;
+        return Ok(Some(Outcome { plan, new, settings: differences, broker }));
+    };
+    let broker = applied(&plan, bus).await?;
+    let holds = settings.as_ref() == Some(&next) || bus.resettle(&kept, &value).await?;
+    Ok(holds.then_some(Outcome { plan, new, settings: differences, broker }))
 }
 
 /// The plan of file and flags, with a place for the store.

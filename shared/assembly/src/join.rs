@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf};
 
 use baton_bus::{
     Bus,
+    connection::conflict,
     provision::{electing, settings::Kept},
 };
 use baton_contract::causes;
@@ -83,20 +84,17 @@ impl Found {
 
     async fn try_to_take_part(&self, bus: &Bus, uses_store: bool) -> Result<Plan, Error> {
         bus.check().await?;
-        for _ in 0..RACES {
-            let plan = match bus.settings().await? {
-                Some(kept) => self.adopt(bus, &kept, uses_store).await?,
-                None => self.begin(bus, uses_store).await?,
-            };
-            // Otherwise somebody else was faster: what that one wrote holds.
-            if let Some(plan) = plan {
-                bus.provision(&bus::retention(&plan)).await?;
-                // A cluster has created what nobody leads yet.
-                bus.ready().await?;
-                return Ok(plan);
+        let attempt = || async {
+            match bus.settings().await? {
+                Some(kept) => self.adopt(bus, &kept, uses_store).await,
+                None => self.begin(bus, uses_store).await,
             }
-        }
-        Err(Error::SettingsRace)
+        };
+        let plan = conflict::until_unbeaten(RACES, || Error::SettingsRace, attempt).await?;
+        bus.provision(&bus::retention(&plan)).await?;
+        // A cluster has created what nobody leads yet.
+        bus.ready().await?;
+        Ok(plan)
     }
 
     /// Takes over the settings of a pipeline. None if they changed meanwhile.

@@ -6,7 +6,7 @@
 //! others may publish. Those are made again when they die, and what they were to hear is subscribed to again.
 
 pub mod clock;
-pub(crate) mod conflict;
+pub mod conflict;
 pub(crate) mod endpoint;
 pub(crate) mod entropy;
 mod login;

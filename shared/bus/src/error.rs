@@ -57,6 +57,13 @@ pub enum Error {
     Contended { job: String },
 }
 
+impl Error {
+    /// The record of a job, or what is kept under such a key, kept changing.
+    pub(crate) fn contended(job: &impl ToString) -> Self {
+        Self::Contended { job: job.to_string() }
+    }
+}
+
 /// Why a broker takes nothing for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Because {

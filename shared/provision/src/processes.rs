@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     fs::File,
+    hash::{BuildHasher, RandomState},
     io::Write,
     path::PathBuf,
     process::Stdio,
@@ -10,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use baton_contract::causes;
+use baton_contract::{backoff::Backoff, causes};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
@@ -25,8 +26,8 @@ use crate::{
     home::{PipelineHome, Running},
 };
 
-/// A worker that fails again and again is started again after a pause that grows from the one to the other.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// The pauses of a worker that fails again and again.
+const PAUSES: Backoff = Backoff::doubling(Duration::from_millis(500), LONGEST_PAUSE);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long the last lines of a process that has ended may take.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -88,18 +89,18 @@ pub struct Keeper {
 impl Keeper {
     /// Runs the process, and starts it again whenever it ends, until it is stopped.
     pub async fn run(self) {
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = PAUSES.pauses(RandomState::new().hash_one(&self.name));
         while !self.stopping.is_cancelled() {
             let started = Instant::now();
             if let Err(error) = self.run_once().await {
                 tracing::warn!(worker = self.name, error = %causes(&error), "a worker ended and is started again");
             }
             if started.elapsed() > LONGEST_PAUSE {
-                pause = FIRST_PAUSE;
+                pauses.reset();
             }
             tokio::select! {
                 () = self.stopping.cancelled() => return,
-                () = sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                () = sleep(pauses.pause()) => {}
             }
         }
     }

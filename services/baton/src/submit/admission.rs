@@ -4,7 +4,9 @@ use std::{collections::HashMap, time::Duration};
 
 use baton_bus::{Bus, Error, stage::jobs::Jobs};
 use baton_contract::{
-    JobId, Name, causes,
+    JobId, Name,
+    backoff::Backoff,
+    causes,
     outcome::{Outcome, Refusal},
     record::State,
 };
@@ -17,8 +19,8 @@ use crate::output::note;
 const WITHIN: Duration = Duration::from_secs(10);
 /// After so long somebody wants to know what is waited for.
 const SOON: Duration = Duration::from_secs(1);
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// The pauses between two looks.
+const PAUSES: Backoff = Backoff::doubling(Duration::from_millis(5), Duration::from_millis(250));
 /// Jobs that are looked at at a time.
 const LOOKS: usize = 32;
 
@@ -47,7 +49,7 @@ impl<'a> Admission<'a> {
 
     /// What becomes of requests with these ids and digests. Those that are left out wait for ingest, and a note says why.
     pub async fn of(&mut self, mut open: Vec<(JobId, String)>) -> HashMap<JobId, Fate> {
-        let (mut fates, mut moved, mut pause) = (HashMap::new(), Instant::now(), FIRST_PAUSE);
+        let (mut fates, mut moved, mut tries) = (HashMap::new(), Instant::now(), 0);
         let mut told = false;
         while self.sees && !open.is_empty() {
             let looks = open.iter().map(|(id, digest)| async { Ok((id.clone(), self.fate(id, digest).await?)) });
@@ -66,16 +68,16 @@ impl<'a> Admission<'a> {
                 break;
             }
             if fates.len() > known {
-                (moved, pause) = (Instant::now(), FIRST_PAUSE);
-            } else if pause > FIRST_PAUSE && self.bus.ingest_answers().await == Some(false) {
+                (moved, tries) = (Instant::now(), 0);
+            } else if tries > 0 && self.bus.ingest_answers().await == Some(false) {
                 self.leave(open.len(), "no ingest worker runs; start one with `baton up` or `baton worker ingest`");
             } else if moved.elapsed() > WITHIN {
                 self.leave(open.len(), &format!("ingest took none of them within {WITHIN:?}"));
             } else if moved.elapsed() > SOON && !std::mem::replace(&mut told, true) {
                 note!("waiting for ingest to take {}", requests(open.len()));
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            sleep(PAUSES.step(tries)).await;
+            tries += 1;
         }
         fates
     }

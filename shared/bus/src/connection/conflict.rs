@@ -1,7 +1,7 @@
 //! Whether the broker refused to change something because somebody else was faster. Every compare-and-set and every create-only
 //! publication is judged here: a conflict is an answer, and no fault that a pause would mend.
 
-use std::{error::Error as StdError, time::Duration};
+use std::{error::Error, time::Duration};
 
 use async_nats::jetstream::{
     self, ErrorCode,
@@ -11,7 +11,7 @@ use async_nats::jetstream::{
 use baton_contract::backoff::Backoff;
 use tokio::time::sleep;
 
-use crate::{connection::entropy::entropy, error::Error};
+use crate::connection::entropy::entropy;
 
 /// How often what others change meanwhile is read again.
 pub(crate) const RACES: usize = 16;
@@ -19,7 +19,7 @@ pub(crate) const RACES: usize = 16;
 const BEATEN: Backoff = Backoff::doubling(Duration::from_millis(4), Duration::from_millis(128));
 
 /// What a compare-and-set came to: nothing if somebody else was faster.
-pub(crate) fn unless_beaten<T, E: StdError + 'static>(done: Result<T, E>) -> Result<Option<T>, E> {
+pub(crate) fn unless_beaten<T, E: Error + 'static>(done: Result<T, E>) -> Result<Option<T>, E> {
     match done {
         Ok(done) => Ok(Some(done)),
         Err(error) if is_conflict(&error) => Ok(None),
@@ -27,20 +27,20 @@ pub(crate) fn unless_beaten<T, E: StdError + 'static>(done: Result<T, E>) -> Res
     }
 }
 
-/// Tries a compare-and-set again for as long as somebody else was faster, `races` times at most. An attempt reads what there
-/// is, decides, and stores what it has decided; it returns nothing if it was beaten.
-pub(crate) async fn until_unbeaten<T, F: Future<Output = Result<Option<T>, Error>>>(
+/// Tries a compare-and-set again for as long as somebody else was faster, `races` times at most; then it is `contended`. An
+/// attempt reads what there is, decides, and stores what it has decided; it returns nothing if it was beaten.
+pub async fn until_unbeaten<T, E, F: Future<Output = Result<Option<T>, E>>>(
     races: usize,
-    key: &str,
+    contended: impl FnOnce() -> E,
     attempt: impl Fn() -> F,
-) -> Result<T, Error> {
+) -> Result<T, E> {
     for race in 0..races {
         breathe(race).await;
         if let Some(done) = attempt().await? {
             return Ok(done);
         }
     }
-    Err(Error::Contended { job: key.to_owned() })
+    Err(contended())
 }
 
 /// Lets others finish before a change that was beaten this many times is tried again: a change that is under way shows only
@@ -63,7 +63,7 @@ pub(crate) fn came_second(error: &PublishError) -> Option<bool> {
 
 /// Whether an error says that the present value is not the expected one. A stream of several replicas says so by other codes
 /// where another change is under way (which the client library takes for faults).
-pub(crate) fn is_conflict(error: &(dyn StdError + 'static)) -> bool {
+pub(crate) fn is_conflict(error: &(dyn Error + 'static)) -> bool {
     chain(error).any(|error| {
         error.downcast_ref::<PublishError>().is_some_and(|error| error.kind() == PublishErrorKind::WrongLastSequence)
             || error.downcast_ref::<UpdateError>().is_some_and(|e| e.kind() == UpdateErrorKind::WrongLastRevision)
@@ -81,13 +81,13 @@ fn is_conflict_code(code: ErrorCode) -> bool {
 }
 
 /// The code that JetStream gave an error.
-pub(crate) fn code(error: &(dyn StdError + 'static)) -> Option<ErrorCode> {
+pub(crate) fn code(error: &(dyn Error + 'static)) -> Option<ErrorCode> {
     chain(error).find_map(|error| error.downcast_ref::<jetstream::Error>()).map(jetstream::Error::error_code)
 }
 
 /// An error, and what caused it.
-fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error: &&'a (dyn StdError + 'static)| error.source())
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error: &&'a (dyn Error + 'static)| error.source())
 }
 
 #[cfg(test)]

@@ -92,13 +92,17 @@ impl<T: Serialize + DeserializeOwned> Shelf<T> {
         change: impl Fn(&T) -> Option<T>,
     ) -> Result<Option<T>, Error> {
         let key = self.bus.layout.job_key(tenant, id);
-        conflict::until_unbeaten(RACES, &key, || async {
-            let Some(kept) = self.get(tenant, id).await? else { return Ok(Some(None)) };
-            let Some(next) = change(&kept.value) else { return Ok(Some(Some(kept.value))) };
-            let put = self.bucket.update(&key, self.bytes(&key, &next)?.into(), kept.revision).await;
-            let put = conflict::unless_beaten(put).map_err(|error| self.unstored(&key, error))?;
-            Ok(put.map(|_| Some(next)))
-        })
+        conflict::until_unbeaten(
+            RACES,
+            || Error::contended(&key),
+            || async {
+                let Some(kept) = self.get(tenant, id).await? else { return Ok(Some(None)) };
+                let Some(next) = change(&kept.value) else { return Ok(Some(Some(kept.value))) };
+                let put = self.bucket.update(&key, self.bytes(&key, &next)?.into(), kept.revision).await;
+                let put = conflict::unless_beaten(put).map_err(|error| self.unstored(&key, error))?;
+                Ok(put.map(|_| Some(next)))
+            },
+        )
         .await
     }
 

@@ -110,7 +110,7 @@ impl Bus {
             self.publish_durably(letter.subject.clone(), None, headers, renamed(message, &id)).await?;
             return Ok(id);
         }
-        Err(Error::Contended { job: job.to_string() }.into())
+        Err(Error::contended(job).into())
     }
 
     async fn retry_task<T: Renamed>(
@@ -141,7 +141,7 @@ impl Bus {
             }
             return Ok(id);
         }
-        Err(Error::Contended { job: job.to_string() }.into())
+        Err(Error::contended(job).into())
     }
 }
 

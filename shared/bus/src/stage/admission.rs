@@ -54,27 +54,31 @@ impl Jobs {
         source: Source,
     ) -> Result<Admitted, Error> {
         let fresh = Record::requested(request_digest.to_owned(), source);
-        conflict::until_unbeaten(RACES, job.as_str(), || async {
-            if let Some(stored) = self.change(tenant, job, fresh.clone(), None).await? {
-                return Ok(Some(Admitted::Take(stored)));
-            }
-            let Some(stored) = self.get(tenant, job).await? else { return Ok(None) };
-            let admission = match stored.record.admit(request_digest, source, None) {
-                Admission::Copy { of } => {
-                    let original = self.original(tenant, job, of).await?;
-                    tracing::debug!(%job, %tenant, ?original, "a request came again");
-                    stored.record.admit(request_digest, source, Some(original))
+        conflict::until_unbeaten(
+            RACES,
+            || Error::contended(job),
+            || async {
+                if let Some(stored) = self.change(tenant, job, fresh.clone(), None).await? {
+                    return Ok(Some(Admitted::Take(stored)));
                 }
-                admission => admission,
-            };
-            Ok(match admission {
-                Admission::Take(next) => {
-                    self.change(tenant, job, next, Some(stored.revision)).await?.map(Admitted::Take)
-                }
-                Admission::Settled | Admission::Copy { .. } => Some(Admitted::Settled),
-                Admission::Conflict => Some(Admitted::Conflict),
-            })
-        })
+                let Some(stored) = self.get(tenant, job).await? else { return Ok(None) };
+                let admission = match stored.record.admit(request_digest, source, None) {
+                    Admission::Copy { of } => {
+                        let original = self.original(tenant, job, of).await?;
+                        tracing::debug!(%job, %tenant, ?original, "a request came again");
+                        stored.record.admit(request_digest, source, Some(original))
+                    }
+                    admission => admission,
+                };
+                Ok(match admission {
+                    Admission::Take(next) => {
+                        self.change(tenant, job, next, Some(stored.revision)).await?.map(Admitted::Take)
+                    }
+                    Admission::Settled | Admission::Copy { .. } => Some(Admitted::Settled),
+                    Admission::Conflict => Some(Admitted::Conflict),
+                })
+            },
+        )
         .await
     }
 

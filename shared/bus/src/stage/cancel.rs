@@ -240,31 +240,35 @@ impl Jobs {
     pub async fn cancel(&self, tenant: &Name, job: &JobId) -> Result<Answer, Error> {
         let bus = &self.bus;
         let key = JobKey { tenant: tenant.clone(), job: job.clone() };
-        conflict::until_unbeaten(RACES, job.as_str(), || async {
-            let mut known = self.get(tenant, job).await?;
-            if known.is_none() {
-                if let Some((digest, accepted_at_ms)) = bus.request_waiting(&key).await? {
-                    let before = Record::cancelled_before(digest, accepted_at_ms);
-                    let stored = self.store(tenant, job, &before, None).await?;
-                    return Ok(stored.then_some(Answer::Cancelling { state: before.state }));
+        conflict::until_unbeaten(
+            RACES,
+            || Error::contended(job),
+            || async {
+                let mut known = self.get(tenant, job).await?;
+                if known.is_none() {
+                    if let Some((digest, accepted_at_ms)) = bus.request_waiting(&key).await? {
+                        let before = Record::cancelled_before(digest, accepted_at_ms);
+                        let stored = self.store(tenant, job, &before, None).await?;
+                        return Ok(stored.then_some(Answer::Cancelling { state: before.state }));
+                    }
+                    // Ingest may have taken it from the queue meanwhile; then it has a record.
+                    known = self.get(tenant, job).await?;
                 }
-                // Ingest may have taken it from the queue meanwhile; then it has a record.
-                known = self.get(tenant, job).await?;
-            }
-            let Some(stored) = known else { return Ok(Some(Answer::Unknown)) };
-            let state = stored.record.state;
-            let Some(next) = stored.record.cancel() else { return Ok(Some(Answer::Ended { state })) };
-            // The worker that published the result died before it could note the end.
-            if let Some(outcome) = self.told(tenant, job).await? {
-                self.note_end(tenant, job, outcome.status).await?;
-                return Ok(Some(Answer::Ended { state: outcome.status.into() }));
-            }
-            if !stored.record.cancelled && !self.store(tenant, job, &next, Some(stored.revision)).await? {
-                return Ok(None);
-            }
-            self.tell_cancelled(&key, state).await;
-            Ok(Some(Answer::Cancelling { state }))
-        })
+                let Some(stored) = known else { return Ok(Some(Answer::Unknown)) };
+                let state = stored.record.state;
+                let Some(next) = stored.record.cancel() else { return Ok(Some(Answer::Ended { state })) };
+                // The worker that published the result died before it could note the end.
+                if let Some(outcome) = self.told(tenant, job).await? {
+                    self.note_end(tenant, job, outcome.status).await?;
+                    return Ok(Some(Answer::Ended { state: outcome.status.into() }));
+                }
+                if !stored.record.cancelled && !self.store(tenant, job, &next, Some(stored.revision)).await? {
+                    return Ok(None);
+                }
+                self.tell_cancelled(&key, state).await;
+                Ok(Some(Answer::Cancelling { state }))
+            },
+        )
         .await
     }
 }

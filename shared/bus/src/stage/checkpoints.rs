@@ -136,28 +136,32 @@ impl Ledger {
     /// Takes over what earlier workers have left of the job's answers. From here on they can write no more.
     pub async fn take_over(&self, job: &Job) -> Result<Found, Error> {
         self.claimed.cancelled().await;
-        conflict::until_unbeaten(RACES, &self.key, || async {
-            let (found, revision) = self.checkpoints.read(&self.key).await?;
-            if found.as_ref().is_some_and(|found| outranks(&found.claim, &self.claim)) {
-                return Ok(Some(Found::Superseded));
-            }
-            let found = found.filter(|found| found.fits(job));
-            let mine = match &found {
-                Some(found) => found.clone().taken_over(self.claim.clone()),
-                None => Checkpoint::empty(self.claim.clone(), job),
-            };
-            let written = match self.checkpoints.put(&self.key, &mine, revision).await {
-                // It was just small enough in its former holder's name.
-                Err(Error::TooLarge { .. }) => {
-                    let empty = Checkpoint::empty(self.claim.clone(), job);
-                    self.checkpoints.put(&self.key, &empty, revision).await?
+        conflict::until_unbeaten(
+            RACES,
+            || Error::contended(&self.key),
+            || async {
+                let (found, revision) = self.checkpoints.read(&self.key).await?;
+                if found.as_ref().is_some_and(|found| outranks(&found.claim, &self.claim)) {
+                    return Ok(Some(Found::Superseded));
                 }
-                written => written?,
-            };
-            let Some(revision) = written else { return Ok(None) };
-            self.revision.store(revision, Ordering::Relaxed);
-            Ok(Some(found.map_or(Found::Nothing, |found| Found::Checkpoint(Box::new(found)))))
-        })
+                let found = found.filter(|found| found.fits(job));
+                let mine = match &found {
+                    Some(found) => found.clone().taken_over(self.claim.clone()),
+                    None => Checkpoint::empty(self.claim.clone(), job),
+                };
+                let written = match self.checkpoints.put(&self.key, &mine, revision).await {
+                    // It was just small enough in its former holder's name.
+                    Err(Error::TooLarge { .. }) => {
+                        let empty = Checkpoint::empty(self.claim.clone(), job);
+                        self.checkpoints.put(&self.key, &empty, revision).await?
+                    }
+                    written => written?,
+                };
+                let Some(revision) = written else { return Ok(None) };
+                self.revision.store(revision, Ordering::Relaxed);
+                Ok(Some(found.map_or(Found::Nothing, |found| Found::Checkpoint(Box::new(found)))))
+            },
+        )
         .await
     }
 
@@ -166,28 +170,32 @@ impl Ledger {
         self.claimed.cancelled().await;
         self.touched.store(true, Ordering::Relaxed);
         let known = AtomicU64::new(self.revision.load(Ordering::Relaxed));
-        conflict::until_unbeaten(RACES, &self.key, || async {
-            let revision = known.load(Ordering::Relaxed);
-            match self.checkpoints.put(&self.key, checkpoint, revision).await {
-                Ok(Some(revision)) => {
-                    self.revision.store(revision, Ordering::Relaxed);
-                    return Ok(Some(Written::Stored));
+        conflict::until_unbeaten(
+            RACES,
+            || Error::contended(&self.key),
+            || async {
+                let revision = known.load(Ordering::Relaxed);
+                match self.checkpoints.put(&self.key, checkpoint, revision).await {
+                    Ok(Some(revision)) => {
+                        self.revision.store(revision, Ordering::Relaxed);
+                        return Ok(Some(Written::Stored));
+                    }
+                    Ok(None) => {}
+                    Err(Error::TooLarge { .. }) => return Ok(Some(Written::TooLarge)),
+                    Err(error) => return Err(error),
                 }
-                Ok(None) => {}
-                Err(Error::TooLarge { .. }) => return Ok(Some(Written::TooLarge)),
-                Err(error) => return Err(error),
-            }
-            // A write whose answer was lost may have been stored after all; and an earlier life of the job, with another
-            // message, may have left something.
-            let (found, present) = self.checkpoints.read(&self.key).await?;
-            match found {
-                Some(found) if found.claim == self.claim => {}
-                Some(found) if revision == 0 && found.claim.sequence != self.claim.sequence => {}
-                _ => return Ok(Some(Written::Superseded)),
-            }
-            known.store(present, Ordering::Relaxed);
-            Ok(None)
-        })
+                // A write whose answer was lost may have been stored after all; and an earlier life of the job, with another
+                // message, may have left something.
+                let (found, present) = self.checkpoints.read(&self.key).await?;
+                match found {
+                    Some(found) if found.claim == self.claim => {}
+                    Some(found) if revision == 0 && found.claim.sequence != self.claim.sequence => {}
+                    _ => return Ok(Some(Written::Superseded)),
+                }
+                known.store(present, Ordering::Relaxed);
+                Ok(None)
+            },
+        )
         .await
     }
 

@@ -126,11 +126,15 @@ impl Jobs {
         job: &JobId,
         change: impl Fn(&Record) -> Option<Record>,
     ) -> Result<bool, Error> {
-        conflict::until_unbeaten(RACES, job.as_str(), || async {
-            let Some(stored) = self.get(tenant, job).await? else { return Ok(Some(true)) };
-            let Some(next) = change(&stored.record) else { return Ok(Some(false)) };
-            Ok(self.change(tenant, job, next, Some(stored.revision)).await?.map(|_| true))
-        })
+        conflict::until_unbeaten(
+            RACES,
+            || Error::contended(job),
+            || async {
+                let Some(stored) = self.get(tenant, job).await? else { return Ok(Some(true)) };
+                let Some(next) = change(&stored.record) else { return Ok(Some(false)) };
+                Ok(self.change(tenant, job, next, Some(stored.revision)).await?.map(|_| true))
+            },
+        )
         .await
     }
 
@@ -150,17 +154,21 @@ impl Jobs {
         {
             return Ok(Claimed::Take(stored));
         }
-        conflict::until_unbeaten(RACES, job.as_str(), || async {
-            let (record, revision) = match self.get(tenant, job).await? {
-                Some(stored) => (stored.record, Some(stored.revision)),
-                None => (fresh.clone(), None),
-            };
-            Ok(match record.claim(claim.clone()) {
-                Verdict::Take(next) => self.change(tenant, job, next, revision).await?.map(Claimed::Take),
-                Verdict::Settled => Some(Claimed::Settled),
-                Verdict::Superseded => Some(Claimed::Superseded),
-            })
-        })
+        conflict::until_unbeaten(
+            RACES,
+            || Error::contended(job),
+            || async {
+                let (record, revision) = match self.get(tenant, job).await? {
+                    Some(stored) => (stored.record, Some(stored.revision)),
+                    None => (fresh.clone(), None),
+                };
+                Ok(match record.claim(claim.clone()) {
+                    Verdict::Take(next) => self.change(tenant, job, next, revision).await?.map(Claimed::Take),
+                    Verdict::Settled => Some(Claimed::Settled),
+                    Verdict::Superseded => Some(Claimed::Superseded),
+                })
+            },
+        )
         .await
     }
 

@@ -3,27 +3,34 @@
 
 use std::time::Duration;
 
-/// The first pause; each next one is twice as long, up to the longest.
+use baton_contract::backoff::{self, Backoff};
+
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(1);
 /// Tries after the first, some six seconds together. Whoever puts decides then.
 const TRIES: u32 = 10;
 
-/// The pauses between tries. Each is between half of its length and all of it, so that those that met do not meet again.
-#[derive(Debug, Default)]
+/// The pauses between tries.
+#[derive(Debug)]
 pub(super) struct Pauses {
-    tried: u32,
+    left: u32,
+    pauses: backoff::Pauses,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        // The last bytes of a time-ordered UUID are random.
+        let (_, random) = uuid::Uuid::now_v7().as_u64_pair();
+        Self { left: TRIES, pauses: Backoff::doubling(FIRST, LONGEST).pauses(random) }
+    }
 }
 
 impl Iterator for Pauses {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let most = (FIRST * 2u32.pow(self.tried.min(TRIES))).min(LONGEST);
-        self.tried += 1;
-        // The last bytes of a time-ordered UUID are random.
-        let share = f64::from(uuid::Uuid::now_v7().as_bytes()[15]) / 255.0;
-        (self.tried <= TRIES).then(|| most.mul_f64(0.5 + share / 2.0))
+        self.left = self.left.checked_sub(1)?;
+        Some(self.pauses.pause())
     }
 }
 
