@@ -1,4 +1,4 @@
-//! Who calls: API keys, their tenants and their limits.
+//! API keys, their tenants and their limits.
 //!
 //! Only digests of keys are known here, and they are compared in constant time. Without a file of keys everybody is the
 //! tenant `default`.

@@ -37,12 +37,12 @@ use crate::{
     refusal::Refusal,
 };
 
-/// How long an upload may take altogether: who is slower than this holds a connection for nothing.
+/// How long an upload may take altogether. A slower client would hold a connection for nothing.
 pub(crate) const UPLOAD_WITHIN: Duration = Duration::from_secs(3_600);
 /// Parts of an upload that are on their way to the store at a time: a request takes some tens of milliseconds there, so these
 /// make some 100 MB/s.
 const PARTS_AT_ONCE: NonZeroUsize = NonZeroUsize::new(8).unwrap();
-/// The same of a file that is read: what a reader who has stopped reading holds in memory.
+/// Parts of a file that is read. A client that has stopped reading holds as many in memory.
 const PARTS_READ_AT_ONCE: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 /// Files of one page at most, and without a limit.
 const PAGE: usize = 10_000;

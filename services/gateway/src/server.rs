@@ -40,7 +40,7 @@ const HEAD_WITHIN: Duration = Duration::from_secs(20);
 const MAX_HEADERS: usize = 64;
 /// Bytes of a request's head, and those of an answer that wait for the reader.
 const BUFFER_BYTES: usize = 64 << 10;
-/// A reader that takes nothing for so long is gone.
+/// A reader that takes nothing for this long is gone.
 const READ_WITHIN: Duration = Duration::from_secs(60);
 /// How long requests that are open at the end may go on.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -178,7 +178,7 @@ fn serve(stream: TcpStream, router: Router, open: &GracefulShutdown) -> impl Fut
     }
 }
 
-/// Who calls where there are no keys.
+/// The caller where there are no keys.
 fn everybody() -> Entry {
     Entry {
         name: "everybody".into(),

@@ -91,7 +91,7 @@ pub fn routes() -> Router<State> {
 
 /// Has a tenant told that a batch has ended, if it has a webhook.
 pub(crate) async fn batch_ended(state: &State, tenant: &Name, batch: &Batch) -> Result<(), baton_bus::Error> {
-    // Who drives the batch may have no file of keys, and others call the webhook.
+    // The gateway that drives the batch may have no file of keys. Then another calls the webhook.
     if !batch.told && !has_webhook(state, tenant) {
         return Ok(());
     }

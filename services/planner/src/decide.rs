@@ -1,7 +1,7 @@
 //! How many workers of each role a running pipeline should have, and whether one should change its role now.
 //!
 //! The work of a job is estimated for each role, in seconds of one worker: from the profile if there is one, else from how busy
-//! the pool was while so many jobs ended. With the rate at which jobs come, that is how many workers each role needs, and the best
+//! the pool was while those jobs ended. With the rate at which jobs come, that is how many workers each role needs, and the best
 //! split of those that there are is the one whose fuller pool is the least full.
 //!
 //! A worker changes its role if the pool that needs it is full, if the best split is better by a margin that grows with what is
@@ -15,9 +15,9 @@ use serde::Serialize;
 
 use crate::profile::Profile;
 
-/// Observations fade by e in so many seconds.
+/// Observations fade by a factor of e in this time.
 const MEMORY_S: f64 = 7.0;
-/// What a change gains is counted for so long, and a backlog is to be gone by then.
+/// The gain of a change is counted over this time, and a backlog should be gone by then.
 const HORIZON_S: f64 = 60.0;
 /// What waits for decode counts as this share of what comes at most.
 const BACKLOG: f64 = 0.5;
@@ -29,9 +29,9 @@ const ENOUGH_JOBS: f64 = 4.0;
 const PATIENCE_S: f64 = 3.0;
 /// Between two changes, besides what the first one takes.
 const PAUSE_S: f64 = 3.0;
-/// A change that takes back the one before is not made for so long unless the margin is twice as large.
+/// Within this time, a change that undoes the one before needs twice the margin.
 const REGRET_S: f64 = 120.0;
-/// Who has been content with a split for so long needs a stronger reason to leave it, and how much stronger.
+/// After this long without a change, the margin is multiplied by [`STRONGER`].
 const CONTENT_S: f64 = 45.0;
 const STRONGER: f64 = 2.0;
 /// A pool is full from here on.
@@ -41,15 +41,15 @@ const FULL: f64 = 0.85;
 const FULL_AT_REST: f64 = 1.0;
 /// How full pools should be that others scale.
 const TARGET: f64 = 0.8;
-/// Replicas are taken away when fewer were enough for so long.
+/// Replicas are taken away when fewer were enough for this long.
 const SHRINK_S: f64 = 60.0;
 
 /// Bounds of the number of workers of a role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Bounds {
-    /// At least so many.
+    /// The fewest workers.
     pub floor: usize,
-    /// At most so many.
+    /// The most workers.
     pub ceiling: usize,
 }
 

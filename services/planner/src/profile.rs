@@ -259,12 +259,12 @@ impl Profile {
         }
     }
 
-    /// Tokens that KV memory of so many bytes holds.
+    /// Tokens that KV memory of `bytes` bytes holds.
     pub fn tokens_in(&self, bytes: u64) -> usize {
         (bytes as f64 / self.kv.memory_bytes_per_token.unwrap_or(self.kv.raw_bytes_per_token)) as usize
     }
 
-    /// Bytes that so many tokens take in the store.
+    /// Bytes that `tokens` tokens take in the store.
     pub fn stored_bytes(&self, tokens: usize) -> f64 {
         tokens as f64 * self.kv.stored_bytes_per_token
     }

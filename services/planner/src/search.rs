@@ -11,7 +11,7 @@ const BISECTIONS: usize = 7;
 /// Splits that differ by less are as good as each other; the simulation knows no better.
 const TIE: f64 = 0.01;
 
-/// So many workers of each role.
+/// A number of workers of each role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Split {
     /// Prefill workers.
@@ -21,7 +21,7 @@ pub struct Split {
 }
 
 impl Split {
-    /// All splits of so many workers with at least one of each role.
+    /// All splits of `workers` workers with at least one of each role.
     pub fn of(workers: usize) -> Vec<Self> {
         (1..workers).map(|prefill| Self { prefill, decode: workers - prefill }).collect()
     }
@@ -48,7 +48,7 @@ pub struct Prices {
 pub enum Goal {
     /// As the workload says when requests come: the cheapest that meets the SLO.
     Given,
-    /// So many requests under way at a time, so that a better split does more: of those that meet the SLO the highest throughput.
+    /// This many requests under way at a time, so that a better split does more: of those that meet the SLO the highest throughput.
     ClosedLoop,
     /// As much as there is room for: the highest throughput.
     Saturated,

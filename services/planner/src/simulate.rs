@@ -73,7 +73,7 @@ pub struct Options {
     pub slo: Slo,
     /// A planner in the loop: what it decides, is done.
     pub planner: Option<decide::Options>,
-    /// All workers, the broker and the client share a machine of so many cores, at least as many as the engines compute on
+    /// All workers, the broker and the client share a machine of this many cores, at least as many as the engines compute on
     /// together; without it nothing holds an engine up.
     pub cores: Option<usize>,
 }
@@ -85,7 +85,7 @@ pub enum Flow {
     Planned,
     /// As soon as there is room, so that no worker ever wants for work: how much the pipeline can do.
     Saturated,
-    /// Each as soon as fewer than so many are under way: a closed loop.
+    /// Each as soon as fewer than this many are under way: a closed loop.
     Concurrency(usize),
 }
 

@@ -180,7 +180,7 @@ impl Files {
     }
 
     /// The bytes of a blob that lie in `range`, in order, a piece at a time. Each part is in memory and proved to be what was
-    /// written before the first piece of it comes; one that is not is an error in its place. So also no request to the store waits for the reader, who may take all the time he
+    /// written before the first piece of it comes; one that is not is an error in its place. So also no request to the store waits for the reader, which may take all the time it
     /// wants, while stores and their clients cut off a request that lasts for minutes. Up to `at_once` parts are read at a time,
     /// those that follow ahead of the reader.
     pub fn read(

@@ -31,7 +31,7 @@ pub struct Root {
     key: [u8; 32],
 }
 
-/// Hides the key: who has it can test which prompts a tenant has sent.
+/// Hides the key: with it, anyone can test which prompts a tenant has sent.
 impl fmt::Debug for Root {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Root(..)")

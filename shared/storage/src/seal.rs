@@ -1,5 +1,5 @@
-//! Authenticated encryption of chunks, and of users' files, with one key of the pipeline, so that who can read or write the store, but has not the
-//! key, learns nothing of what chunks hold and can't forge one.
+//! Authenticated encryption of chunks, and of users' files, with one key of the pipeline. Whoever can read or write the store without the
+//! key learns nothing of what chunks hold and can't forge one.
 //!
 //! Each chunk has a key of its own, derived from the pipeline's key, the chunk's name and 16 random bytes in its header; it
 //! encrypts each frame with AES-256-GCM. The nonce is the layer's number and the header's fixed part is authenticated with

@@ -189,7 +189,7 @@ impl Store {
         })
     }
 
-    /// Puts an object unless one of that path is there. Of many who try at once, exactly one creates it.
+    /// Puts an object unless one of that path is there. Of many that try at once, exactly one creates it.
     ///
     /// If an answer was lost on the way and the put retried, `Exists` may mean this very put. What a remote store says of an
     /// object that is there is not believed before the object was seen: it also refuses a put that met another operation,

@@ -221,7 +221,7 @@ pub struct Gateway {
     pub webhook_allow: Vec<String>,
 }
 
-/// Who decides how many workers serve prefill and how many decode.
+/// What decides how many workers serve prefill and how many decode.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Planner {
     /// Whether `baton up` starts a planner.

@@ -75,7 +75,7 @@ impl Told {
         }
     }
 
-    /// The plan of somebody who changes a pipeline. A file says everything, so what it leaves out gets the default; without one
+    /// The plan of a process that changes a pipeline. A file says everything, so what it leaves out gets the default; without one
     /// only what environment and flags name is changed.
     pub fn change(&self, kept: &Settings) -> Result<Plan, Refused> {
         if kept.format > FORMAT {

@@ -1,4 +1,4 @@
-//! So many requests a minute.
+//! A key's number of requests a minute.
 
 use std::{
     sync::{Mutex, PoisonError},

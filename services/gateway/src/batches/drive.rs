@@ -44,7 +44,7 @@ const ASKS: usize = 16;
 const READS: usize = 32;
 /// How often the record is written, and looked at for a wish to cancel.
 const TICK: Duration = Duration::from_secs(1);
-/// After so many ticks the results of the oldest lines are looked for without having been told.
+/// After this many ticks the results of the oldest lines are read without a hint.
 const LOOK_TICKS: u32 = 10;
 /// How long a batch that ends early waits for what its running jobs come to.
 const LAST_ANSWERS: Duration = Duration::from_secs(20);

@@ -85,7 +85,7 @@ impl Driver {
         }
     }
 
-    /// Brings a batch to its end, wherever an earlier run has left it, and tells who wants to know.
+    /// Brings a batch to its end, wherever an earlier run has left it, and has the webhook called.
     async fn drive(&self, tenant: &Name, id: &JobId, first: bool) -> Result<(), Error> {
         let state = &self.state;
         let run = uuid::Uuid::now_v7().simple().to_string();

@@ -12,7 +12,7 @@ pub(super) struct Abandon {
 }
 
 impl Abandon {
-    /// A job that its caller named is not cancelled: who knows its name may come back for it.
+    /// A job that its client named is not cancelled: a client that knows the name may come back for it.
     pub(super) fn new(state: &State, tenant: &Name, job: &JobId, cancels: bool) -> Self {
         Self { open: cancels.then(|| (state.clone(), tenant.clone(), job.clone())) }
     }

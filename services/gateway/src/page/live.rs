@@ -31,9 +31,9 @@ use tokio::{
 
 use crate::{Facts, State};
 
-/// Rates are means over so many seconds: calm enough to read, fast enough to see.
+/// Rates are means over this many seconds: calm enough to read, fast enough to see.
 const MEAN: usize = 3;
-/// Shares and ratios are over so many seconds.
+/// Shares and ratios are over this many seconds.
 const SHARES: usize = 60;
 /// A stream that has nothing to tell says so, which also shows whether anybody still listens.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);

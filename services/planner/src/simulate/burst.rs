@@ -26,7 +26,7 @@ impl Burst {
         self.first_s + self.more_s * step as f64
     }
 
-    /// When so many steps have been taken.
+    /// When `steps` steps have been taken.
     pub(super) fn after(&self, steps: usize) -> Nanos {
         let steps = steps as f64;
         self.begins + nanos(self.first_s * steps + self.more_s * steps * (steps - 1.0) / 2.0)

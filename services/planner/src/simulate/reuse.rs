@@ -1,4 +1,4 @@
-//! Which prefixes are stored, which are being computed, and who waits for these.
+//! Which prefixes are stored, which are being computed, and which jobs wait for these.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use super::jobs::JobId;
 /// The blocks of all prompts, by their names.
 pub(super) struct Prefixes {
     stored: Index<u64>,
-    /// Blocks that a prompt computes, whose it is, and who waits for it with the worker that each is at.
+    /// Blocks that a prompt computes: its job, and the jobs that wait for it, each with its worker.
     computing: HashMap<u64, (JobId, Vec<(JobId, usize)>)>,
 }
 
@@ -50,7 +50,7 @@ impl Prefixes {
         self.computing.entry(block).or_insert((job, Vec::new()));
     }
 
-    /// A job has stored a block of so many bytes; returns those who waited for it.
+    /// A job has stored a block of `bytes` bytes. Returns the jobs that waited for it.
     pub(super) fn store(&mut self, block: u64, bytes: u64, job: JobId) -> Vec<(JobId, usize)> {
         self.stored.insert(block, bytes);
         match self.computing.get(&block) {
@@ -61,7 +61,7 @@ impl Prefixes {
         }
     }
 
-    /// A job gives up what it has claimed; returns those who waited for it.
+    /// A job gives up what it has claimed. Returns the jobs that waited for it.
     pub(super) fn abandon(&mut self, blocks: &[u64], job: JobId) -> Vec<(JobId, usize)> {
         let mine =
             |computing: &HashMap<u64, (JobId, _)>, block: &u64| computing.get(block).is_some_and(|it| it.0 == job);

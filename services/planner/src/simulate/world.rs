@@ -29,7 +29,7 @@ pub(super) enum Event {
     /// The reused beginning of a prompt is in memory.
     Fetched(JobId, usize),
     Passed(usize),
-    /// So many tokens of a prompt are in the store.
+    /// A number of tokens of a prompt are in the store.
     Stored(JobId, u32, usize),
     /// Something has come that a decode worker may wait for.
     Poked(usize),

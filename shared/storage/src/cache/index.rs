@@ -28,7 +28,7 @@ impl<K: Clone + Eq + Hash> Index<K> {
         Self { budget, bytes: 0, clock: 0, entries: HashMap::new(), by_use: BTreeMap::new() }
     }
 
-    /// Enters a key of so many bytes, or gives it these, as the most recently used, and returns those that had to go, the
+    /// Enters a key of `bytes` bytes, or gives it these, as the most recently used, and returns those that had to go, the
     /// least recently used first. A key that is larger than the budget by itself is not entered and is all that goes.
     pub fn insert(&mut self, key: K, bytes: u64) -> Vec<K> {
         self.remove(&key);

@@ -68,7 +68,7 @@ impl Spares {
         self.with_ready(Vec::clear);
     }
 
-    /// A file for an object of so many bytes.
+    /// A file for an object of `len` bytes.
     fn take(&self, len: u64) -> Option<File> {
         if self.bytes.fetch_max(len, Relaxed) < len {
             // Those that are ready are too small from now on. To give their pages back takes a while.
