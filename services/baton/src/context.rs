@@ -3,12 +3,13 @@
 use std::{fs, path::PathBuf};
 
 use anyhow::Context;
-use baton_assembly::{Found, pipeline::CONTEXT_VARIABLE};
+use baton_assembly::{
+    Found,
+    contexts::{self, CONTEXT_VARIABLE},
+};
 use baton_bus::Bus;
 use baton_contract::Name;
 use baton_topology::{Plan, Told};
-
-use crate::contexts;
 
 const HEADING: &str = "Which pipeline";
 
@@ -60,9 +61,9 @@ impl PipelineArguments {
     fn chosen(&self) -> anyhow::Result<Option<contexts::Context>> {
         match self.context.as_deref() {
             Some("") => Ok(None),
-            Some(name) => contexts::Context::named(name).map(Some),
+            Some(name) => Ok(Some(contexts::named(name)?)),
             None if self.pipeline.is_some() => Ok(None),
-            None => contexts::Context::selected(),
+            None => Ok(contexts::selected()?),
         }
     }
 

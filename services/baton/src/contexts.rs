@@ -1,87 +1,15 @@
 //! `baton context`: names for the pipelines that one works with, each a small file in the user's configuration folder.
 
-mod folder;
-
 use std::{fs, io::Write, path::PathBuf};
 
 use anyhow::{Context as _, bail};
-use baton_contract::{Name, without_secrets};
+use baton_assembly::contexts::{Context, Folder};
+use baton_contract::Name;
 use baton_topology::Plan;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 
-use self::folder::Folder;
 use crate::{exit::Usage, output::stdout, table};
-
-/// A pipeline by name: how to reach it, and as whom.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Context {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub description: Option<String>,
-    /// `broker.url` of the pipeline.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nats: Option<String>,
-    /// `store.url` of the pipeline.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub store: Option<String>,
-    /// Whose jobs the commands are about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tenant: Option<Name>,
-    /// `broker.credentials` of the pipeline; an absolute path.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub credentials: Option<PathBuf>,
-    /// The pipeline's file; an absolute path.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pipeline: Option<PathBuf>,
-}
-
-impl Context {
-    /// The context of this name; an error if there is none.
-    pub fn named(name: &str) -> anyhow::Result<Self> {
-        let name = Name::new(name).with_context(|| format!("{name:?} is no name of a context"))?;
-        Folder::of_user()?.read(&name)
-    }
-
-    /// The context that `baton context select` chose, if one is.
-    pub fn selected() -> anyhow::Result<Option<Self>> {
-        let Ok(folder) = Folder::of_user() else { return Ok(None) };
-        folder.selected()?.map(|name| folder.read(&name)).transpose()
-    }
-
-    /// What it says of the pipeline, as the variables of the environment would say it.
-    pub fn variables(&self) -> Vec<(String, String)> {
-        let variable = |key: &str, value: String| (format!("{}{key}", baton_topology::ENVIRONMENT_PREFIX), value);
-        let nats = self.nats.clone().map(|url| variable("BROKER__URL", url));
-        let store = self.store.clone().map(|url| variable("STORE__URL", url));
-        let credentials = self.credentials.as_ref().map(|path| path.display().to_string());
-        let credentials = credentials.map(|path| variable("BROKER__CREDENTIALS", path));
-        [nats, store, credentials].into_iter().flatten().collect()
-    }
-
-    /// Without the passwords that its URLs may have.
-    fn shown(&self) -> Self {
-        Self {
-            nats: self.nats.as_deref().map(without_secrets),
-            store: self.store.as_deref().map(without_secrets),
-            ..self.clone()
-        }
-    }
-
-    /// The keys that it has, for people.
-    fn lines(&self) -> Vec<(&'static str, String)> {
-        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
-        let lines = [
-            ("description", self.description.clone()),
-            ("nats", self.nats.clone()),
-            ("store", self.store.clone()),
-            ("tenant", self.tenant.as_ref().map(Name::to_string)),
-            ("creds", path(&self.credentials)),
-            ("pipeline", path(&self.pipeline)),
-        ];
-        lines.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
-    }
-}
 
 #[derive(clap::Args)]
 #[command(after_help = "\

@@ -1,7 +1,6 @@
 //! `baton dlq`: what no worker could finish, and what becomes of it.
 
 use std::{
-    collections::BTreeMap,
     io::Write,
     time::{Duration, UNIX_EPOCH},
 };
@@ -18,10 +17,8 @@ use baton_bus::{
 use baton_contract::{
     JobId, Name, causes,
     envelope::{self, DecodeTask, PrefillTask},
-    job::Job,
     outcome::Code,
-    request::{Deadline, FormatKind, JsonSchema, Prompt, Request, ResponseFormat, Stop, StructuredOutputs},
-    sampling::{Constraint, Sampling},
+    request::Request,
     subject::Stage,
 };
 use serde::Serialize;
@@ -272,7 +269,7 @@ impl Content {
             Stage::Decode => envelope::decode::<DecodeTask>(bytes).map(|task| task.job),
         };
         match read {
-            Ok(job) => Self::Request(Box::new(request(job))),
+            Ok(job) => Self::Request(Box::new(job.into_request())),
             Err(error) => Self::Text(format!("unreadable: {}", causes(&error))),
         }
     }
@@ -360,58 +357,4 @@ async fn act(bus: &Bus, letter: &Letter, deed: Deed, json: bool) -> anyhow::Resu
             }
         }
     })
-}
-
-/// The request that says the same as a job.
-fn request(job: Job) -> Request {
-    let Sampling {
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        repetition_penalty,
-        presence_penalty,
-        frequency_penalty,
-        logit_bias,
-        constraint,
-        logprobs,
-        seed,
-    } = job.sampling;
-    let format = |kind, json_schema| Some(ResponseFormat { kind, json_schema });
-    let (response_format, structured_outputs) = match constraint {
-        None => (None, None),
-        Some(Constraint::JsonObject) => (format(FormatKind::JsonObject, None), None),
-        Some(Constraint::JsonSchema(text)) => {
-            let schema = serde_json::from_str(&text).unwrap_or(Value::String(text));
-            let schema = JsonSchema { schema, name: None, description: None, strict: None };
-            (format(FormatKind::JsonSchema, Some(schema)), None)
-        }
-        Some(Constraint::Regex(regex)) => (None, Some(StructuredOutputs { regex })),
-    };
-    let logit_bias: BTreeMap<_, _> = logit_bias.into_iter().map(|(token, bias)| (token.to_string(), bias)).collect();
-    Request {
-        id: Some(job.id.into()),
-        model: Some(job.model.into()),
-        messages: None,
-        prompt: Some(Prompt::Tokens(job.prompt)),
-        max_tokens: Some(job.max_tokens),
-        temperature: Some(temperature),
-        top_p: Some(top_p),
-        top_k: Some(top_k),
-        min_p: Some(min_p),
-        repetition_penalty: Some(repetition_penalty),
-        presence_penalty: Some(presence_penalty),
-        frequency_penalty: Some(frequency_penalty),
-        logit_bias: (!logit_bias.is_empty()).then_some(logit_bias),
-        logprobs: logprobs.map(|_| true),
-        top_logprobs: logprobs,
-        response_format,
-        structured_outputs,
-        seed: Some(seed),
-        n: Some(job.samples),
-        stop: (!job.stop.is_empty()).then_some(Stop::Many(job.stop)),
-        lane: Some(job.lane.into()),
-        deadline: job.deadline_ms.map(|deadline| Deadline::At(time(deadline))),
-        metadata: job.metadata,
-    }
 }

@@ -10,10 +10,13 @@ use baton_bus::Bus;
 use baton_provision::home::PipelineHome;
 use baton_storage::{
     Store,
-    collect::{Census, Object, Options, Reason, Removal},
+    collect::{Census, Object, Options},
 };
 use baton_topology::{BrokerUrl, Bytes, Plan, StoreUrl};
-use baton_worker::collector::{self, Survey};
+use baton_worker::{
+    collector::{self, Survey},
+    stock::{Removed, Stock},
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -149,97 +152,6 @@ async fn list(arguments: ListArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A number of chunks or tails.
-#[derive(Default, Serialize)]
-struct Total {
-    chunks: u64,
-    bytes: u64,
-}
-
-impl<'a> FromIterator<&'a Object> for Total {
-    fn from_iter<T: IntoIterator<Item = &'a Object>>(objects: T) -> Self {
-        objects
-            .into_iter()
-            .fold(Self::default(), |total, object| Self { chunks: total.chunks + 1, bytes: total.bytes + object.bytes })
-    }
-}
-
-impl std::fmt::Display for Total {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} chunk{}, {}", self.chunks, plural(self.chunks), table::bytes(self.bytes))
-    }
-}
-
-fn plural(count: u64) -> &'static str {
-    if count == 1 { "" } else { "s" }
-}
-
-/// What is said of waiting messages that can't be read.
-fn not_read(unread: u64) -> String {
-    format!("{unread} message{} of another release; what was used since stays", plural(unread))
-}
-
-/// What goes, or went.
-#[derive(Serialize)]
-struct Removed {
-    age: Total,
-    budget: Total,
-}
-
-impl Removed {
-    fn of(removals: &[Removal]) -> Self {
-        let total = |reason| {
-            removals.iter().filter(|removal| removal.reason == reason).map(|removal| &removal.object).collect::<Total>()
-        };
-        Self { age: total(Reason::Age), budget: total(Reason::Budget) }
-    }
-}
-
-impl std::fmt::Display for Removed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} for age; {} for the budget", self.age, self.budget)
-    }
-}
-
-/// What a store holds.
-#[derive(Serialize)]
-struct Stock {
-    /// Chunks and tails.
-    stored: Total,
-    /// Tails: each of one job.
-    tails: Total,
-    /// What all may take: `store.max_bytes`, or a share of what is free and stored in a local store.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_bytes: Option<u64>,
-    /// Seconds since the last use of the chunk that was not used for longest.
-    oldest_s: u64,
-    waiting_jobs: u64,
-    /// Messages among the waiting ones that this release can't read.
-    unread: u64,
-    /// What those jobs name.
-    live: Total,
-    /// Chunks that they name and that are not there: they will be computed again.
-    missing: u64,
-}
-
-impl Stock {
-    fn of(survey: &Survey) -> Self {
-        let all = || survey.objects.iter().chain(&survey.tails);
-        let live: Total = all().filter(|object| survey.waiting.live.contains(&object.id)).collect();
-        let oldest = survey.objects.iter().map(|object| object.age(survey.now)).max();
-        Self {
-            stored: all().collect(),
-            tails: survey.tails.iter().collect(),
-            max_bytes: survey.max_bytes,
-            oldest_s: oldest.unwrap_or_default().as_secs(),
-            waiting_jobs: survey.waiting.jobs,
-            unread: survey.waiting.unread,
-            missing: survey.waiting.live.len() as u64 - live.chunks,
-            live,
-        }
-    }
-}
-
 #[derive(Serialize)]
 struct Stat {
     store: String,
@@ -362,6 +274,15 @@ async fn plan_of_store(pipeline: &PipelineArguments) -> anyhow::Result<Plan> {
         plan.store.url = StoreUrl::Url(PipelineHome::new(&plan.root)?.store_url());
     }
     Ok(plan)
+}
+
+fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+/// What is said of waiting messages that can't be read.
+fn not_read(unread: u64) -> String {
+    format!("{unread} message{} of another release; what was used since stays", plural(unread))
 }
 
 /// A line on a terminal; nothing elsewhere.

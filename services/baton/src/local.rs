@@ -1,28 +1,19 @@
 //! `baton run` and `baton verify`: the engine in this one process, without broker or store.
 
 use std::{
-    borrow::Cow,
-    collections::BTreeMap,
     fs::File,
     io::{BufReader, Read, Write},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
 };
 
 use anyhow::{Context, anyhow, bail};
-use baton_contract::{
-    Name,
-    envelope::hex,
-    job::{Answer, Job},
-    outcome::{Outcome, Timings, request_digest},
-};
 use baton_engine::{
-    generation::{self, Generation, Generator},
-    model::{self, Compute, Model, SequenceId, Step},
+    model::{self, Compute, Model},
     source::{self, Source, Vocabulary},
     verify::{self, Case, Divergence, Report},
 };
+use baton_worker::alone::Alone;
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
@@ -32,9 +23,6 @@ use crate::{
     prompts::PromptArguments,
     submit::print_outcome,
 };
-
-/// Tokens of a prompt that are computed at a time.
-const PASS: usize = 256;
 
 /// Which model to compute with, and on what.
 #[derive(clap::Args)]
@@ -106,115 +94,22 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let options = model::Options { compute: arguments.compute, ..model::Options::default() };
     let engine = arguments.engine;
     let load = move || anyhow::Ok((engine.vocabulary(&source)?, engine.load(&source, options)?));
-    let (vocabulary, mut model) = spawn_blocking(load).await??;
-    let generator = Generator::new(Arc::new(vocabulary));
-    let name = Name::new("local")?;
-    let models =
-        baton_ingest::Models { generators: BTreeMap::from([(name.clone(), generator.clone())]), default: name.clone() };
+    let (vocabulary, model) = spawn_blocking(load).await??;
+    let mut alone = Alone::new(vocabulary, model)?;
     let mut completed = true;
+    let json = arguments.json;
     for request in requests {
-        let arrival = baton_ingest::Arrival {
-            id: request.id,
-            tenant: name.clone(),
-            lane: name.clone(),
-            digest: request_digest(&request.body),
-            timings: Timings { accepted_at_ms: baton_bus::unix_ms(), ..Timings::default() },
+        let show = move |text: &str| {
+            let mut out = stdout();
+            if json { Ok(()) } else { write!(out, "{text}").and_then(|()| out.flush()) }
         };
-        let job = match baton_ingest::read(&models, &arrival, &request.body).await {
-            Ok(job) => job,
-            Err(failure) => {
-                completed = false;
-                print_outcome(&mut stdout(), &arrival.refused(failure), arguments.json, None, false)?;
-                continue;
-            }
-        };
-        let generator = generator.clone();
-        let json = arguments.json;
-        let answered: anyhow::Result<_> = spawn_blocking(move || {
-            let outcome = answer(model.as_mut(), &generator, &job, !json)?;
-            Ok((model, outcome))
-        })
-        .await?;
-        let (kept, outcome) = answered?;
-        model = kept;
-        if outcome.error.is_some() {
-            completed = false;
-        }
+        let (kept, outcome) = alone.answer(request.id, &request.body, show).await?;
+        alone = kept;
+        completed &= outcome.error.is_none();
         let shown = (!json).then_some(&outcome.text);
         print_outcome(&mut stdout(), &outcome, json, shown, false)?;
     }
     Ok(Exit::of_jobs(completed))
-}
-
-/// Answers one job, token by token; prints the text of the first answer as it comes if asked.
-fn answer(model: &mut dyn Model, generator: &Generator, job: &Job, print: bool) -> anyhow::Result<Outcome> {
-    let prompt = &job.prompt;
-    let sequence = model.open();
-    let generations = generator.start_all(job)?;
-    let mut logits = Vec::new();
-    for (index, tokens) in prompt.chunks(PASS).enumerate() {
-        let last = usize::from((index + 1) * PASS >= prompt.len());
-        logits = model.forward(&[Step { sequence, tokens, logits: last }])?.remove(0);
-    }
-    // All answers begin where the prompt ends.
-    let kv = if job.samples > 1 { Some(model.export(sequence, 0..prompt.len())?) } else { None };
-    let mut answers = Vec::new();
-    let mut failure = None;
-    for (choice, generation) in generations.into_iter().enumerate() {
-        let mut answer = Answer::default();
-        let own = match &kv {
-            Some(kv) if choice > 0 => {
-                let own = model.open();
-                model.import(own, prompt, kv)?;
-                own
-            }
-            _ => sequence,
-        };
-        if failure.is_none() {
-            failure = go_on(model, own, &logits, generation, &mut answer, print && choice == 0)?.err();
-        }
-        model.close(own);
-        answers.push(answer);
-    }
-    let model_fingerprint = Some(hex(&model.spec().fingerprint));
-    let outcome = match failure {
-        None => job.completed(answers, Timings::default()),
-        Some(error) => job.failed(error.failure(), answers, Timings::default()),
-    };
-    Ok(Outcome { model_fingerprint, ..outcome })
-}
-
-/// Generates one answer after a prompt that ended with `logits`.
-fn go_on(
-    model: &mut dyn Model,
-    sequence: SequenceId,
-    logits: &[f32],
-    mut generation: Generation,
-    answer: &mut Answer,
-    print: bool,
-) -> anyhow::Result<Result<(), generation::Error>> {
-    let mut logits = Cow::Borrowed(logits);
-    loop {
-        let emitted = match generation.next(&logits) {
-            Ok(emitted) => emitted,
-            Err(error) => return Ok(Err(error)),
-        };
-        if print {
-            let mut out = stdout();
-            write!(out, "{}", emitted.text)?;
-            out.flush()?;
-        }
-        answer.tokens.push(emitted.token);
-        answer.text.push_str(&emitted.text);
-        let settled = emitted.settled();
-        answer.logprobs.extend(emitted.logprobs);
-        answer.finish_reason = emitted.finish;
-        if emitted.finish.is_some() {
-            settled.keep(&mut answer.logprobs);
-            return Ok(Ok(()));
-        }
-        logits = Cow::Owned(model.forward(&[Step { sequence, tokens: &[emitted.token], logits: 1 }])?.remove(0));
-    }
 }
 
 /// Tokens of each text that `verify --text` takes at most.

@@ -15,11 +15,12 @@ use anyhow::{Context, bail, ensure};
 use baton_contract::Name;
 use baton_planner::{
     decide::{self, Bounds, Switch},
+    pipeline,
     profile::Profile,
     search::{self, Goal, Prices, Search, Split},
     simulate::{self, Flow, Slo},
 };
-use baton_topology::{Compute, Device, Model, Plan};
+use baton_topology::{Model, Plan};
 use baton_worker::memory;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::spawn_blocking;
@@ -132,7 +133,7 @@ fn plan(arguments: &Arguments) -> anyhow::Result<()> {
     );
     let options = options(arguments, &plan, &load)?;
     if let Some(cores) = arguments.cores {
-        fit_the_cores(&options, &splits, cores)?;
+        options.fit_cores(&splits, cores)?;
     }
     let goal = match (&options.slo, options.flow, load.has_times()) {
         (_, Flow::Concurrency(_), _) => Goal::ClosedLoop,
@@ -178,30 +179,6 @@ fn splits(arguments: &Arguments, plan: &Plan) -> anyhow::Result<Vec<Split>> {
     Ok(Split::of(workers))
 }
 
-/// Engines that wait for each other's cores are not simulated.
-fn fit_the_cores(options: &simulate::Options, splits: &[Split], cores: usize) -> anyhow::Result<()> {
-    let profiles = [&options.prefill.profile, &options.decode.profile];
-    ensure!(
-        profiles.iter().all(|profile| profile.host.is_some()),
-        "--cores needs what a profile says under [host]: measure one with `baton calibrate`, on Linux"
-    );
-    let most = options.prefill.threads.max(options.decode.threads);
-    let threads = |split: &Split| match options.planner {
-        // Whoever changes his role brings his cores.
-        Some(_) => (split.prefill + split.decode) * most,
-        None => split.prefill * options.prefill.threads + split.decode * options.decode.threads,
-    };
-    for split in splits {
-        ensure!(
-            threads(split) <= cores,
-            "the engines of {split} compute on {} cores, and --cores is {cores}: compare fewer workers, or give them fewer \
-             threads, as in --set stages.prefill.threads=1 --set stages.decode.threads=1",
-            threads(split)
-        );
-    }
-    Ok(())
-}
-
 /// What is simulated, but for the numbers of workers.
 fn options(arguments: &Arguments, plan: &Plan, load: &Load) -> anyhow::Result<simulate::Options> {
     let name = arguments.model.as_ref().unwrap_or(&plan.default_model);
@@ -219,28 +196,7 @@ fn options(arguments: &Arguments, plan: &Plan, load: &Load) -> anyhow::Result<si
             bail!("model {name} needs a profile: measure one with `baton calibrate`, and name it with --profile")
         }
     };
-    let stages = &plan.stages;
-    let (prefill, decode) = (profile(&arguments.prefill_profile)?, profile(&arguments.decode_profile)?);
-    let slots = prefill.prefill.slots.unwrap_or(stages.prefill.compute.stage.slots);
-    let kv_tokens = match prefill.prefill.kv_tokens {
-        Some(tokens) => tokens,
-        None => prefill.tokens_in(kv_bytes(&stages.prefill.compute)?),
-    };
-    let batch_tokens = prefill.prefill.batch_tokens.unwrap_or(stages.prefill.batch_tokens);
-    let threads = |settings: &Compute| match (settings.device, settings.threads) {
-        (Device::Cuda | Device::Wgpu, _) => 0,
-        // Those that the pipeline leaves open are all there are.
-        (Device::Flex, 0) => arguments.cores.unwrap_or(1),
-        (Device::Flex, threads) => threads,
-    };
-    let threads = [&stages.prefill.compute, &stages.decode.compute].map(threads);
-    let prefill = simulate::Pool { workers: 1, slots, kv_tokens, threads: threads[0], profile: prefill };
-    let slots = decode.decode.slots.unwrap_or(stages.decode.compute.stage.slots);
-    let kv_tokens = match decode.decode.kv_tokens {
-        Some(tokens) => tokens,
-        None => decode.tokens_in(kv_bytes(&stages.decode.compute)?),
-    };
-    let decode = simulate::Pool { workers: 1, slots, kv_tokens, threads: threads[1], profile: decode };
+    let profiles = (profile(&arguments.prefill_profile)?, profile(&arguments.decode_profile)?);
     let bounds = Bounds { floor: 1, ceiling: 256 };
     let planner = arguments.planner.then_some(decide::Options {
         interval_s: 1.0,
@@ -250,32 +206,20 @@ fn options(arguments: &Arguments, plan: &Plan, load: &Load) -> anyhow::Result<si
         profile: None,
     });
     Ok(simulate::Options {
-        prefill,
-        decode,
-        ingest_workers: stages.ingest.replicas.max(1),
-        batch_tokens,
-        chunk_tokens: plan.store.chunk_tokens,
         block_tokens: load.block_tokens(),
-        store_bytes: plan.store.max_bytes.map(|bytes| bytes.0),
-        decode_prefills: stages.decode.prefill_tokens,
         flow: load.flow(),
         slo: Slo {
             ttft_s: arguments.ttft_p99.map(|time| time.as_secs_f64()),
             itl_s: arguments.itl_p99.map(|time| time.as_secs_f64()),
         },
         planner,
-        cores: arguments.cores,
+        ..pipeline::simulated(plan, profiles, memory::for_kv_caches, arguments.cores)?
     })
 }
 
 fn read_profile(path: &Path) -> anyhow::Result<Profile> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read the profile {}", path.display()))?;
     Profile::read(&text).with_context(|| format!("in {}", path.display()))
-}
-
-/// What a worker's KV caches may take of this machine, if the pipeline says no number.
-fn kv_bytes(settings: &Compute) -> anyhow::Result<u64> {
-    Ok(memory::for_kv_caches(settings)? / settings.models.len().max(1) as u64)
 }
 
 fn progress(simulations: usize) -> ProgressBar {

@@ -4,17 +4,9 @@ use std::{io::Write, path::Path};
 
 use anyhow::Context;
 use baton_assembly::serving::Process;
-use baton_planner::{
-    decide::{Bounds, Options, Switch},
-    profile::Profile,
-    service,
-};
-use baton_topology::Plan;
+use baton_planner::{pipeline, profile::Profile, service};
 
 use crate::{context::PipelineArguments, output::stdout};
-
-/// Seconds of a worker's work that a change of role has done again: chunks are fetched anew, batches fill up again.
-const LOST_WORK_S: f64 = 1.0;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -45,7 +37,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let process = Process { kind: "planner", service: "planner", name: &name, uses_store: false };
     process
         .serve(&found, async |plan, bus, shutdown| {
-            let options = service::Options { decide: options(plan)?, name: name.clone(), dry_run };
+            let profile = plan.planner.profile.as_deref().map(Path::new).map(read).transpose()?;
+            let options = service::Options { decide: pipeline::decided(plan, profile), name: name.clone(), dry_run };
             let ready = || {
                 tracing::info!(planner = name, dry_run, "the planner is ready");
                 // Its parent may not read it.
@@ -54,19 +47,6 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             Ok(service::run(bus.clone(), options, ready, shutdown).await?)
         })
         .await
-}
-
-fn options(plan: &Plan) -> anyhow::Result<Options> {
-    let settings = &plan.planner;
-    let bounds = |bounds: baton_topology::Bounds| Bounds { floor: bounds.floor, ceiling: bounds.ceiling };
-    let profile = settings.profile.as_deref().map(Path::new).map(read).transpose()?;
-    Ok(Options {
-        interval_s: settings.interval.as_secs_f64(),
-        prefill: bounds(settings.prefill),
-        decode: bounds(settings.decode),
-        switch: Switch { drain_s: settings.drain.as_secs_f64(), lost_work_s: LOST_WORK_S },
-        profile: profile.map(|profile| (profile, plan.stages.decode.compute.stage.slots)),
-    })
 }
 
 fn read(path: &Path) -> anyhow::Result<Profile> {

@@ -1,7 +1,5 @@
 //! `baton submit`: publishes requests and, if asked, follows them to their results.
 
-mod admission;
-
 use std::{
     collections::{HashMap, HashSet},
     io::{self, IsTerminal, Write},
@@ -12,6 +10,7 @@ use anyhow::{bail, ensure};
 use baton_assembly::{room, telemetry};
 use baton_bus::{
     clients::{
+        admission::{Admission, Fate},
         follower::{Event, Follower},
         waits::Waits,
     },
@@ -25,7 +24,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tracing::{Instrument, info_span};
 
-use self::admission::{Admission, Fate};
 use crate::{
     context::{PipelineArguments, TenantArguments},
     exit::{Exit, Usage},
@@ -96,7 +94,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
     let mut waiting = Waiting::default();
     let (mut waited, mut submitted) = (false, Vec::new());
-    let mut admission = Admission::new(&bus, tenant).await?;
+    let mut admission = Admission::new(&bus, tenant, &|text| note!("{text}")).await?;
     let mut complete = true;
     for (number, request) in requests.iter().enumerate() {
         let span = info_span!("submit", job = %request.id, %tenant);

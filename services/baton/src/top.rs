@@ -2,7 +2,6 @@
 
 mod plain;
 mod screen;
-mod view;
 
 use std::{
     collections::VecDeque,
@@ -12,9 +11,8 @@ use std::{
 
 use anyhow::bail;
 use baton_bus::duty::stats::Watch;
-use baton_contract::stats::{Snapshot, Worker};
+use baton_contract::stats::{Snapshot, Worker, view::View};
 
-use self::view::View;
 use crate::{context::PipelineArguments, output::stdout};
 
 /// Looks that rates are made of: those of some seconds, so that figures can be read.

@@ -5,6 +5,7 @@
 //!   decode themselves.
 //! - [`search`] compares splits of workers, and recommends one.
 //! - [`decide`] is the decision of a running pipeline: how many workers of each role, and whether one should change its role.
+//! - [`pipeline`] is what a pipeline's plan says to both.
 //! - [`observe`] makes what it needs of what workers say; [`service`] is the planner of a running pipeline, which acts.
 //!
 //! What must never happen here: I/O or a clock anywhere but in [`service`], a rule of a stage written a second time where the
@@ -14,6 +15,7 @@
 pub mod decide;
 pub mod fit;
 pub mod observe;
+pub mod pipeline;
 pub mod profile;
 pub mod search;
 pub mod service;

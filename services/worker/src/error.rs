@@ -27,6 +27,10 @@ pub enum Error {
     #[error(transparent)]
     Model(#[from] baton_engine::model::Error),
     #[error(transparent)]
+    Generation(#[from] baton_engine::generation::Error),
+    #[error(transparent)]
+    Name(#[from] baton_contract::name::Error),
+    #[error(transparent)]
     Cache(#[from] cache::Error),
     #[error(transparent)]
     Seal(#[from] seal::Error),

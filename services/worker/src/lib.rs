@@ -1,17 +1,20 @@
 //! A worker: one process that serves one stage at a time.
 //!
 //! It turns a plan into the options of ingest, prefill and decode, loads the models once ([`models`]), changes between prefill
-//! and decode when it is asked to ([`roles`]), and looks after the store in its turn ([`collector`]).
+//! and decode when it is asked to ([`roles`]), and looks after the store in its turn ([`collector`]). [`alone`]
+//! answers without broker and store.
 //!
 //! It is the only user of the stages besides the command line, and must never do a stage's work itself.
 #![forbid(unsafe_code)]
 
+pub mod alone;
 pub mod collector;
 mod error;
 pub mod memory;
 pub mod models;
 mod options;
 mod roles;
+pub mod stock;
 
 use std::collections::BTreeMap;
 

@@ -5,15 +5,17 @@
 //! - [`serving`] is the life of a process that serves a pipeline; [`signals`] tells when it ends.
 //! - [`checks`] tells whether everything works that a pipeline needs.
 //! - [`pipeline`] runs a whole pipeline on this machine; [`room`] watches its disks.
+//! - [`contexts`] are a user's names for pipelines.
 //!
-//! It never reads a command line or the environment (but for what [`baton_provision`] reads), prints nothing, and takes no
-//! decision that the plan or the broker has taken.
+//! It never reads a command line or the pipeline's environment variables, prints nothing, and takes no decision that the plan
+//! or the broker has taken.
 #![forbid(unsafe_code)]
 #![warn(missing_docs, unreachable_pub)]
 
 pub mod bus;
 pub mod change;
 pub mod checks;
+pub mod contexts;
 mod error;
 pub mod join;
 pub mod models;

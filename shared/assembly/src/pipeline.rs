@@ -21,10 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::commands::Process;
-use crate::{Error, Found, bus, change, models, room, signals::DRAIN};
-
-/// Names the context of commands that are given no other.
-pub const CONTEXT_VARIABLE: &str = "BATON_CONTEXT";
+use crate::{Error, Found, bus, change, contexts::CONTEXT_VARIABLE, models, room, signals::DRAIN};
 
 /// How often a start that takes long says what it waits for.
 const SAY_EVERY: Duration = Duration::from_secs(10);

@@ -1,5 +1,6 @@
 //! The client's side of the bus: submit jobs, follow them, read how they ended.
 
+pub mod admission;
 pub mod answers;
 pub mod ends;
 pub mod follower;

@@ -4,4 +4,5 @@ pub mod changes;
 pub mod latest;
 pub mod live;
 pub(crate) mod scan;
+pub mod summary;
 pub mod why;

@@ -1,5 +1,7 @@
 //! An admitted job: everything a stage needs to work on it.
 
+mod request;
+
 use std::collections::BTreeMap;
 
 use crate::{

@@ -1,5 +1,7 @@
 //! What workers tell of themselves every second, what waits in the queues, and the rates that two looks at them give.
 
+pub mod view;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};

@@ -7,22 +7,16 @@ use std::{
     time::Duration,
 };
 
-use baton_bus::{Bus, inspect::changes::Entry, stage::jobs::Jobs};
-use baton_contract::{
-    JobId, Name,
-    outcome::{Failure, Outcome, Usage},
-    record::State,
-};
-use clap::ValueEnum;
-use futures::{StreamExt, TryStreamExt};
-use serde::Serialize;
-
-use super::{time, word};
+use super::word;
 use crate::{
     context::{PipelineArguments, TenantArguments},
     output::{note, stdout},
     table,
 };
+use baton_bus::{Bus, inspect::summary::Summary};
+use baton_contract::{Name, outcome::Usage, record::State};
+use clap::ValueEnum;
+use futures::{StreamExt, TryStreamExt};
 
 /// Jobs whose results are looked up at a time.
 const LOOK_UPS: usize = 32;
@@ -106,119 +100,21 @@ impl Wanted {
     }
 }
 
-/// What is told of a job.
-#[derive(Serialize)]
-struct Row {
-    id: JobId,
-    tenant: Name,
-    state: State,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    lane: Option<Name>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<Name>,
-    accepted: String,
-    changed: String,
-    cancelled: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tries: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    worker: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Usage>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    first_token_ms: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    total_ms: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<Failure>,
-}
-
-impl Row {
-    /// Of a record, with what else is found about the job.
-    async fn found(bus: &Bus, jobs: &Jobs, entry: Entry) -> anyhow::Result<Self> {
-        let Entry { tenant, job: id, record, changed_ms } = entry;
-        let (accepted, changed) = (time(record.accepted_at_ms), time(changed_ms));
-        let worker = record.claim.map(|claim| claim.worker);
-        let row = Self {
-            state: record.state,
-            lane: None,
-            model: None,
-            accepted,
-            changed,
-            cancelled: record.cancelled,
-            tries: Some(record.tries),
-            worker,
-            usage: None,
-            first_token_ms: None,
-            total_ms: None,
-            error: None,
-            id,
-            tenant,
-        };
-        if record.state.is_final() {
-            return Ok(match jobs.result(&row.tenant, &row.id).await? {
-                Some(outcome) => row.with(outcome),
-                None => row,
-            });
-        }
-        let queue = bus.admitted_to(&row.tenant, &row.id).await?;
-        let (model, lane) = queue.unzip();
-        Ok(Self { model, lane, ..row })
-    }
-
-    fn with(self, outcome: Outcome) -> Self {
-        let timings = outcome.timings;
-        let some = |ms: f64| (ms > 0.0).then_some(ms);
-        Self {
-            lane: Some(outcome.lane),
-            model: outcome.model,
-            usage: Some(outcome.usage),
-            first_token_ms: some(timings.first_token_ms),
-            total_ms: some(timings.total_ms),
-            error: outcome.error,
-            ..self
-        }
-    }
-
-    /// Of a job that has just ended.
-    fn ended(outcome: Outcome, now_ms: u64) -> Self {
-        let worker = &outcome.timings.decode_worker;
-        let row = Self {
-            id: outcome.id.clone(),
-            tenant: outcome.tenant.clone(),
-            state: outcome.status.into(),
-            lane: None,
-            model: None,
-            accepted: time(outcome.timings.accepted_at_ms),
-            changed: time(now_ms),
-            cancelled: State::from(outcome.status) == State::Cancelled,
-            tries: None,
-            worker: (!worker.is_empty()).then(|| worker.clone()),
-            usage: None,
-            first_token_ms: None,
-            total_ms: None,
-            error: None,
-        };
-        row.with(outcome)
-    }
-
-    fn cells(&self) -> Vec<String> {
-        let name = |name: &Option<Name>| name.as_ref().map_or("-", Name::as_str).to_owned();
-        let tokens =
-            |count: fn(&Usage) -> u32| self.usage.as_ref().map_or("-".into(), |usage| count(usage).to_string());
-        vec![
-            self.id.to_string(),
-            self.tenant.to_string(),
-            word(self.state).to_owned(),
-            name(&self.lane),
-            name(&self.model),
-            tokens(|usage| usage.prompt_tokens),
-            tokens(|usage| usage.cached_tokens),
-            tokens(|usage| usage.completion_tokens),
-            self.total_ms.map_or("-".into(), table::ms),
-            self.changed.clone(),
-        ]
-    }
+fn cells(job: &Summary) -> Vec<String> {
+    let name = |name: &Option<Name>| name.as_ref().map_or("-", Name::as_str).to_owned();
+    let tokens = |count: fn(&Usage) -> u32| job.usage.as_ref().map_or("-".into(), |usage| count(usage).to_string());
+    vec![
+        job.id.to_string(),
+        job.tenant.to_string(),
+        word(job.state).to_owned(),
+        name(&job.lane),
+        name(&job.model),
+        tokens(|usage| usage.prompt_tokens),
+        tokens(|usage| usage.cached_tokens),
+        tokens(|usage| usage.completion_tokens),
+        job.total_ms.map_or("-".into(), table::ms),
+        job.changed.clone(),
+    ]
 }
 
 const HEADINGS: [&str; 10] =
@@ -242,7 +138,7 @@ impl ListArguments {
     }
 
     /// Whether it is by what else is known.
-    fn keeps(&self, row: &Row) -> bool {
+    fn keeps(&self, row: &Summary) -> bool {
         let same = |wanted: &Option<Name>, found: &Option<Name>| wanted.is_none() || wanted == found;
         same(&self.lane, &row.lane) && same(&self.model, &row.model)
     }
@@ -260,10 +156,9 @@ async fn recent(bus: &Bus, tenant: Option<Name>, arguments: &ListArguments) -> a
     let rows = bus
         .changes(tenant.as_ref())
         .await?
-        .map_err(anyhow::Error::from)
         .try_take_while(|entry| futures::future::ready(Ok(entry.changed_ms >= oldest)))
         .try_filter(|entry| futures::future::ready(arguments.wants(entry.record.state)))
-        .map_ok(|entry| Row::found(bus, jobs, entry))
+        .map_ok(|entry| Summary::found(bus, jobs, entry))
         .try_buffered(LOOK_UPS)
         .try_filter(|row| futures::future::ready(arguments.keeps(row)))
         .take(limit);
@@ -276,7 +171,7 @@ async fn recent(bus: &Bus, tenant: Option<Name>, arguments: &ListArguments) -> a
             writeln!(stdout(), "{}", serde_json::to_string(&row)?)?;
             continue;
         }
-        page.push(row.cells());
+        page.push(cells(&row));
         if page.len() == PAGE {
             write!(stdout(), "{}", table::render(&HEADINGS, &page))?;
             page.clear();
@@ -303,7 +198,7 @@ async fn follow(bus: &Bus, tenant: Option<&Name>, arguments: &ListArguments) -> 
     let mut last: VecDeque<Vec<String>> = VecDeque::new();
     loop {
         let outcome = results.next().await?;
-        let row = Row::ended(outcome, clock.now_ms().await?);
+        let row = Summary::ended(outcome, clock.now_ms().await?);
         if !arguments.wants(row.state) || !arguments.keeps(&row) {
             continue;
         }
@@ -312,7 +207,7 @@ async fn follow(bus: &Bus, tenant: Option<&Name>, arguments: &ListArguments) -> 
             writeln!(out, "{}", serde_json::to_string(&row)?)?;
         } else {
             let first = last.is_empty();
-            last.push_back(row.cells());
+            last.push_back(cells(&row));
             let drawn = table::render(&HEADINGS, last.make_contiguous());
             let lines: Vec<&str> = drawn.lines().collect();
             let shown = if first { &lines[..] } else { &lines[lines.len() - 1..] };

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use baton_contract::stats::view::{Rates, StageView, View};
 use indicatif::HumanCount;
 
-use super::view::{Rates, StageView, View};
 use crate::table;
 
 /// The moment of a look, as in RFC 3339.

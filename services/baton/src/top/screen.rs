@@ -3,7 +3,10 @@
 use std::{collections::VecDeque, io::IsTerminal, time::Duration};
 
 use anyhow::Context;
-use baton_contract::subject::Stage;
+use baton_contract::{
+    stats::view::{StageView, View},
+    subject::Stage,
+};
 use ratatui::{
     DefaultTerminal, Frame,
     crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
@@ -14,10 +17,7 @@ use ratatui::{
 };
 use tokio::{sync::mpsc, task::spawn_blocking};
 
-use super::{
-    Looks, plain,
-    view::{StageView, View},
-};
+use super::{Looks, plain};
 
 /// Seconds of history.
 const HISTORY: usize = 240;

@@ -1,10 +1,9 @@
 //! What is shown of a pipeline: figures of each stage and worker, made of two looks at it.
 
-use baton_contract::{
-    stats::{Planning, Queue, Rate, Snapshot, Worker},
-    subject::Stage,
-};
 use serde::Serialize;
+
+use super::{Planning, Queue, Rate, Snapshot, Worker};
+use crate::subject::Stage;
 
 /// A pipeline at a moment.
 #[derive(Clone, Debug, Serialize)]
@@ -23,15 +22,21 @@ pub struct View {
 /// A stage: its queues and all of its workers together.
 #[derive(Clone, Debug, Serialize)]
 pub struct StageView {
+    /// The stage.
     pub stage: Stage,
+    /// Its workers.
     pub workers: usize,
+    /// Jobs that they hold at once, at most.
     pub slots: u64,
+    /// Jobs that they hold now.
     pub busy: u64,
     /// Jobs that no worker holds.
     pub waiting: u64,
     /// Jobs that workers hold.
     pub held: u64,
+    /// Its queues, by model and lane.
     pub queues: Vec<Queue>,
+    /// What happens in a second.
     #[serde(flatten)]
     pub rates: Rates,
 }
@@ -39,21 +44,29 @@ pub struct StageView {
 /// A worker as it describes itself, and what it does in a second.
 #[derive(Clone, Debug, Serialize)]
 pub struct WorkerView {
+    /// What it says of itself.
     #[serde(flatten)]
     pub worker: Worker,
+    /// What happens in a second.
     pub rates: Rates,
 }
 
 /// What happens in a second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Rates {
+    /// Jobs that were done.
     pub jobs_per_s: f64,
+    /// Jobs that failed.
     pub failed_per_s: f64,
+    /// Prompt tokens of the jobs that were done.
     pub prompt_tokens_per_s: f64,
     /// Of the prompt tokens those that were not computed, 0 to 1.
     pub cached_share: f64,
+    /// Tokens of answers.
     pub completion_tokens_per_s: f64,
+    /// KV cache put into the store.
     pub kv_put_bytes_per_s: f64,
+    /// KV cache got from the store.
     pub kv_get_bytes_per_s: f64,
     /// Engines that are busy, on average.
     pub computing: f64,

@@ -2,7 +2,6 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use baton_bus::{Bus, Error, stage::jobs::Jobs};
 use baton_contract::{
     JobId, Name,
     backoff::Backoff,
@@ -13,7 +12,7 @@ use baton_contract::{
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::time::{Instant, sleep};
 
-use crate::output::note;
+use crate::{Bus, Error, stage::jobs::Jobs};
 
 /// How long ingest may take none of the requests before they are left to it.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -40,11 +39,14 @@ pub struct Admission<'a> {
     jobs: Jobs,
     tenant: &'a Name,
     sees: bool,
+    /// Gets what a person may want to know, such as why requests wait.
+    note: &'a (dyn Fn(String) + Sync),
 }
 
 impl<'a> Admission<'a> {
-    pub async fn new(bus: &'a Bus, tenant: &'a Name) -> Result<Self, Error> {
-        Ok(Self { bus, jobs: bus.jobs().await?, tenant, sees: true })
+    /// Looks at requests of a tenant; `note` gets what a person may want to know.
+    pub async fn new(bus: &'a Bus, tenant: &'a Name, note: &'a (dyn Fn(String) + Sync)) -> Result<Self, Error> {
+        Ok(Self { bus, jobs: bus.jobs().await?, tenant, sees: true, note })
     }
 
     /// What becomes of requests with these ids and digests. Those that are left out wait for ingest, and a note says why.
@@ -74,7 +76,7 @@ impl<'a> Admission<'a> {
             } else if moved.elapsed() > WITHIN {
                 self.leave(open.len(), &format!("ingest took none of them within {WITHIN:?}"));
             } else if moved.elapsed() > SOON && !std::mem::replace(&mut told, true) {
-                note!("waiting for ingest to take {}", requests(open.len()));
+                (self.note)(format!("waiting for ingest to take {}", requests(open.len())));
             }
             sleep(PAUSES.step(tries)).await;
             tries += 1;
@@ -85,7 +87,7 @@ impl<'a> Admission<'a> {
     /// Looks no more.
     fn leave(&mut self, count: usize, why: &str) {
         self.sees = false;
-        note!("queued: {} not admitted yet: {why}", requests(count));
+        (self.note)(format!("queued: {} not admitted yet: {why}", requests(count)));
     }
 
     /// What is known of one request; none while ingest has it before it or in hand.
