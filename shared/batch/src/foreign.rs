@@ -15,7 +15,7 @@ const MAGIC: [(&[u8], &str); 7] = [
 ];
 
 /// What an input is, by its first bytes, if none of its first lines can be a request. Bad lines among good ones are no matter.
-pub fn found(start: &[u8]) -> Option<&'static str> {
+pub(crate) fn found(start: &[u8]) -> Option<&'static str> {
     if let Some((_, kind)) = MAGIC.iter().find(|(magic, _)| start.starts_with(magic)) {
         return Some(kind);
     }

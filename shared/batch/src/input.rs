@@ -116,17 +116,17 @@ impl Asked {
 }
 
 /// The id of a line's job when it is tried for the `attempt`th time, from 1.
-pub fn attempt_id(id: &JobId, attempt: u32) -> Option<JobId> {
+pub(crate) fn attempt_id(id: &JobId, attempt: u32) -> Option<JobId> {
     if attempt <= 1 { Some(id.clone()) } else { JobId::new(&format!("{id}-{attempt}")).ok() }
 }
 
 /// What all attempts at a line have of an id that was made here; another id as it is.
-pub fn first_of(id: &str) -> &str {
+pub(crate) fn first_of(id: &str) -> &str {
     if id.starts_with(MADE) { id.get(..MADE_ID).unwrap_or(id) } else { id }
 }
 
 /// Reads lines until there are no more. Blocks.
-pub struct Lines<R> {
+pub(crate) struct Lines<R> {
     input: R,
     splitter: Splitter,
     ended: bool,
@@ -134,12 +134,12 @@ pub struct Lines<R> {
 }
 
 impl<R: BufRead> Lines<R> {
-    pub fn new(input: R, settings: Settings) -> Self {
+    pub(crate) fn new(input: R, settings: Settings) -> Self {
         Self { input, splitter: Splitter::new(LONGEST), ended: false, settings }
     }
 
     /// The next line that is not blank. What is too long is not kept in memory.
-    pub fn next(&mut self) -> io::Result<Option<Line>> {
+    pub(crate) fn next(&mut self) -> io::Result<Option<Line>> {
         loop {
             if let Some(raw) = self.splitter.next() {
                 return Ok(Some(self.settings.line(&raw)));

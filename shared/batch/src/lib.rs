@@ -8,7 +8,7 @@
 //! What must never happen here: a line that is answered twice, a job that is sent again after it ended, memory that grows
 //! with the source beyond a few bytes a line.
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
+#![warn(missing_docs, unreachable_pub)]
 
 mod error;
 mod figures;

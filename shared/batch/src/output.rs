@@ -158,7 +158,7 @@ fn unread(path: &Path) -> impl Fn(io::Error) -> Error {
 }
 
 /// Answers on their way to the output.
-pub struct Writer {
+pub(crate) struct Writer {
     sink: Box<dyn Sink>,
     order: Option<Order>,
 }
@@ -173,19 +173,19 @@ struct Order {
 
 impl Writer {
     /// Writes as answers come, or `in_order` of their lines.
-    pub fn new(sink: Box<dyn Sink>, in_order: bool) -> Self {
+    pub(crate) fn new(sink: Box<dyn Sink>, in_order: bool) -> Self {
         Self { sink, order: in_order.then(Order::default) }
     }
 
     /// A line is under way; each is put later.
-    pub fn begin(&mut self, number: u64) {
+    pub(crate) fn begin(&mut self, number: u64) {
         if let Some(order) = &mut self.order {
             order.queue.push_back(number);
         }
     }
 
     /// Writes a line's answer, once it is its turn.
-    pub fn put(&mut self, number: u64, line: Vec<u8>) -> io::Result<()> {
+    pub(crate) fn put(&mut self, number: u64, line: Vec<u8>) -> io::Result<()> {
         let Some(order) = &mut self.order else { return self.sink.add(&line) };
         order.ready.insert(number, line);
         while let Some(line) = order.queue.front().and_then(|first| order.ready.remove(first)) {
@@ -196,7 +196,7 @@ impl Writer {
     }
 
     /// Answers that wait for those of earlier lines.
-    pub fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         self.order.as_ref().map_or(0, |order| order.ready.len())
     }
 }
@@ -287,7 +287,7 @@ fn without_errors(file: File, path: &Path) -> Result<File, Error> {
 }
 
 /// The line that says how a job ended, and whether it is an error.
-pub fn answer(tag: &Tag, outcome: &Outcome) -> serde_json::Result<(Vec<u8>, bool)> {
+pub(crate) fn answer(tag: &Tag, outcome: &Outcome) -> serde_json::Result<(Vec<u8>, bool)> {
     let Some(endpoint) = tag.endpoint else {
         let mut line = serde_json::to_vec(&serde_json::to_value(outcome)?)?;
         line.push(b'\n');
@@ -305,7 +305,7 @@ pub fn answer(tag: &Tag, outcome: &Outcome) -> serde_json::Result<(Vec<u8>, bool
 }
 
 /// The line that says why there is no answer.
-pub fn refusal(tag: &Tag, number: u64, error: &ApiError) -> serde_json::Result<Vec<u8>> {
+pub(crate) fn refusal(tag: &Tag, number: u64, error: &ApiError) -> serde_json::Result<Vec<u8>> {
     let error = ApiError { message: format!("line {number}: {}", error.message), ..error.clone() };
     refused(tag, tag.id.as_str(), &error)
 }

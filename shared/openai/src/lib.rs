@@ -5,7 +5,7 @@
 //!
 //! What must never happen here: a field of a request that is ignored, an answer that is streamed other than it is whole.
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
+#![warn(missing_docs, unreachable_pub)]
 
 mod answer;
 mod chunks;
