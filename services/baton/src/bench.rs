@@ -3,11 +3,6 @@
 mod bus;
 mod engine;
 mod kv;
-mod machine;
-mod processes;
-mod runs;
-
-pub use self::{engine::name_of, processes::Process, runs::Runs};
 
 #[derive(clap::Args)]
 pub struct Arguments {

@@ -1,13 +1,8 @@
 //! `baton calibrate`: measures what a model, the store and the bus cost on this machine, as a profile for `baton plan`.
 
-mod beside;
-mod bus;
-mod engine;
-mod store;
-
 use std::{
     fs,
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::PathBuf,
 };
 
@@ -18,13 +13,12 @@ use baton_engine::{
     model::{self, Compute},
     source::Source,
 };
-use baton_planner::profile::{Bus, Decode, Fit, Host, Kv, Prefill, Profile, Transfer};
+use baton_measure::calibrate::{self, Neighbours, Options};
+use baton_planner::profile::Profile;
 use baton_topology::{Codec, Model, Plan};
-use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::spawn_blocking;
 
-use self::beside::Beside;
-use crate::{local::EngineArguments, output::stdout, table};
+use crate::{local::EngineArguments, measuring, output::stdout, table};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -89,81 +83,58 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         arguments.beside == 0 || arguments.engine.threads > 0,
         "engines on all cores would wait for each other: with --beside say how many each has, as in --threads 1"
     );
-    let subject = subject(&arguments).await?;
+    let Subject { name, source, codec, chunk_tokens } = subject(&arguments).await?;
     ensure!(
-        arguments.beside == 0 || !matches!(subject.source, Source::Sim(_)),
+        arguments.beside == 0 || !matches!(source, Source::Sim(_)),
         "the sim engine takes no cores of others; leave out --beside"
     );
-    let bar = progress();
-    let (engine, repeat, memory) = (arguments.engine, usize::from(arguments.repeat), arguments.kv_memory);
-    bar.set_message("loading the model");
-    let (source, sim) = without_times(subject.source);
-    let device = engine.device.clone();
-    let options = model::Options { compute: arguments.compute, kv_bytes: memory, ..model::Options::default() };
-    let (measuring, chunk_tokens) = (bar.clone(), subject.chunk_tokens);
-    let measured = spawn_blocking(move || {
-        let mut model = engine.load(&source, options)?;
-        // As the engine of a worker with one model.
-        ComputeThreads::of_one_in(1)?.run(move || {
-            if arguments.keep_company {
-                return beside::keep_company(model.as_mut()).map(|()| None);
-            }
-            let mut beside = Beside::start(arguments.beside, &engine, arguments.compute)?;
-            let measured = engine::measure(model.as_mut(), memory, chunk_tokens, repeat, &mut beside, &measuring)?;
-            beside.all()?;
-            anyhow::Ok(Some((measured, beside)))
-        })
-    });
-    let Some((measured, beside)) = measured.await?? else { return Ok(()) };
-    let engine::Measured { prefill, decode, transfer, kv, blocks, shape } = measured;
-    bar.set_message("the bus");
-    let bus = bus::measure(beside.processes()).await?;
-    bar.set_message("the store");
-    let store = store::measure(arguments.store.as_deref(), shape, subject.codec, &blocks, repeat).await?;
-    drop(beside);
-    bar.finish_and_clear();
-
-    let [s_per_pass, s_per_prompt, s_per_token, s_per_token_context] = prefill.coefficients;
-    let [s_per_step, s_per_sequence, s_per_context_token] = decode.coefficients;
-    let (sim_token_s, sim_step_s) = sim;
-    let profile = Profile {
-        name: match arguments.beside {
-            0 => format!("{} on {device}", subject.name),
-            others => format!("{} on {device}, beside {others}", subject.name),
-        },
-        kv: Kv { stored_bytes_per_token: store.bytes_per_token, ..kv },
-        prefill: Prefill {
-            s_per_pass,
-            s_per_prompt,
-            s_per_token: s_per_token + sim_token_s,
-            s_per_token_context,
-            ..Prefill::default()
-        },
-        decode: Decode {
-            s_per_step: s_per_step + sim_step_s,
-            s_per_sequence,
-            s_per_context_token,
-            ..Decode::default()
-        },
-        transfer: Transfer { ..transfer },
-        store: store.costs,
-        bus: Bus { hop_s: bus.hop_s, ingest_s: 0.0 },
-        host: bus.cpu_s.map(|[cpu_s_per_job, cpu_s_per_step, cpu_s_per_token]| Host {
-            cpu_s_per_job,
-            cpu_s_per_step,
-            cpu_s_per_token,
-            ..store.host
-        }),
-        fit: Some(Fit {
-            prefill_mean_error: prefill.mean_error,
-            prefill_max_error: prefill.max_error,
-            decode_mean_error: decode.mean_error,
-            decode_max_error: decode.max_error,
-            store_mean_error: store.mean_error,
-            store_max_error: store.max_error,
-        }),
+    if arguments.keep_company {
+        return spawn_blocking(move || keep_company(&arguments, &source)).await?;
+    }
+    let (bar, steps) = measuring::bar("{bar:30} {pos}/{len}  {msg}  {elapsed}");
+    let options = Options {
+        name,
+        source,
+        engine: arguments.engine.engine(),
+        compute: arguments.compute,
+        kv_memory: arguments.kv_memory,
+        codec,
+        chunk_tokens,
+        store: arguments.store.clone(),
+        repeat: arguments.repeat.into(),
+        neighbours: arguments.neighbours(),
     };
-    let text = toml::to_string(&profile).context("cannot write the profile")?;
+    let profile = calibrate::run(options, steps).await?;
+    bar.finish_and_clear();
+    write(&arguments, &profile)
+}
+
+/// Computes beside another `baton calibrate` until that has measured.
+fn keep_company(arguments: &Arguments, source: &Source) -> anyhow::Result<()> {
+    let options =
+        model::Options { compute: arguments.compute, kv_bytes: arguments.kv_memory, ..model::Options::default() };
+    let mut model = arguments.engine.engine().load(source, options)?;
+    Ok(ComputeThreads::of_one_in(1)?.run(move || calibrate::keep_company(model.as_mut()))?)
+}
+
+impl Arguments {
+    /// The other engines, and the command line of each.
+    fn neighbours(&self) -> Neighbours {
+        let EngineArguments { model, device, threads } = &self.engine;
+        let compute = match self.compute {
+            Compute::Exact => "exact",
+            Compute::Fast => "fast",
+        };
+        let threads = threads.to_string();
+        let arguments = ["calibrate", "--keep-company", "--model", model, "--device", device];
+        let arguments = arguments.into_iter().chain(["--compute", compute, "--threads", &threads]);
+        Neighbours { count: self.beside, arguments: arguments.map(Into::into).collect() }
+    }
+}
+
+/// Writes the profile where it is wanted.
+fn write(arguments: &Arguments, profile: &Profile) -> anyhow::Result<()> {
+    let text = toml::to_string(profile).context("cannot write the profile")?;
     // What is written can be read.
     Profile::read(&text)?;
     match &arguments.output {
@@ -172,9 +143,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         None => {}
     }
     if arguments.json {
-        writeln!(stdout(), "{}", serde_json::to_string(&profile)?)?;
+        writeln!(stdout(), "{}", serde_json::to_string(profile)?)?;
     } else if arguments.output.is_some() {
-        print(&profile)?;
+        print(profile)?;
     }
     Ok(())
 }
@@ -201,26 +172,6 @@ async fn subject(arguments: &Arguments) -> anyhow::Result<Subject> {
         Codec::Raw => baton_storage::codec::Codec::Raw,
     };
     Ok(Subject { name: name.to_string(), source, codec, chunk_tokens: plan.store.chunk_tokens })
-}
-
-/// The sim engine's times, for a prompt's token and for a step, are known: what it takes besides is measured.
-fn without_times(source: Source) -> (Source, (f64, f64)) {
-    match source {
-        Source::Sim(sim) => {
-            let times = (sim.prefill_s_per_token, sim.decode_s_per_step);
-            let still = baton_engine::sim::Options { prefill_s_per_token: 0.0, decode_s_per_step: 0.0, ..sim };
-            (Source::Sim(still), times)
-        }
-        source => (source, (0.0, 0.0)),
-    }
-}
-
-fn progress() -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {elapsed}");
-    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 fn print(profile: &Profile) -> io::Result<()> {
@@ -269,11 +220,5 @@ fn print(profile: &Profile) -> io::Result<()> {
         error("decode", fit.decode_mean_error, fit.decode_max_error)?;
         error("store", fit.store_mean_error, fit.store_max_error)?;
     }
-    Ok(())
-}
-
-/// Refuses what nothing can be measured of.
-fn enough(found: usize, what: &str) -> anyhow::Result<()> {
-    ensure!(found >= 4, "only {found} sizes of {what} fit the model's context and --kv-memory; give it more memory");
     Ok(())
 }

@@ -2,17 +2,18 @@
 
 use std::{
     fs::File,
-    io::{BufReader, Read, Write},
-    path::{Path, PathBuf},
+    io::{BufReader, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
 use anyhow::{Context, anyhow, bail};
 use baton_engine::{
-    model::{self, Compute, Model},
-    source::{self, Source, Vocabulary},
+    model::{self, Compute},
+    source::Source,
     verify::{self, Case, Divergence, Report},
 };
+use baton_measure::{Engine, text_tokens};
 use baton_worker::alone::Alone;
 use serde::Serialize;
 use tokio::task::spawn_blocking;
@@ -53,15 +54,9 @@ impl EngineArguments {
         Ok(spawn_blocking(move || baton_assembly::models::source(&model)).await??)
     }
 
-    /// Loads the model from its source. Blocks.
-    pub fn load(&self, source: &Source, options: model::Options) -> anyhow::Result<Box<dyn Model>> {
-        let options = model::Options { device: self.device.clone(), ..options };
-        source::load(source, &options).with_context(|| format!("cannot load model {}", self.model))
-    }
-
-    /// Reads what the model is, without its weights. Blocks.
-    pub fn vocabulary(&self, source: &Source) -> anyhow::Result<Vocabulary> {
-        source::vocabulary(source).with_context(|| format!("cannot load model {}", self.model))
+    /// The model and what computes it.
+    pub fn engine(&self) -> Engine {
+        Engine { model: self.model.clone(), device: self.device.clone(), threads: self.threads }
     }
 }
 
@@ -92,7 +87,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let requests = arguments.prompt.requests(None)?;
     let source = arguments.engine.source().await?;
     let options = model::Options { compute: arguments.compute, ..model::Options::default() };
-    let engine = arguments.engine;
+    let engine = arguments.engine.engine();
     let load = move || anyhow::Ok((engine.vocabulary(&source)?, engine.load(&source, options)?));
     let (vocabulary, model) = spawn_blocking(load).await??;
     let mut alone = Alone::new(vocabulary, model)?;
@@ -114,8 +109,6 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
 
 /// Tokens of each text that `verify --text` takes at most.
 const TEXT_TOKENS: usize = 2048;
-/// Bytes of a text that are enough for a token.
-const TOKEN_BYTES: usize = 32;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -210,7 +203,7 @@ pub async fn verify(arguments: VerifyArguments) -> anyhow::Result<()> {
 
 /// Replays the cases; in fast mode, compares with exact mode as well.
 fn check(arguments: &VerifyArguments, source: &Source, cases: &[Case]) -> anyhow::Result<Verified> {
-    let engine = &arguments.engine;
+    let engine = arguments.engine.engine();
     let load = |compute| engine.load(source, model::Options { compute, ..model::Options::default() });
     let vocabulary = engine.vocabulary(source)?;
     let texts = arguments
@@ -232,26 +225,4 @@ fn check(arguments: &VerifyArguments, source: &Source, cases: &[Case]) -> anyhow
         }
     }
     Ok(verified)
-}
-
-/// The first tokens of a plain text, at least one and at most so many, and no more than the model can attend to.
-pub fn text_tokens(vocabulary: &Vocabulary, path: &Path, most: usize) -> anyhow::Result<Vec<u32>> {
-    let mut bytes = Vec::new();
-    let enough = most.saturating_mul(TOKEN_BYTES) as u64;
-    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    file.take(enough).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
-    // The cut may lie inside a character.
-    let text = match str::from_utf8(&bytes) {
-        Ok(text) => text,
-        Err(error) if error.error_len().is_none() => str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default(),
-        Err(error) => {
-            bail!("{} is no UTF-8 text: its byte {} begins no character", path.display(), error.valid_up_to())
-        }
-    };
-    let mut tokens = vocabulary.encode(text, false).with_context(|| format!("cannot encode {}", path.display()))?;
-    tokens.truncate(most.min(vocabulary.spec().context));
-    if tokens.is_empty() {
-        bail!("{} has no tokens: give a text that is not empty", path.display());
-    }
-    Ok(tokens)
 }

@@ -20,6 +20,7 @@ mod help;
 mod jobs;
 mod kv;
 mod local;
+mod measuring;
 mod output;
 mod plan;
 mod planner;

@@ -22,5 +22,5 @@ pub use error::Error;
 pub use figures::Figures;
 pub use input::{Line, Settings};
 pub use output::{Answered, Sink, open};
-pub use run::{Batch, Options, Watch};
+pub use run::{Batch, Options, Shortage, Watch};
 pub use source::{Source, count, read};

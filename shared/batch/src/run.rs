@@ -52,7 +52,7 @@ pub struct Options {
 }
 
 /// What is wrong with this machine, if anything is.
-pub(crate) type Shortage = std::sync::Arc<dyn Fn() -> Option<String> + Send + Sync>;
+pub type Shortage = std::sync::Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// Is shown how a batch is doing.
 pub trait Watch {

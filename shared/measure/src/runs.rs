@@ -1,10 +1,15 @@
 //! How long the runs of one measure took.
 
+use baton_load::statistics::median;
+
 /// Seconds that runs took, each at least so long that one can divide by it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Runs {
+    /// The middle one, or the mean of the two in the middle.
     pub median: f64,
+    /// The shortest.
     pub least: f64,
+    /// The longest.
     pub most: f64,
 }
 
@@ -12,10 +17,9 @@ impl Runs {
     /// Of at least one run.
     pub fn of(mut seconds: Vec<f64>) -> Runs {
         seconds.sort_by(f64::total_cmp);
-        let count = seconds.len();
-        let median = (seconds[(count - 1) / 2] + seconds[count / 2]) / 2.0;
+        let bounds = [median(&seconds), seconds.first().copied(), seconds.last().copied()];
         // A clock may not have moved.
-        let [median, least, most] = [median, seconds[0], seconds[count - 1]].map(|seconds| seconds.max(1e-9));
+        let [median, least, most] = bounds.map(|seconds| seconds.unwrap_or_default().max(1e-9));
         Runs { median, least, most }
     }
 }

@@ -2,25 +2,20 @@
 
 use std::{hint::black_box, slice};
 
-use anyhow::Context;
 use baton_contract::kv::{self, Block};
 use baton_engine::{
-    model::{Model, SequenceId, Step},
+    model::{self, Model, SequenceId, Step},
     sampling::greedy,
 };
 use baton_planner::{
     fit::{Fitted, Sample, fit},
     profile::{Kv, Transfer, pairs},
 };
-use indicatif::ProgressBar;
 use rayon::prelude::*;
 use tokio::time::Instant;
 
-use super::{
-    beside::{Beside, Do},
-    enough,
-};
-use crate::bench::Runs;
+use super::beside::{Beside, Do};
+use crate::{engine::tokens, error::Error, progress::Steps, runs::Runs};
 
 /// Prompts in a pass, tokens of each, and tokens that each has already.
 const PASSES: [(usize, usize, usize); 12] = [
@@ -42,6 +37,10 @@ const STEPS: [(usize, usize); 11] =
     [(1, 64), (1, 512), (1, 2048), (4, 64), (4, 512), (4, 2048), (8, 256), (16, 64), (16, 512), (32, 64), (32, 256)];
 /// Steps in a row, of which the first warms up.
 const IN_A_ROW: usize = 6;
+/// Fewer sizes explain nothing.
+const ENOUGH: usize = 4;
+/// Of the token ids.
+const SEED: u64 = 7;
 
 /// What was found.
 pub(super) struct Measured {
@@ -66,80 +65,52 @@ struct Measuring<'m> {
 /// Tokens of a piece of the history.
 const PIECE: usize = 64;
 
-/// Measures all sizes that fit the model's memory of `kv_bytes`.
+/// How much is measured.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    /// Bytes of the model's memory for KV caches.
+    pub(super) kv_bytes: u64,
+    pub(super) chunk_tokens: usize,
+    /// How often each size is measured.
+    pub(super) repeat: usize,
+}
+
+/// The passes and steps that fit a model's context and memory, and the seconds that each took.
+struct Timed {
+    passes: Vec<((usize, usize, usize), Vec<f64>)>,
+    steps: Vec<((usize, usize), Vec<f64>)>,
+}
+
+/// Measures all sizes that fit the model's context and memory.
 pub(super) fn measure(
     model: &mut dyn Model,
-    kv_bytes: u64,
-    chunk_tokens: usize,
-    repeat: usize,
+    sizes: Sizes,
     beside: &mut Beside,
-    bar: &ProgressBar,
-) -> anyhow::Result<Measured> {
+    progress: &mut Steps,
+) -> Result<Measured, Error> {
+    let Sizes { kv_bytes, chunk_tokens, repeat } = sizes;
     let (spec, memory) = (model.spec().clone(), model.memory());
     let capacity = memory.pages * memory.page_tokens;
-    let room = |sequences: usize, tokens: usize| {
+    let mut timed = Timed::that_fits(|sequences, tokens| {
         tokens <= spec.context && sequences * tokens.next_multiple_of(memory.page_tokens) <= capacity
-    };
-    let passes: Vec<_> =
-        PASSES.into_iter().filter(|&(prompts, tokens, context)| room(prompts, tokens + context)).collect();
-    let steps: Vec<_> = STEPS.into_iter().filter(|&(sequences, context)| room(sequences, context + IN_A_ROW)).collect();
-    enough(passes.len().min(steps.len()), "passes and steps")?;
-    // All sizes in turn, again and again, so that a slow minute of the machine touches them alike.
-    bar.set_length(((passes.len() + steps.len()) * (repeat + 1) + 2) as u64);
-    bar.set_message("a history");
-    let longest = passes.iter().map(|it| it.2).chain(steps.iter().map(|it| it.1)).max().unwrap_or(0);
-    let longest = longest.max(chunk_tokens).min(spec.context).min(capacity);
+    })?;
+    progress.total((timed.passes.len() + timed.steps.len()) * (repeat + 1) + 2);
+    progress.doing("a history");
+    let longest = timed.longest_context().max(chunk_tokens).min(spec.context).min(capacity);
     beside.only(Do::Decode)?;
     let mut measuring = Measuring { model, repeat, history: Vec::new(), pieces: Vec::new() };
     let export_s_per_token = measuring.remember(longest)?;
-    bar.inc(1);
-    let (mut pass_s, mut step_s) = (vec![Vec::new(); passes.len()], vec![Vec::new(); steps.len()]);
+    progress.done();
     for run in 0..=repeat {
-        beside.only(Do::Decode)?;
-        for (&(prompts, tokens, context), seconds) in passes.iter().zip(&mut pass_s) {
-            bar.set_message(format!("prefill of {prompts} x {tokens} after {context}"));
-            let pass = measuring.pass(prompts, tokens, context)?;
-            // The first of each size warms up.
-            if run > 0 {
-                seconds.push(pass);
-            }
-            bar.inc(1);
-        }
-        beside.only(Do::Prefill)?;
-        for (&(sequences, context), seconds) in steps.iter().zip(&mut step_s) {
-            bar.set_message(format!("decode of {sequences} at {context}"));
-            let steps = measuring.steps(sequences, context)?;
-            if run > 0 {
-                seconds.extend(steps);
-            }
-            bar.inc(1);
-        }
+        timed.round(&mut measuring, run > 0, beside, progress)?;
     }
-    let prefill: Vec<_> = passes
-        .into_iter()
-        .zip(pass_s)
-        .map(|((prompts, tokens, context), seconds)| {
-            let before = prompts as f64 * pairs(context as f64, tokens as f64);
-            let features = [1.0, prompts as f64, (prompts * tokens) as f64, before];
-            Sample { features, seconds: Runs::of(seconds).median }
-        })
-        .collect();
-    let decode: Vec<_> = steps
-        .into_iter()
-        .zip(step_s)
-        .map(|((sequences, context), seconds)| {
-            // Halfway through the steps in a row.
-            let tokens = sequences as f64 * (context as f64 + IN_A_ROW as f64 / 2.0);
-            Sample { features: [1.0, sequences as f64, tokens], seconds: Runs::of(seconds).median }
-        })
-        .collect();
-    bar.set_message("KV caches");
+    progress.doing("KV caches");
     let import_s_per_token = measuring.import()?;
     let blocks = measuring.blocks(&[chunk_tokens / 4, chunk_tokens / 2, chunk_tokens])?;
-    bar.inc(1);
+    progress.done();
     Ok(Measured {
-        prefill: fit(&prefill).context("no coefficients explain the times of prefill")?,
-        decode: fit(&decode).context("no coefficients explain the times of decode")?,
+        prefill: fit(&timed.prefill()).ok_or(Error::NoFit { what: "prefill" })?,
+        decode: fit(&timed.decode()).ok_or(Error::NoFit { what: "decode" })?,
         transfer: Transfer { export_s_per_token, import_s_per_token },
         kv: Kv {
             raw_bytes_per_token: spec.kv.bytes(1) as f64,
@@ -152,22 +123,73 @@ pub(super) fn measure(
     })
 }
 
-impl Measuring<'_> {
-    /// Token ids of no meaning, the same at every call.
-    fn tokens(&self, count: usize) -> Vec<u32> {
-        let vocabulary = self.model.spec().vocabulary as u64;
-        // Knuth's linear congruential generator; its high bits are the good ones.
-        let mut state = 7u64;
-        let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 33) % vocabulary) as u32
-        };
-        (0..count).map(|_| next()).collect()
+impl Timed {
+    /// The sizes for whose sequences, of tokens each, there is room.
+    fn that_fits(room: impl Fn(usize, usize) -> bool) -> Result<Self, Error> {
+        let passes = PASSES.into_iter().filter(|&(prompts, tokens, context)| room(prompts, tokens + context));
+        let steps = STEPS.into_iter().filter(|&(sequences, context)| room(sequences, context + IN_A_ROW));
+        let (passes, steps) =
+            (passes.map(|size| (size, Vec::new())).collect::<Vec<_>>(), steps.map(|size| (size, Vec::new())).collect());
+        let timed = Self { passes, steps };
+        match timed.passes.len().min(timed.steps.len()) {
+            found if found < ENOUGH => Err(Error::FewSizes { found, what: "passes and steps" }),
+            _ => Ok(timed),
+        }
     }
 
+    fn longest_context(&self) -> usize {
+        let contexts = self.passes.iter().map(|(size, _)| size.2).chain(self.steps.iter().map(|(size, _)| size.1));
+        contexts.max().unwrap_or(0)
+    }
+
+    /// Takes all sizes in turn, so that a slow minute of the machine touches them alike; those that warm up don't count.
+    fn round(
+        &mut self,
+        measuring: &mut Measuring<'_>,
+        counts: bool,
+        beside: &mut Beside,
+        progress: &mut Steps,
+    ) -> Result<(), Error> {
+        beside.only(Do::Decode)?;
+        for ((prompts, tokens, context), seconds) in &mut self.passes {
+            progress.doing(format!("prefill of {prompts} x {tokens} after {context}"));
+            let pass = measuring.pass(*prompts, *tokens, *context)?;
+            seconds.extend(counts.then_some(pass));
+            progress.done();
+        }
+        beside.only(Do::Prefill)?;
+        for ((sequences, context), seconds) in &mut self.steps {
+            progress.doing(format!("decode of {sequences} at {context}"));
+            let steps = measuring.steps(*sequences, *context)?;
+            seconds.extend(steps.into_iter().filter(|_| counts));
+            progress.done();
+        }
+        Ok(())
+    }
+
+    fn prefill(&self) -> Vec<Sample<4>> {
+        let sample = |((prompts, tokens, context), seconds): &((usize, usize, usize), Vec<f64>)| {
+            let before = *prompts as f64 * pairs(*context as f64, *tokens as f64);
+            let features = [1.0, *prompts as f64, (prompts * tokens) as f64, before];
+            Sample { features, seconds: Runs::of(seconds.clone()).median }
+        };
+        self.passes.iter().map(sample).collect()
+    }
+
+    fn decode(&self) -> Vec<Sample<3>> {
+        let sample = |((sequences, context), seconds): &((usize, usize), Vec<f64>)| {
+            // Halfway through the steps in a row.
+            let tokens = *sequences as f64 * (*context as f64 + IN_A_ROW as f64 / 2.0);
+            Sample { features: [1.0, *sequences as f64, tokens], seconds: Runs::of(seconds.clone()).median }
+        };
+        self.steps.iter().map(sample).collect()
+    }
+}
+
+impl Measuring<'_> {
     /// Computes a history of so many tokens and takes it out of the engine; returns the seconds that the latter takes a token.
-    fn remember(&mut self, tokens: usize) -> anyhow::Result<f64> {
-        self.history = self.tokens(tokens);
+    fn remember(&mut self, tokens: usize) -> Result<f64, model::Error> {
+        self.history = self::tokens(self.model, SEED, tokens);
         let sequence = self.model.open();
         for tokens in self.history.chunks(512) {
             self.model.forward(&[Step { sequence, tokens, logits: 0 }])?;
@@ -183,7 +205,7 @@ impl Measuring<'_> {
     }
 
     /// So many sequences that have the history's first tokens, in whole pieces.
-    fn sequences(&mut self, count: usize, context: usize) -> anyhow::Result<Vec<SequenceId>> {
+    fn sequences(&mut self, count: usize, context: usize) -> Result<Vec<SequenceId>, model::Error> {
         let mut sequences = Vec::new();
         for _ in 0..count {
             let sequence = self.model.open();
@@ -200,8 +222,8 @@ impl Measuring<'_> {
     }
 
     /// The seconds that a pass takes.
-    fn pass(&mut self, prompts: usize, tokens: usize, context: usize) -> anyhow::Result<f64> {
-        let ids = self.tokens(tokens);
+    fn pass(&mut self, prompts: usize, tokens: usize, context: usize) -> Result<f64, model::Error> {
+        let ids = self::tokens(self.model, SEED, tokens);
         let sequences = self.sequences(prompts, context)?;
         let step = |&sequence| Step { sequence, tokens: &ids, logits: 1 };
         let steps: Vec<_> = sequences.iter().map(step).collect();
@@ -213,8 +235,8 @@ impl Measuring<'_> {
     }
 
     /// The seconds that steps in a row take, choosing the tokens included.
-    fn steps(&mut self, sequences: usize, context: usize) -> anyhow::Result<Vec<f64>> {
-        let ids = self.tokens(sequences * IN_A_ROW);
+    fn steps(&mut self, sequences: usize, context: usize) -> Result<Vec<f64>, model::Error> {
+        let ids = tokens(self.model, SEED, sequences * IN_A_ROW);
         let sequences = self.sequences(sequences, context)?;
         let mut seconds = Vec::new();
         for (run, row) in ids.chunks(sequences.len()).enumerate() {
@@ -234,7 +256,7 @@ impl Measuring<'_> {
     }
 
     /// Seconds a token that a KV cache takes into the engine.
-    fn import(&mut self) -> anyhow::Result<f64> {
+    fn import(&mut self) -> Result<f64, model::Error> {
         let mut seconds = Vec::new();
         for run in 0..=self.repeat {
             let started = Instant::now();
@@ -249,7 +271,7 @@ impl Measuring<'_> {
     }
 
     /// The KV caches of the history's first tokens, of so many each.
-    fn blocks(&mut self, lengths: &[usize]) -> anyhow::Result<Vec<Block>> {
+    fn blocks(&mut self, lengths: &[usize]) -> Result<Vec<Block>, model::Error> {
         let sequences = self.sequences(1, self.history.len())?;
         let blocks = sequences.iter().flat_map(|&sequence| {
             let held = self.model.len(sequence).unwrap_or(0);

@@ -2,7 +2,7 @@
 
 use std::{fs, process};
 
-use super::machine::Memory;
+use crate::machine::Memory;
 
 /// Ticks of the kernel's clock in a second, as it shows them to programs on every Linux there is.
 const TICKS: f64 = 100.0;

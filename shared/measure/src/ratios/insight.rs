@@ -1,6 +1,6 @@
 //! What the figures of one load say, as a sentence.
 
-use super::Cell;
+use super::cell::Cell;
 
 /// Splits that differ by less do as well as each other.
 const ALIKE: f64 = 0.05;
@@ -8,7 +8,7 @@ const ALIKE: f64 = 0.05;
 const FULL: f64 = 0.85;
 
 /// A load's splits compared; there is at least one.
-pub(super) fn of(cells: &[&Cell]) -> String {
+pub fn of(cells: &[&Cell]) -> String {
     let order = |one: &&&Cell, two: &&&Cell| one.output_throughput.total_cmp(&two.output_throughput);
     let (Some(best), Some(worst)) = (cells.iter().max_by(order), cells.iter().min_by(order)) else {
         return String::new();

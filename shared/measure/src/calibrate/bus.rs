@@ -1,9 +1,7 @@
 //! What messages cost: jobs of little work through a pipeline of their own, one at a time and then many.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use baton_assembly::{bus, pipeline::Pipeline, signals};
 use baton_bus::Bus;
 use baton_contract::{
     JobId, Name,
@@ -12,15 +10,16 @@ use baton_contract::{
 };
 use baton_load::{Options as Load, Target};
 use baton_planner::fit::{Fitted, Sample, fit};
-use baton_provision::{
-    home::{self, PipelineHome},
-    processes::Logs,
-};
 use baton_topology::Plan;
 use baton_workload::Lengths;
 use tokio::time::{Instant, sleep};
 
-use crate::bench::{Process, Runs};
+use crate::{
+    error::Error,
+    pipeline::{self, Pipeline},
+    processes::Process,
+    runs::Runs,
+};
 
 /// Jobs before those that count, and those.
 const JOBS: (usize, usize) = (20, 60);
@@ -45,23 +44,12 @@ pub(super) struct Measured {
 }
 
 /// Starts the pipeline, and removes it afterwards. What the processes `beside` it do does not count.
-pub(super) async fn measure(beside: Vec<u32>) -> anyhow::Result<Measured> {
-    let directory = home::home()?.join("calibrate").join(format!("bus-{}", std::process::id()));
-    // What a killed run of the same process id may have left.
-    let _ = fs::remove_dir_all(&directory);
-    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let (home, log) = (PipelineHome { directory: directory.clone() }, directory.join("workers.log"));
-    let mut pipeline = Pipeline::start_with(plan()?, home, Logs::File(log), false).await?;
-    let measured = tokio::select! {
-        measured = jobs(&mut pipeline, &beside) => measured,
-        stopped = signals::asked_to_stop() => stopped.map_err(anyhow::Error::from).and(Err(anyhow::anyhow!("stopped"))),
-    };
-    pipeline.stop().await?;
-    fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
-    measured
+pub(super) async fn measure(beside: Vec<u32>) -> Result<Measured, Error> {
+    let own = pipeline::Options { what: "measurement of the bus", folder: "calibrate", sync_always: false };
+    pipeline::with(plan()?, own, async |pipeline| jobs(pipeline, &beside).await).await
 }
 
-fn plan() -> anyhow::Result<Plan> {
+fn plan() -> Result<Plan, Error> {
     let mut settings = vec![
         "root=calibrate".to_owned(),
         "models.sim.source=sim".to_owned(),
@@ -84,10 +72,10 @@ fn plan() -> anyhow::Result<Plan> {
     Ok(Plan::load(None, [], &settings)?)
 }
 
-async fn jobs(pipeline: &mut Pipeline, beside: &[u32]) -> anyhow::Result<Measured> {
+async fn jobs(pipeline: &mut Pipeline, beside: &[u32]) -> Result<Measured, Error> {
     pipeline.ready().await?;
     let plan = pipeline.plan();
-    let bus = bus::connect(plan, "baton-calibrate").await?;
+    let bus = pipeline::connect(plan, "baton-calibrate").await?;
     let hop_s = hop_s(&bus, plan).await?;
     let processes: Vec<Process> = Process::all().into_iter().filter(|it| !beside.contains(&it.pid)).collect();
     let spent = || processes.iter().map(Process::cpu_seconds).sum::<Option<f64>>().filter(|_| !processes.is_empty());
@@ -113,7 +101,7 @@ async fn jobs(pipeline: &mut Pipeline, beside: &[u32]) -> anyhow::Result<Measure
 }
 
 /// Sends so many jobs, and waits for their results.
-async fn send(bus: &Bus, plan: &Plan, (jobs, together, tokens): (usize, usize, usize)) -> anyhow::Result<()> {
+async fn send(bus: &Bus, plan: &Plan, (jobs, together, tokens): (usize, usize, usize)) -> Result<(), Error> {
     let load = Load {
         model: Some("paced".to_owned()),
         lane: plan.lanes[0].clone(),
@@ -125,11 +113,13 @@ async fn send(bus: &Bus, plan: &Plan, (jobs, together, tokens): (usize, usize, u
         ..Load::closed_loop(together, Duration::ZERO)?
     };
     let report = baton_load::run(&Target::from(bus.clone()), &load, |_| {}).await?.report;
-    ensure!(report.completed == jobs, "{} of {jobs} jobs of the measurement ended", report.completed);
-    Ok(())
+    match report.completed {
+        completed if completed == jobs => Ok(()),
+        completed => Err(Error::Unfinished { completed, jobs }),
+    }
 }
 
-async fn hop_s(bus: &Bus, plan: &Plan) -> anyhow::Result<f64> {
+async fn hop_s(bus: &Bus, plan: &Plan) -> Result<f64, Error> {
     let (tenant, lane) = (Name::new("calibrate")?, plan.lanes[0].clone());
     let mut results = bus.results(&tenant).await?;
     let mut seconds = Vec::new();
@@ -145,12 +135,9 @@ async fn hop_s(bus: &Bus, plan: &Plan) -> anyhow::Result<f64> {
         let started = Instant::now();
         bus.submit(&tenant, &lane, body).await?;
         let outcome = results.next().await?;
-        ensure!(
-            outcome.status == Status::Completed,
-            "job {} of the measurement ended as {:?}",
-            outcome.id,
-            outcome.status
-        );
+        if outcome.status != Status::Completed {
+            return Err(Error::job(&outcome));
+        }
         if number >= JOBS.0 {
             seconds.push(started.elapsed().as_secs_f64());
         }

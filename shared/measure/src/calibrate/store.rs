@@ -2,18 +2,17 @@
 
 use std::{fs, sync::Arc, time::Duration};
 
-use anyhow::Context;
 use baton_contract::kv::{Block, Shape};
 use baton_planner::{
     fit::{Sample, fit},
     profile::{Host, Store as Costs},
 };
-use baton_provision::home;
+use baton_provision::home::home;
 use baton_storage::{codec::Codec, key, kv::KvStore, store::Store};
 use nix::time::{ClockId, clock_gettime};
 use tokio::time::{Instant, sleep};
 
-use crate::bench::Runs;
+use crate::{error::Error, runs::Runs};
 
 /// After so long nothing of a put is under way.
 const SETTLES: Duration = Duration::from_millis(200);
@@ -37,11 +36,11 @@ pub(super) async fn measure(
     codec: Codec,
     blocks: &[Block],
     repeat: usize,
-) -> anyhow::Result<Measured> {
-    let directory = home::home()?.join("calibrate").join(std::process::id().to_string());
+) -> Result<Measured, Error> {
+    let directory = home()?.join("calibrate").join(std::process::id().to_string());
     let own = format!("file://{}", directory.display());
     if url.is_none() {
-        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        fs::create_dir_all(&directory).map_err(|source| Error::Create { path: directory.clone(), source })?;
     }
     let measured = chunks(KvStore::new(Store::open_unsynced(url.unwrap_or(&own))?, shape, codec), blocks, repeat).await;
     if url.is_none() {
@@ -51,7 +50,7 @@ pub(super) async fn measure(
     measured
 }
 
-async fn chunks(store: KvStore, blocks: &[Block], repeat: usize) -> anyhow::Result<Measured> {
+async fn chunks(store: KvStore, blocks: &[Block], repeat: usize) -> Result<Measured, Error> {
     // Names that no other run has.
     let salt = uuid::Uuid::now_v7();
     let root = store.root(&[0; 32], salt.as_bytes());
@@ -78,7 +77,9 @@ async fn chunks(store: KvStore, blocks: &[Block], repeat: usize) -> anyhow::Resu
         for (run, piece) in pieces.iter().enumerate() {
             let started = Instant::now();
             let fetched = store.get_piece(&piece.id, piece.kind, block.tokens).await?;
-            fetched.context("the store lost a chunk that was put just now; try `baton doctor`")?;
+            if fetched.is_none() {
+                return Err(Error::LostChunk);
+            }
             if run > 0 {
                 get_s.push(started.elapsed().as_secs_f64());
             }
@@ -91,7 +92,7 @@ async fn chunks(store: KvStore, blocks: &[Block], repeat: usize) -> anyhow::Resu
         gets.push(Sample { features, seconds: Runs::of(get_s).median });
         bytes_per_token = bytes as f64 / block.tokens.max(1) as f64;
     }
-    let (puts, gets) = fit(&puts).zip(fit(&gets)).context("no coefficients explain the times of the store")?;
+    let (puts, gets) = fit(&puts).zip(fit(&gets)).ok_or(Error::NoFit { what: "the store" })?;
     let ([put_s, put_s_per_byte], [get_s, get_s_per_byte]) = (puts.coefficients, gets.coefficients);
     Ok(Measured {
         costs: Costs { put_s, put_s_per_byte, get_s, get_s_per_byte },
@@ -107,7 +108,7 @@ async fn chunks(store: KvStore, blocks: &[Block], repeat: usize) -> anyhow::Resu
 }
 
 /// Seconds of processor time that this process has taken.
-fn cpu_s() -> anyhow::Result<f64> {
-    let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).context("cannot read the processor's time")?;
+fn cpu_s() -> Result<f64, Error> {
+    let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_err(Error::Clock)?;
     Ok(Duration::from(time).as_secs_f64())
 }

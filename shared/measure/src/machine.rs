@@ -4,7 +4,8 @@ use std::{fs, thread};
 
 use serde::Serialize;
 
-#[derive(Serialize)]
+/// A processor.
+#[derive(Clone, Debug, Serialize)]
 pub struct Cpu {
     /// As the system calls it; nothing where it doesn't say.
     pub name: Option<String>,
@@ -15,6 +16,7 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    /// This machine's.
     pub fn of_this_machine() -> Cpu {
         let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -44,8 +46,9 @@ fn features() -> Vec<&'static str> {
 }
 
 /// Memory of a process in MiB.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Memory {
+    /// What is resident now.
     pub resident: f64,
     /// The most that was ever resident.
     pub peak: f64,
@@ -57,7 +60,7 @@ impl Memory {
         Self::of(std::process::id())
     }
 
-    /// The same of any process that there is.
+    /// Of any process that there is.
     pub fn of(pid: u32) -> Option<Memory> {
         let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let field = |name| {

@@ -3,16 +3,17 @@
 
 use std::{
     env,
+    ffi::OsString,
     io::{BufRead, BufReader, Write, stdin, stdout},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::mpsc::{self, Receiver, TryRecvError},
     thread,
 };
 
-use anyhow::{Context, ensure};
-use baton_engine::model::{Compute, Model, SequenceId, Step};
+use baton_engine::model::{Model, SequenceId, Step};
 
-use crate::{bench::name_of, local::EngineArguments};
+use super::Neighbours;
+use crate::error::Error;
 
 /// Tokens of a prompt that an engine beside prefills.
 const PROMPT: usize = 512;
@@ -48,12 +49,11 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    /// So many others like `engine`, which rest; with none of them nothing stands for the own one either. Blocks until all have
-    /// loaded.
-    pub(super) fn start(others: u16, engine: &EngineArguments, compute: Compute) -> anyhow::Result<Self> {
-        let all = if others > 0 { others + 1 } else { 0 };
+    /// The neighbours, which rest; with none of them nothing stands for the own one either. Blocks until all have loaded.
+    pub(super) fn start(neighbours: &Neighbours) -> Result<Self, Error> {
+        let all = if neighbours.count > 0 { neighbours.count + 1 } else { 0 };
         // All load at the same time.
-        let mut engines = (0..all).map(|_| Engine::start(engine, compute)).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut engines = (0..all).map(|_| Engine::start(&neighbours.arguments)).collect::<Result<Vec<_>, _>>()?;
         for engine in &mut engines {
             engine.turn_to(Do::Rest)?;
         }
@@ -62,13 +62,13 @@ impl Beside {
     }
 
     /// The others do this, the own one rests. Returns when it is so.
-    pub(super) fn only(&mut self, what: Do) -> anyhow::Result<()> {
+    pub(super) fn only(&mut self, what: Do) -> Result<(), Error> {
         self.own.iter_mut().try_for_each(|own| own.turn_to(Do::Rest))?;
         self.others.iter_mut().try_for_each(|engine| engine.turn_to(what))
     }
 
     /// The others decode, the own one prefills.
-    pub(super) fn all(&mut self) -> anyhow::Result<()> {
+    pub(super) fn all(&mut self) -> Result<(), Error> {
         self.others.iter_mut().try_for_each(|engine| engine.turn_to(Do::Decode))?;
         self.own.iter_mut().try_for_each(|own| own.turn_to(Do::Prefill))
     }
@@ -86,25 +86,21 @@ struct Engine {
 }
 
 impl Engine {
-    fn start(engine: &EngineArguments, compute: Compute) -> anyhow::Result<Self> {
-        let EngineArguments { model, device, threads } = engine;
-        let program = env::current_exe().context("cannot find this program")?;
+    fn start(arguments: &[OsString]) -> Result<Self, Error> {
+        let program = env::current_exe().map_err(Error::Program)?;
         let mut command = Command::new(program);
-        command.args(["calibrate", "--keep-company", "--model", model, "--device", device]);
-        command.args(["--compute", name_of(compute), "--threads", &threads.to_string()]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = command.spawn().context("cannot start another engine")?;
-        let output = process.stdout.take().context("another engine has no output")?;
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().map_err(Error::Neighbour)?;
+        let output = process.stdout.take().ok_or(Error::NeighbourLeft)?;
         Ok(Self { input: process.stdin.take(), output: BufReader::new(output), process })
     }
 
     /// Returns when it does so.
-    fn turn_to(&mut self, what: Do) -> anyhow::Result<()> {
+    fn turn_to(&mut self, what: Do) -> Result<(), Error> {
         let told = self.input.as_mut().is_some_and(|input| writeln!(input, "{}", what.as_str()).is_ok());
         let mut answer = String::new();
         let heard = told && self.output.read_line(&mut answer).is_ok() && answer.trim() == what.as_str();
-        ensure!(heard, "an engine that was to compute meanwhile has ended; what it said of it stands above");
-        Ok(())
+        if heard { Ok(()) } else { Err(Error::NeighbourLeft) }
     }
 }
 
@@ -116,8 +112,12 @@ impl Drop for Engine {
     }
 }
 
-/// What an engine beside does until its input ends.
-pub(super) fn keep_company(model: &mut dyn Model) -> anyhow::Result<()> {
+/// Computes what standard input says until it ends, beside another process that measures. Blocks.
+///
+/// # Errors
+///
+/// If a pass fails.
+pub fn keep_company(model: &mut dyn Model) -> Result<(), Error> {
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
         let words = stdin().lock().lines().map_while(Result::ok);
