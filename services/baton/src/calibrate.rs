@@ -15,10 +15,11 @@ use baton_engine::{
 };
 use baton_measure::calibrate::{self, Neighbours, Options};
 use baton_planner::profile::Profile;
+use baton_terminal::table;
 use baton_topology::{Codec, Model, Plan};
 use tokio::task::spawn_blocking;
 
-use crate::{local::EngineArguments, measuring, output::stdout, table};
+use crate::{local::EngineArguments, measuring, output::stdout};
 
 #[derive(clap::Args)]
 #[command(after_help = "\

@@ -5,11 +5,12 @@ use std::{fs, io::Write, path::PathBuf};
 use anyhow::{Context as _, bail};
 use baton_assembly::contexts::{Context, Folder};
 use baton_contract::Name;
+use baton_terminal::table;
 use baton_topology::Plan;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::{exit::Usage, output::stdout, table};
+use crate::{exit::Usage, output::stdout};
 
 #[derive(clap::Args)]
 #[command(after_help = "\

@@ -20,13 +20,13 @@ use baton_provision::{
     home::{self, PipelineHome},
     processes::Logs,
 };
+use baton_terminal::table;
 use baton_topology::Plan;
 use tokio::time::Instant;
 
 use crate::{
     exit,
     output::{note, stdout},
-    table,
 };
 
 /// A long text of our own to summarize.

@@ -1,33 +1,25 @@
 //! `baton dlq`: what no worker could finish, and what becomes of it.
 
-use std::{
-    io::Write,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::io::Write;
 
 use anyhow::{Context, bail};
 use baton_bus::{
     Bus,
     repair::{
         dead::{Letter, Opened},
+        described::{Content, Described},
         letter_id::LetterId,
         retry::Retried,
     },
 };
-use baton_contract::{
-    JobId, Name, causes,
-    envelope::{self, DecodeTask, PrefillTask},
-    outcome::Code,
-    request::Request,
-    subject::Stage,
-};
+use baton_contract::{JobId, Name, causes, subject::Stage};
+use baton_terminal::table;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     context::{PipelineArguments, TenantArguments},
     output::{note, stdout},
-    table,
 };
 
 #[derive(clap::Args)]
@@ -147,62 +139,14 @@ async fn connect(pipeline: &PipelineArguments) -> anyhow::Result<Bus> {
     Ok(pipeline.join("baton-dlq").await?.1)
 }
 
-#[derive(Serialize)]
-struct Row {
-    id: String,
-    stage: Stage,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tenant: Option<Name>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    job: Option<JobId>,
-    code: Code,
-    message: String,
-    attempts: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    worker: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trace_id: Option<String>,
-    subject: String,
-    queued: String,
-    died: String,
-    bytes: u64,
-}
-
-impl Row {
-    fn of(letter: &Letter) -> Self {
-        let (tenant, job) = match &letter.id {
-            LetterId::Job { tenant, job, .. } => (Some(tenant.clone()), Some(job.clone())),
-            LetterId::Message { .. } => (None, None),
-        };
-        Self {
-            id: letter.id.to_string(),
-            stage: letter.id.stage(),
-            tenant,
-            job,
-            code: letter.cause.code,
-            message: letter.cause.message.clone(),
-            attempts: letter.attempts,
-            worker: letter.worker.clone(),
-            trace_id: letter.trace_id().map(str::to_owned),
-            subject: letter.subject.clone(),
-            queued: time(letter.queued_ms),
-            died: time(letter.died_ms),
-            bytes: letter.bytes,
-        }
-    }
-
-    fn code(&self) -> String {
-        json!(self.code).as_str().unwrap_or_default().to_owned()
-    }
-}
-
-fn time(unix_ms: u64) -> String {
-    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(unix_ms)).to_string()
+fn code(row: &Described) -> String {
+    json!(row.code).as_str().unwrap_or_default().to_owned()
 }
 
 async fn list(arguments: ListArguments) -> anyhow::Result<()> {
     let letters = connect(&arguments.pipeline).await?.dead_letters().await?;
-    let rows: Vec<Row> = letters.iter().rev().take(arguments.limit.unwrap_or(usize::MAX)).map(Row::of).collect();
+    let rows: Vec<Described> =
+        letters.iter().rev().take(arguments.limit.unwrap_or(usize::MAX)).map(Described::of).collect();
     let mut out = stdout();
     if arguments.json {
         for row in rows {
@@ -210,9 +154,9 @@ async fn list(arguments: ListArguments) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let cells = |row: &Row| {
+    let cells = |row: &Described| {
         let worker = row.worker.clone().unwrap_or_else(|| "-".into());
-        vec![row.id.clone(), row.code(), row.attempts.to_string(), worker, table::bytes(row.bytes), row.died.clone()]
+        vec![row.id.clone(), code(row), row.attempts.to_string(), worker, table::bytes(row.bytes), row.died.clone()]
     };
     let cells: Vec<_> = rows.iter().map(cells).collect();
     write!(out, "{}", table::render(&["letter", "cause", "attempts", "worker", "size", "died"], &cells))?;
@@ -247,43 +191,14 @@ async fn find(bus: &Bus, named: &Named, tenant: &Name) -> anyhow::Result<Opened>
 #[derive(Serialize)]
 struct Shown {
     #[serde(flatten)]
-    row: Row,
+    row: Described,
     request: Content,
-}
-
-/// What a letter's message says.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Content {
-    Request(Box<Request>),
-    Json(Value),
-    Text(String),
-}
-
-impl Content {
-    fn of(opened: &Opened) -> Self {
-        let bytes = opened.message.as_slice();
-        let read = match opened.letter.id.stage() {
-            Stage::Ingest => return Self::sent(bytes),
-            Stage::Prefill => envelope::decode::<PrefillTask>(bytes).map(|task| task.job),
-            Stage::Decode => envelope::decode::<DecodeTask>(bytes).map(|task| task.job),
-        };
-        match read {
-            Ok(job) => Self::Request(Box::new(job.into_request())),
-            Err(error) => Self::Text(format!("unreadable: {}", causes(&error))),
-        }
-    }
-
-    fn sent(bytes: &[u8]) -> Self {
-        serde_json::from_slice(bytes)
-            .map_or_else(|_| Self::Text(String::from_utf8_lossy(bytes).into_owned()), Self::Json)
-    }
 }
 
 async fn show(arguments: ShowArguments) -> anyhow::Result<()> {
     let bus = connect(&arguments.pipeline).await?;
     let opened = find(&bus, &arguments.id, &arguments.tenant.of(&arguments.pipeline)?).await?;
-    let shown = Shown { row: Row::of(&opened.letter), request: Content::of(&opened) };
+    let shown = Shown { row: Described::of(&opened.letter), request: Content::of(&opened) };
     let mut out = stdout();
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string(&shown)?)?;
@@ -294,7 +209,7 @@ async fn show(arguments: ShowArguments) -> anyhow::Result<()> {
     if let (Some(job), Some(tenant)) = (&row.job, &row.tenant) {
         writeln!(out, "job       {job} of tenant {tenant}")?;
     }
-    writeln!(out, "cause     {}: {}", row.code(), row.message)?;
+    writeln!(out, "cause     {}: {}", code(&row), row.message)?;
     writeln!(out, "attempts  {}", row.attempts)?;
     writeln!(out, "worker    {}", row.worker.as_deref().unwrap_or("-"))?;
     writeln!(out, "trace     {}", row.trace_id.as_deref().unwrap_or("-"))?;

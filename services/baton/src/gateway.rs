@@ -1,17 +1,11 @@
 //! `baton gateway`: the HTTP interface, and its keys.
 
-use std::{
-    io::Write,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{io::Write, net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context, ensure};
-use baton_assembly::{serving::Process, store};
+use baton_assembly::{serving::Process, store::open_durable};
 use baton_contract::Name;
-use baton_gateway::{Facts, Gateway, Options, auth, batches, webhooks};
-use baton_storage::seal::SealKey;
-use baton_topology::Plan;
+use baton_gateway::{Gateway, Options, auth};
 use clap::Subcommand;
 
 use crate::{
@@ -108,7 +102,9 @@ async fn serve(mut arguments: Arguments) -> anyhow::Result<()> {
     let process = Process { kind: "gateway", service: "gateway", name: &name, uses_store: true };
     process
         .serve(&found, async |plan, bus, shutdown| {
-            let gateway = Gateway::bind(bus.clone(), options(plan)?).await?;
+            // Chunks can be computed again, files can't.
+            let options = Options::of(plan, open_durable(plan)?)?;
+            let gateway = Gateway::bind(bus.clone(), options).await?;
             let url = gateway.url();
             tracing::info!(gateway = name, url, "the gateway is ready");
             writeln!(stdout(), "ready {url}").context("cannot write to standard output")?;
@@ -117,34 +113,4 @@ async fn serve(mut arguments: Arguments) -> anyhow::Result<()> {
             Ok(())
         })
         .await
-}
-
-fn options(plan: &Plan) -> anyhow::Result<Options> {
-    let settings = &plan.gateway;
-    let allow = settings.webhook_allow.iter().map(|range| range.parse()).collect::<Result<_, _>>()?;
-    Ok(Options {
-        listen: settings.listen,
-        keys_file: settings.keys_file.as_deref().map(Path::new).map(Path::to_owned),
-        open: settings.open,
-        hosts: settings.hosts.clone(),
-        cors_origins: settings.cors_origins.clone(),
-        max_connections: settings.max_connections,
-        body_memory: settings.body_memory.0,
-        facts: Facts {
-            root: plan.root.clone(),
-            models: plan.models.keys().cloned().collect(),
-            default_model: plan.default_model.clone(),
-            lanes: plan.lanes.clone(),
-        },
-        // Chunks can be computed again, files can't.
-        store: Some(store::open_durable(plan)?),
-        seal: plan.store.key_file.as_ref().map(|path| SealKey::read(path.as_ref())).transpose()?,
-        batches: batches::Options {
-            slots: settings.batches,
-            ack_wait: settings.ack_wait,
-            replicas: plan.broker.replicas,
-            max_output: settings.max_output.0,
-        },
-        webhooks: Some(webhooks::Options { allow }),
-    })
 }

@@ -12,6 +12,7 @@ use baton_storage::{
     Store,
     collect::{Census, Object, Options},
 };
+use baton_terminal::table;
 use baton_topology::{BrokerUrl, Bytes, Plan, StoreUrl};
 use baton_worker::{
     collector::{self, Survey},
@@ -20,7 +21,7 @@ use baton_worker::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::{context::PipelineArguments, output::stdout, table};
+use crate::{context::PipelineArguments, output::stdout};
 
 #[derive(clap::Args)]
 pub struct Arguments {

@@ -30,7 +30,6 @@ mod reconcile;
 mod role;
 mod setup;
 mod submit;
-mod table;
 mod top;
 mod up;
 mod worker;

@@ -1,22 +1,14 @@
 //! `baton top`: how the pipeline is doing, as a screen, as lines, or as JSON.
 
-mod plain;
-mod screen;
-
-use std::{
-    collections::VecDeque,
-    io::{self, IsTerminal, Write},
-    sync::Arc,
-};
+use std::io::{self, IsTerminal, Write};
 
 use anyhow::bail;
+use baton_assembly::signals::asked_to_stop;
 use baton_bus::duty::stats::Watch;
-use baton_contract::stats::{Snapshot, Worker, view::View};
+use baton_contract::stats::{seen::Seen, view::View};
+use baton_terminal::{figures, screen};
 
 use crate::{context::PipelineArguments, output::stdout};
-
-/// Looks that rates are made of: those of some seconds, so that figures can be read.
-const LOOKS: usize = 5;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -45,56 +37,45 @@ pub struct Arguments {
     json: bool,
 }
 
-/// The last looks at a pipeline.
+/// What is heard of a pipeline, look by look.
 struct Looks {
     watch: Watch,
-    looks: VecDeque<Arc<Snapshot>>,
+    seen: Seen,
 }
 
 impl Looks {
     /// The next look, with the rates since some looks before.
     async fn next(&mut self) -> View {
-        let now = self.watch.next().await;
-        if self.looks.len() == LOOKS {
-            self.looks.pop_front();
-        }
-        self.looks.push_back(now.clone());
-        View::of(&earliest(&self.looks, &now), &now)
+        self.seen.see(self.watch.next().await)
     }
-}
-
-/// The first of the looks at each worker: one that was heard of later than others has rates since then.
-fn earliest(looks: &VecDeque<Arc<Snapshot>>, now: &Snapshot) -> Snapshot {
-    let first = |worker: &Worker| {
-        let mut words = looks.iter().flat_map(|look| &look.workers);
-        words.find(|before| worker.follows(before)).cloned()
-    };
-    Snapshot { at_ms: now.at_ms, workers: now.workers.iter().filter_map(first).collect(), ..Snapshot::default() }
 }
 
 /// Shows the pipeline until it is asked to stop.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (plan, bus) = arguments.pipeline.join("baton-top").await?;
-    let mut looks = Looks { watch: bus.watch_stats().await?, looks: VecDeque::new() };
+    let mut looks = Looks { watch: bus.watch_stats().await?, seen: Seen::default() };
     if arguments.once {
         // The first looks hear of workers, and the last has rates of two seconds.
         for _ in 0..3 {
             looks.next().await;
         }
         let view = looks.next().await;
-        let text = if arguments.json { line(&view)? } else { plain::page(&view) };
+        let text = if arguments.json { line(&view)? } else { figures::page(&view) };
         return Ok(stdout().write_all(text.as_bytes())?);
     }
     if !arguments.json && io::stdout().is_terminal() {
         let title = format!("{} at {}", plan.root, plan.broker.url);
-        return screen::run(looks, &title).await;
+        return tokio::select! {
+            shown = screen::run(async || looks.next().await, &title, baton_bus::unix_ms) => Ok(shown?),
+            asked = asked_to_stop() => Ok(asked?),
+        };
     }
     let shown = async {
         // Workers are heard of within the first second; until then there seem to be none.
         looks.next().await;
         loop {
             let view = looks.next().await;
-            let text = if arguments.json { line(&view)? } else { plain::line(&view) };
+            let text = if arguments.json { line(&view)? } else { figures::line(&view) };
             let mut out = stdout();
             out.write_all(text.as_bytes())?;
             out.flush()?;
@@ -102,7 +83,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     tokio::select! {
         shown = shown => shown,
-        asked = baton_assembly::signals::asked_to_stop() => {
+        asked = asked_to_stop() => {
             asked?;
             bail!(crate::exit::Interrupted)
         }
@@ -111,31 +92,4 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 fn line(view: &View) -> serde_json::Result<String> {
     Ok(serde_json::to_string(view)? + "\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn look(at_ms: u64, workers: &[(&str, u64)]) -> Snapshot {
-        let worker = |(name, tokens): &(&str, u64)| {
-            let said = serde_json::json!({
-                "worker": name, "stage": "decode", "roles": ["decode"], "models": [], "started_ms": 1, "at_ms": at_ms,
-                "draining": false, "slots": 1, "busy": 1, "completion_tokens": tokens, "compute_ms": 0, "engine_batch": 0,
-            });
-            serde_json::from_value(said).unwrap()
-        };
-        Snapshot { at_ms, workers: workers.iter().map(worker).collect(), ..Snapshot::default() }
-    }
-
-    #[test]
-    fn a_worker_that_the_first_look_did_not_hear_of_has_rates_since_the_second() {
-        let now = look(4_000, &[("a", 500), ("b", 90)]);
-        let looks = [look(1_000, &[]), look(2_000, &[("a", 100)]), look(3_000, &[("a", 300), ("b", 40)]), now.clone()];
-        let looks: VecDeque<_> = looks.into_iter().map(Arc::new).collect();
-        let view = View::of(&earliest(&looks, &now), &now);
-        let rates: Vec<_> = view.workers.iter().map(|worker| worker.rates.completion_tokens_per_s).collect();
-        assert_eq!(rates, [200.0, 50.0]);
-        assert_eq!(view.stages[2].rates.completion_tokens_per_s, 250.0);
-    }
 }

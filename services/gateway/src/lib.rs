@@ -21,6 +21,7 @@ mod health;
 mod metrics;
 mod models;
 mod page;
+pub mod plan;
 mod receive;
 mod refusal;
 mod routes;

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-pub use self::guard::Range;
+pub use self::guard::{Malformed, Range};
 pub(crate) use self::sign::Secret;
 use crate::{State, metrics::Called};
 

@@ -1,5 +1,6 @@
 //! What workers tell of themselves every second, what waits in the queues, and the rates that two looks at them give.
 
+pub mod seen;
 pub mod view;
 
 use std::collections::BTreeMap;

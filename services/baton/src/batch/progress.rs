@@ -10,7 +10,9 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
 use super::pace::{Pace, Paces};
-use crate::{output::note, table};
+use baton_terminal::table;
+
+use crate::output::note;
 
 /// How often a plain line is printed.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);

@@ -8,9 +8,10 @@ use std::{
 
 use baton_assembly::telemetry;
 use baton_measure::bench::bus::{self, Options, Report};
+use baton_terminal::table;
 use clap::ValueEnum;
 
-use crate::{measuring, output::stdout, table};
+use crate::{measuring, output::stdout};
 
 #[derive(clap::Args)]
 #[command(after_help = "\

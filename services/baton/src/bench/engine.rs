@@ -7,9 +7,10 @@ use std::{
 
 use baton_engine::{ComputeThreads, model::Compute};
 use baton_measure::bench::engine::{self, Options, Report, Speed};
+use baton_terminal::table;
 use tokio::task::spawn_blocking;
 
-use crate::{local::EngineArguments, measuring, output::stdout, table};
+use crate::{local::EngineArguments, measuring, output::stdout};
 
 #[derive(clap::Args)]
 #[command(after_help = "\

@@ -9,9 +9,10 @@ use std::{
 use baton_engine::{model::Compute, verify::Continuation};
 use baton_measure::bench::kv::{self, Options, Report};
 use baton_storage::Codec;
+use baton_terminal::table;
 use tokio::task::spawn_blocking;
 
-use crate::{local::EngineArguments, measuring, output::stdout, table};
+use crate::{local::EngineArguments, measuring, output::stdout};
 
 #[derive(clap::Args)]
 #[command(after_help = "\

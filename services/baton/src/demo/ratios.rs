@@ -8,9 +8,10 @@ use baton_measure::{
     Error,
     ratios::{self, CONCURRENCY, Cell, by_workload, insight},
 };
+use baton_terminal::table;
 use baton_workload::Named;
 
-use crate::{exit, measuring, output::stdout, table};
+use crate::{exit, measuring, output::stdout};
 
 /// Runs all of it; the plot goes into the file.
 pub async fn run(json: bool, plot: &Path) -> anyhow::Result<()> {

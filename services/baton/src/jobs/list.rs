@@ -8,10 +8,11 @@ use std::{
 };
 
 use super::word;
+use baton_terminal::table;
+
 use crate::{
     context::{PipelineArguments, TenantArguments},
     output::{note, stdout},
-    table,
 };
 use baton_bus::{Bus, inspect::summary::Summary};
 use baton_contract::{Name, outcome::Usage, record::State};

@@ -7,9 +7,10 @@ use baton_planner::{
     search::{Candidate, Goal, Recommendation},
     simulate::{Options, Slo},
 };
+use baton_terminal::table;
 use serde::Serialize;
 
-use crate::{output::stdout, table};
+use crate::output::stdout;
 
 /// What is shown of a plan.
 pub struct Shown<'a> {

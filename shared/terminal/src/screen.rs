@@ -1,8 +1,11 @@
-//! The screen of `baton top`.
+//! A pipeline's figures on the whole terminal, until a key ends it.
 
-use std::{collections::VecDeque, io::IsTerminal, time::Duration};
+use std::{
+    collections::VecDeque,
+    io::{self, IsTerminal},
+    time::Duration,
+};
 
-use anyhow::Context;
 use baton_contract::{
     stats::view::{StageView, View},
     subject::Stage,
@@ -17,7 +20,7 @@ use ratatui::{
 };
 use tokio::{sync::mpsc, task::spawn_blocking};
 
-use super::{Looks, plain};
+use crate::figures;
 
 /// Seconds of history.
 const HISTORY: usize = 240;
@@ -37,20 +40,43 @@ struct Screen {
     /// The first worker that is shown.
     first: usize,
     colours: bool,
+    /// Tells the time in milliseconds since 1970.
+    now_ms: fn() -> u64,
 }
 
-/// Shows the screen until a key or a signal ends it.
-pub async fn run(looks: Looks, title: &str) -> anyhow::Result<()> {
-    anyhow::ensure!(std::io::stdin().is_terminal(), "the screen needs a keyboard: use --once or --json without one");
-    let mut terminal = ratatui::try_init().context("cannot take over the terminal")?;
+/// Why there is no screen.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Standard input is no terminal.
+    #[error("the screen needs a keyboard: use --once or --json without one")]
+    NoKeyboard,
+    /// The terminal can't be switched.
+    #[error("cannot take over the terminal")]
+    Take(#[source] io::Error),
+    /// The terminal can't be written.
+    #[error("cannot draw the screen")]
+    Draw(#[source] io::Error),
+}
+
+/// Gives the terminal back.
+struct Restore;
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        ratatui::restore();
+    }
+}
+
+/// Shows what `look` brings until a key ends it; `now_ms` tells the time in milliseconds since 1970. May be dropped at any time, as `look` must allow, too.
+pub async fn run(look: impl AsyncFnMut() -> View, title: &str, now_ms: fn() -> u64) -> Result<(), Error> {
+    if !io::stdin().is_terminal() {
+        return Err(Error::NoKeyboard);
+    }
+    let mut terminal = ratatui::try_init().map_err(Error::Take)?;
+    let _restore = Restore;
     let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let screen = Screen { title: title.to_owned(), view: None, history: Default::default(), first: 0, colours };
-    let shown = tokio::select! {
-        shown = screen.show(looks, &mut terminal) => shown,
-        asked = baton_assembly::signals::asked_to_stop() => Ok(asked?),
-    };
-    ratatui::restore();
-    shown
+    let screen = Screen { title: title.to_owned(), view: None, history: Default::default(), first: 0, colours, now_ms };
+    screen.show(look, &mut terminal).await
 }
 
 /// Keys as they are pressed, until nobody listens.
@@ -78,14 +104,14 @@ fn keys() -> mpsc::Receiver<KeyEvent> {
 }
 
 impl Screen {
-    async fn show(mut self, mut looks: Looks, terminal: &mut DefaultTerminal) -> anyhow::Result<()> {
+    async fn show(mut self, mut look: impl AsyncFnMut() -> View, terminal: &mut DefaultTerminal) -> Result<(), Error> {
         let mut keys = keys();
         // A silent broker gives no looks, and its silence is to be seen.
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         loop {
-            terminal.draw(|frame| self.draw(frame)).context("cannot draw the screen")?;
+            terminal.draw(|frame| self.draw(frame)).map_err(Error::Draw)?;
             tokio::select! {
-                view = looks.next() => self.take(view),
+                view = look() => self.take(view),
                 Some(key) = keys.recv() => if self.press(key) { return Ok(()) },
                 _ = ticks.tick() => {}
             }
@@ -124,7 +150,7 @@ impl Screen {
             let queues = self.view.as_ref().map_or(0, |view| view.stages[stage].queues.len());
             Constraint::Length(3 + queues.clamp(1, QUEUES + 1) as u16)
         };
-        let planner = self.view.as_ref().and_then(plain::planner);
+        let planner = self.view.as_ref().and_then(figures::planner);
         let [head, ingest, prefill, decode, workers, thinks, foot] = Layout::vertical([
             Constraint::Length(1),
             height(0),
@@ -157,8 +183,8 @@ impl Screen {
         match &self.view {
             None => spans.push(Span::raw("the first look comes in a second")),
             Some(view) => {
-                spans.push(Span::raw(plain::time(view)));
-                let silent = baton_bus::unix_ms().saturating_sub(view.at_ms);
+                spans.push(Span::raw(figures::time(view)));
+                let silent = (self.now_ms)().saturating_sub(view.at_ms);
                 if silent > SILENT_MS {
                     let text = format!("  the broker has not answered for {} s", silent / 1_000);
                     spans.push(Span::styled(text, self.coloured(Color::Red).add_modifier(Modifier::BOLD)));
@@ -199,7 +225,7 @@ impl Screen {
         let (now, unit) = stage.pulse();
         let history = &self.history[index];
         let most = history.iter().max().copied().unwrap_or_default();
-        let name = format!(" {} {unit}, at most {} ", plain::rate(now), plain::rate(most as f64));
+        let name = format!(" {} {unit}, at most {} ", figures::rate(now), figures::rate(most as f64));
         // What fits, the latest at the right.
         let skipped = history.len().saturating_sub(usize::from(graph.width));
         let data: Vec<u64> = history.iter().skip(skipped).copied().collect();
@@ -211,11 +237,11 @@ impl Screen {
         let rows = view.workers.iter().skip(self.first).map(|view| {
             let worker = &view.worker;
             let slots = format!("{}/{}", worker.busy, worker.slots);
-            let first = [worker.worker.clone(), plain::state(worker.draining, worker.busy).to_owned(), slots];
+            let first = [worker.worker.clone(), figures::state(worker.draining, worker.busy).to_owned(), slots];
             let style = if worker.draining { self.coloured(Color::Yellow) } else { Style::new() };
-            Row::new(first.into_iter().chain(plain::cells(&view.rates))).style(style)
+            Row::new(first.into_iter().chain(figures::cells(&view.rates))).style(style)
         });
-        let headings = ["worker", "state", "slots"].into_iter().chain(plain::RATES);
+        let headings = ["worker", "state", "slots"].into_iter().chain(figures::RATES);
         let widths = [24, 7, 9, 8, 9, 7, 9, 11, 11].map(Constraint::Length);
         let name = format!(" {} workers ", view.workers.len());
         let table = Table::new(rows, widths)
@@ -227,7 +253,7 @@ impl Screen {
 
 /// The rates that mean something in a stage.
 fn rates(stage: &StageView) -> String {
-    let [jobs, prompt, reused, output, put, get] = plain::cells(&stage.rates);
+    let [jobs, prompt, reused, output, put, get] = figures::cells(&stage.rates);
     match stage.stage {
         Stage::Ingest => format!("{jobs} jobs/s  {prompt} prompt tok/s"),
         Stage::Prefill => format!("{jobs} jobs/s  {prompt} prompt tok/s, {reused} reused  KV put {put}/s get {get}/s"),
@@ -260,6 +286,7 @@ mod tests {
             history: Default::default(),
             first: 0,
             colours: true,
+            now_ms: || 60_000,
         };
         for (width, height) in [(1, 1), (20, 5), (80, 24), (200, 60)] {
             let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();

@@ -1,0 +1,11 @@
+//! What people see of figures on a terminal.
+//!
+//! [`table`] renders plain tables; [`figures`] writes a pipeline's figures as a line or a page; [`screen`] shows them live.
+//!
+//! It gathers nothing: whoever calls it brings the figures.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod figures;
+pub mod screen;
+pub mod table;
