@@ -1,21 +1,15 @@
 //! `baton run` and `baton verify`: the engine in this one process, without broker or store.
 
-use std::{
-    fs::File,
-    io::{BufReader, Write},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, anyhow, bail};
 use baton_engine::{
     model::{self, Compute},
     source::Source,
-    verify::{self, Case, Divergence, Report},
+    verify::Divergence,
 };
-use baton_measure::{Engine, text_tokens};
+use baton_measure::{Engine, verify};
 use baton_worker::alone::Alone;
-use serde::Serialize;
 use tokio::task::spawn_blocking;
 
 use crate::{
@@ -107,9 +101,6 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     Ok(Exit::of_jobs(completed))
 }
 
-/// Tokens of each text that `verify --text` takes at most.
-const TEXT_TOKENS: usize = 2048;
-
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -138,34 +129,21 @@ pub struct VerifyArguments {
     json: bool,
 }
 
-#[derive(Serialize)]
-struct Verified {
-    #[serde(flatten)]
-    report: Report,
-    /// Of fast from exact over the cases' tokens.
-    #[serde(flatten)]
-    divergence: Option<Divergence>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    texts: Vec<TextVerified>,
-}
-
-#[derive(Serialize)]
-struct TextVerified {
-    text: String,
-    #[serde(flatten)]
-    divergence: Divergence,
-}
-
 pub async fn verify(arguments: VerifyArguments) -> anyhow::Result<()> {
     if arguments.compute == Compute::Exact && !arguments.text.is_empty() {
         bail!(Usage("--text compares fast with exact: add --compute fast".into()));
     }
-    let path = &arguments.reference;
-    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let cases = verify::cases(BufReader::new(file)).collect::<Result<Vec<_>, _>>()?;
-    let source = arguments.engine.source().await?;
     let json = arguments.json;
-    let verified = spawn_blocking(move || check(&arguments, &source, &cases)).await??;
+    let options = verify::Options {
+        engine: arguments.engine.engine(),
+        compute: arguments.compute,
+        reference: arguments.reference,
+        texts: arguments.text,
+        at_ms: baton_bus::unix_ms(),
+    };
+    let cases = verify::cases(&options)?;
+    let source = arguments.engine.source().await?;
+    let verified = spawn_blocking(move || verify::verify(&options, &source, &cases)).await??;
     let report = &verified.report;
     let sound = match report.non_finite {
         0 => Ok(()),
@@ -199,30 +177,4 @@ pub async fn verify(arguments: VerifyArguments) -> anyhow::Result<()> {
         writeln!(out, "same likeliest token     {same_top:.4}")?;
     }
     sound
-}
-
-/// Replays the cases; in fast mode, compares with exact mode as well.
-fn check(arguments: &VerifyArguments, source: &Source, cases: &[Case]) -> anyhow::Result<Verified> {
-    let engine = arguments.engine.engine();
-    let load = |compute| engine.load(source, model::Options { compute, ..model::Options::default() });
-    let vocabulary = engine.vocabulary(source)?;
-    let texts = arguments
-        .text
-        .iter()
-        .map(|path| Ok((path.display().to_string(), text_tokens(&vocabulary, path, TEXT_TOKENS)?)));
-    let texts = texts.collect::<anyhow::Result<Vec<_>>>()?;
-
-    let mut model = load(arguments.compute)?;
-    let report = verify::run(&vocabulary, model.as_mut(), baton_bus::unix_ms(), cases.iter().cloned().map(Ok))?;
-    let mut verified = Verified { report, divergence: None, texts: Vec::new() };
-    if arguments.compute == Compute::Fast && verified.report.non_finite == 0 {
-        let mut exact = load(Compute::Exact)?;
-        let tokens: Vec<_> = cases.iter().map(Case::tokens).collect();
-        verified.divergence = Some(verify::divergence(exact.as_mut(), model.as_mut(), &tokens)?);
-        for (text, tokens) in texts {
-            let divergence = verify::divergence(exact.as_mut(), model.as_mut(), &[tokens])?;
-            verified.texts.push(TextVerified { text, divergence });
-        }
-    }
-    Ok(verified)
 }

@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use baton_contract::Name;
+use baton_load::Recipe;
 use baton_planner::{
     decide::{self, Bounds, Switch},
     pipeline,
@@ -25,7 +26,7 @@ use baton_worker::memory;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::spawn_blocking;
 
-use self::load::{Load, LoadArguments};
+use self::load::{LoadArguments, flow};
 use crate::context::PipelineArguments;
 
 /// Splits that are simulated at most.
@@ -124,7 +125,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 fn plan(arguments: &Arguments) -> anyhow::Result<()> {
     let plan = arguments.pipeline.plan()?;
-    let load = Load::new(&arguments.load)?;
+    let load = arguments.load.recipe()?;
     let splits = splits(arguments, &plan)?;
     ensure!(
         splits.len() <= MOST_SPLITS,
@@ -180,7 +181,7 @@ fn splits(arguments: &Arguments, plan: &Plan) -> anyhow::Result<Vec<Split>> {
 }
 
 /// What is simulated, but for the numbers of workers.
-fn options(arguments: &Arguments, plan: &Plan, load: &Load) -> anyhow::Result<simulate::Options> {
+fn options(arguments: &Arguments, plan: &Plan, load: &Recipe) -> anyhow::Result<simulate::Options> {
     let name = arguments.model.as_ref().unwrap_or(&plan.default_model);
     let model = plan.models.get(name).with_context(|| {
         let names: Vec<String> = plan.models.keys().map(ToString::to_string).collect();
@@ -207,7 +208,7 @@ fn options(arguments: &Arguments, plan: &Plan, load: &Load) -> anyhow::Result<si
     });
     Ok(simulate::Options {
         block_tokens: load.block_tokens(),
-        flow: load.flow(),
+        flow: flow(load),
         slo: Slo {
             ttft_s: arguments.ttft_p99.map(|time| time.as_secs_f64()),
             itl_s: arguments.itl_p99.map(|time| time.as_secs_f64()),

@@ -15,6 +15,7 @@ mod error;
 pub mod markup;
 pub mod options;
 pub mod page;
+pub mod recipe;
 pub mod record;
 pub mod report;
 mod run;
@@ -27,6 +28,7 @@ mod workload;
 
 pub use error::Error;
 pub use options::Options;
+pub use recipe::Recipe;
 pub use report::Report;
 pub use run::{Measured, Progress, run};
 pub use statistics::Summary;

@@ -77,7 +77,7 @@ pub(crate) fn tokens(model: &dyn Model, seed: u64, count: usize) -> Vec<u32> {
 /// # Errors
 ///
 /// If the file can't be read, is no text in UTF-8, or holds no tokens.
-pub fn text_tokens(vocabulary: &Vocabulary, path: &Path, most: usize) -> Result<Vec<u32>, Error> {
+pub(crate) fn text_tokens(vocabulary: &Vocabulary, path: &Path, most: usize) -> Result<Vec<u32>, Error> {
     let mut bytes = Vec::new();
     let enough = most.saturating_mul(TOKEN_BYTES) as u64;
     let file = File::open(path).map_err(|source| Error::Open { path: path.to_owned(), source })?;

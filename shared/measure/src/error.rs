@@ -192,6 +192,9 @@ pub enum Error {
     /// A pass that failed.
     #[error(transparent)]
     Engine(#[from] model::Error),
+    /// A reference that can't be read or compared with.
+    #[error(transparent)]
+    Verify(#[from] baton_engine::verify::Error),
     /// A chunk that can't be packed.
     #[error(transparent)]
     Chunk(#[from] chunk::Error),

@@ -2,6 +2,7 @@
 //!
 //! - [`bench`] measures the way of a job, the engine, and the codecs of the KV cache. [`mod@calibrate`] makes a profile for
 //!   `baton plan` of what it measures. [`ratios`] lets splits of some workers serve three loads.
+//! - [`verify`] compares the engine with a reference.
 //! - [`Engine`] is a model and what computes it, [`Steps`] how far a measurement is, [`Runs`] what its times come to.
 //!   `machine` and `processes` ask the kernel; `pipeline` starts a pipeline for a measurement and removes it.
 //!
@@ -21,8 +22,9 @@ mod processes;
 mod progress;
 pub mod ratios;
 mod runs;
+pub mod verify;
 
-pub use engine::{Engine, text_tokens};
+pub use engine::Engine;
 pub use error::Error;
 pub use machine::{Cpu, Memory};
 pub use processes::Process;

@@ -1,22 +1,15 @@
-//! The workload of a plan. Its options are those of the load generator, so that a prediction and a run are of the same load.
+//! The workload of a plan. Its options are those of the load generator, so that a prediction and a run are of one load.
 
-use std::{
-    fs::File,
-    io::{BufRead, BufReader, Lines},
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use baton_load::{Recipe, recipe};
 use baton_planner::simulate::Flow;
 use baton_workload::{
-    Arrivals, Draw, Drawn, Lengths, Named, Shape,
+    Lengths, Named, Shape,
     arrivals::{Burstiness, Rate},
     draw::Scales,
     trace,
 };
-
-/// Requests of a drawn workload where nobody says how many.
-const REQUESTS: u64 = 10_000;
 
 #[derive(clap::Args)]
 #[group(id = "load")]
@@ -59,132 +52,27 @@ pub struct LoadArguments {
     seed: u64,
 }
 
-/// A workload that can be drawn again and again.
-pub struct Load {
-    source: Source,
-    rate: Option<Rate>,
-    burstiness: Burstiness,
-    concurrency: Option<usize>,
-    jobs: u64,
-    seed: u64,
-}
-
-enum Source {
-    Drawn { shape: Shape, name: String },
-    Trace { path: PathBuf, block_tokens: u32, scales: Scales },
-}
-
-impl Load {
-    pub fn new(arguments: &LoadArguments) -> anyhow::Result<Self> {
-        let LoadArguments { rate, burstiness, concurrency, jobs, seed, .. } = *arguments;
-        let scales = Scales { time: arguments.time_scale, length: arguments.length_scale };
-        for (name, scale) in [("--time-scale", scales.time), ("--length-scale", scales.length)] {
-            ensure!((1e-6..=1e6).contains(&scale), "{name}: expected 0.000001 to 1000000, found {scale}");
-        }
-        let source = match &arguments.trace {
-            Some(path) => Source::Trace { path: path.clone(), block_tokens: arguments.block_tokens, scales },
-            None => {
-                let own = arguments.prompt_tokens.zip(arguments.output_tokens);
-                let own = own.map(|(prompt_tokens, output_tokens)| Shape { prompt_tokens, output_tokens });
-                let named = arguments.workload.unwrap_or(Named::Mixed);
-                let shape = own.unwrap_or_else(|| named.shape());
-                let shape = if scales.length == 1.0 { shape } else { shape.scaled(scales.length) };
-                let name = if own.is_some() { "own lengths".to_owned() } else { named.to_string() };
-                Source::Drawn { shape, name }
-            }
-        };
-        let all = if matches!(source, Source::Trace { .. }) { u64::MAX } else { REQUESTS };
-        Ok(Self { source, rate, burstiness, concurrency, jobs: jobs.unwrap_or(all), seed })
-    }
-
-    /// Whether it says when requests come.
-    pub fn has_times(&self) -> bool {
-        self.rate.is_some() || (self.concurrency.is_none() && matches!(self.source, Source::Trace { .. }))
-    }
-
-    pub fn flow(&self) -> Flow {
-        self.concurrency.map_or(Flow::Planned, Flow::Concurrency)
-    }
-
-    /// Tokens of a block that prompts share, scaled.
-    pub fn block_tokens(&self) -> usize {
-        match &self.source {
-            Source::Drawn { .. } => trace::BLOCK_TOKENS as usize,
-            Source::Trace { block_tokens, scales, .. } => {
-                (f64::from(*block_tokens) * scales.length).round().clamp(1.0, f64::from(u32::MAX)) as usize
-            }
-        }
-    }
-
-    /// The load in a few words.
-    pub fn describe(&self) -> String {
-        let what = match &self.source {
-            Source::Drawn { shape, name } => {
-                format!("{name}: prompts {}, answers {}", shape.prompt_tokens, shape.output_tokens)
-            }
-            Source::Trace { path, scales, .. } => {
-                format!("{}, time x {}, length x {}", path.display(), scales.time, scales.length)
-            }
-        };
-        match (self.rate, self.concurrency) {
-            (Some(rate), _) => format!("{what}; {rate} requests/s"),
-            (None, Some(concurrency)) => format!("{what}; {concurrency} at a time"),
-            (None, None) => what,
-        }
-    }
-
-    /// The requests; at another rate if one is given.
-    pub fn requests(&self, rate: Option<f64>) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Drawn>>> {
-        let rate = match rate {
-            Some(rate) => Some(Rate::new(rate.clamp(0.001, 100_000.0))?),
-            None => self.rate,
-        };
-        let arrivals = Arrivals { rate: rate.unwrap_or(Rate::ALL_AT_ONCE), burstiness: self.burstiness };
-        let drawn: Box<dyn Iterator<Item = anyhow::Result<Drawn>>> = match &self.source {
-            Source::Drawn { shape, .. } => Box::new(Draw::new(arrivals, *shape, self.seed).map(Ok)),
-            Source::Trace { path, block_tokens, scales } => {
-                let retimed = rate.map(|_| Draw::new(arrivals, Named::Mixed.shape(), self.seed));
-                Box::new(Recorded::open(path, *block_tokens, *scales, retimed)?)
-            }
-        };
-        Ok(drawn.take(usize::try_from(self.jobs).unwrap_or(usize::MAX)))
+impl LoadArguments {
+    /// What the options say.
+    pub fn recipe(&self) -> Result<Recipe, recipe::Error> {
+        let own = self.prompt_tokens.zip(self.output_tokens);
+        let own = own.map(|(prompt_tokens, output_tokens)| Shape { prompt_tokens, output_tokens });
+        Recipe::new(recipe::Options {
+            own,
+            named: self.workload.unwrap_or(Named::Mixed),
+            trace: self.trace.clone(),
+            block_tokens: self.block_tokens,
+            scales: Scales { time: self.time_scale, length: self.length_scale },
+            rate: self.rate,
+            burstiness: self.burstiness,
+            concurrency: self.concurrency,
+            jobs: self.jobs,
+            seed: self.seed,
+        })
     }
 }
 
-/// A trace, read as it is needed.
-struct Recorded {
-    lines: Lines<BufReader<File>>,
-    reader: trace::Reader,
-    scales: Scales,
-    /// Whose times take the place of its own.
-    retimed: Option<Draw>,
-}
-
-impl Recorded {
-    fn open(path: &Path, block_tokens: u32, scales: Scales, retimed: Option<Draw>) -> anyhow::Result<Self> {
-        let file = File::open(path).with_context(|| format!("cannot read the trace {}", path.display()))?;
-        Ok(Self { lines: BufReader::new(file).lines(), reader: trace::Reader::new(block_tokens), scales, retimed })
-    }
-
-    fn read(&mut self, line: std::io::Result<String>) -> anyhow::Result<Option<Drawn>> {
-        let Some(line) = self.reader.read(&line.context("cannot read the trace")?)? else { return Ok(None) };
-        let mut drawn = self.scales.apply(line);
-        if let Some(other) = self.retimed.as_mut().and_then(Draw::next) {
-            drawn.at = other.at;
-        }
-        Ok(Some(drawn))
-    }
-}
-
-impl Iterator for Recorded {
-    type Item = anyhow::Result<Drawn>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let line = self.lines.next()?;
-            if let Some(read) = self.read(line).transpose() {
-                return Some(read);
-            }
-        }
-    }
+/// How the requests of a load come.
+pub fn flow(load: &Recipe) -> Flow {
+    load.concurrency().map_or(Flow::Planned, Flow::Concurrency)
 }
