@@ -6,9 +6,9 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::watch,
-    task::AbortHandle,
     time::sleep,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 const BUFFER_BYTES: usize = 64 << 10;
 
@@ -31,7 +31,7 @@ struct Weather {
 pub struct Proxy {
     address: SocketAddr,
     weather: Arc<watch::Sender<Weather>>,
-    accepting: AbortHandle,
+    _accepting: AbortOnDropHandle<()>,
 }
 
 impl Proxy {
@@ -42,8 +42,8 @@ impl Proxy {
         let fair = Weather { upstreams: Vec::new(), delay: Duration::ZERO, refuses: false, cuts: 0, silences: 0 };
         let weather = Arc::new(watch::Sender::new(fair));
         // Not all begin with the same one.
-        let accepting = tokio::spawn(accept(listener, weather.subscribe(), address.port().into())).abort_handle();
-        Ok(Self { address, weather, accepting })
+        let accepting = tokio::spawn(accept(listener, weather.subscribe(), address.port().into()));
+        Ok(Self { address, weather, _accepting: AbortOnDropHandle::new(accepting) })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -83,7 +83,6 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.accepting.abort();
         self.cut();
     }
 }

@@ -35,7 +35,7 @@ impl Run<'_> {
             evidence.missing.push(causes(&error));
         }
         let strange = layout()?.request(&Name::new(STRANGER)?, &Name::new("interactive")?);
-        match bus.dead_letters().await {
+        match bus.letters().all().await {
             Ok(letters) => {
                 let ours = letters.iter().filter(|letter| letter.subject != strange);
                 evidence.dead_letters = ours.map(|letter| format!("{}: {}", letter.id, letter.cause)).collect();

@@ -16,9 +16,9 @@ use baton_contract::{
 };
 use tokio::{
     sync::watch,
-    task::AbortHandle,
     time::{Instant, sleep, timeout},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 /// How long the pipeline may take to make its streams again.
 const AGAIN_WITHIN: Duration = Duration::from_secs(120);
@@ -125,7 +125,7 @@ pub struct Witness {
     jobs: Arc<HashSet<JobId>>,
     observed: Arc<Mutex<Observed>>,
     told: watch::Sender<usize>,
-    following: Mutex<AbortHandle>,
+    following: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
 impl Witness {
@@ -133,8 +133,9 @@ impl Witness {
     pub async fn start(bus: &Bus, tenant: &Name, jobs: HashSet<JobId>) -> Result<Self, baton_bus::Error> {
         let follower = bus.follow(tenant).await?;
         let (observed, told, jobs) = (Arc::new(Mutex::new(Observed::default())), watch::Sender::new(0), Arc::new(jobs));
-        let following = tokio::spawn(follow(follower, jobs.clone(), observed.clone(), told.clone())).abort_handle();
-        let (bus, tenant, following) = (bus.clone(), tenant.clone(), Mutex::new(following));
+        let following = tokio::spawn(follow(follower, jobs.clone(), observed.clone(), told.clone()));
+        let (bus, tenant, following) =
+            (bus.clone(), tenant.clone(), Mutex::new(Some(AbortOnDropHandle::new(following))));
         Ok(Self { bus, tenant, jobs, observed, told, following })
     }
 
@@ -173,7 +174,7 @@ impl Witness {
 
     /// The broker has lost its data: nothing that it had comes any more, and results may come again.
     pub fn look_away(&self) {
-        self.following.lock().unwrap_or_else(PoisonError::into_inner).abort();
+        drop(self.following.lock().unwrap_or_else(PoisonError::into_inner).take());
         let mut observed = self.observed();
         observed.forget();
         observed.epoch += 1;
@@ -190,15 +191,9 @@ impl Witness {
             }
         };
         let (jobs, observed, told) = (self.jobs.clone(), self.observed.clone(), self.told.clone());
-        let following = tokio::spawn(follow(follower, jobs, observed, told)).abort_handle();
-        *self.following.lock().unwrap_or_else(PoisonError::into_inner) = following;
+        let following = AbortOnDropHandle::new(tokio::spawn(follow(follower, jobs, observed, told)));
+        *self.following.lock().unwrap_or_else(PoisonError::into_inner) = Some(following);
         Ok(())
-    }
-}
-
-impl Drop for Witness {
-    fn drop(&mut self) {
-        self.following.lock().unwrap_or_else(PoisonError::into_inner).abort();
     }
 }
 

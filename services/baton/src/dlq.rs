@@ -144,7 +144,7 @@ fn code(row: &Described) -> String {
 }
 
 async fn list(arguments: ListArguments) -> anyhow::Result<()> {
-    let letters = connect(&arguments.pipeline).await?.dead_letters().await?;
+    let letters = connect(&arguments.pipeline).await?.letters().all().await?;
     let rows: Vec<Described> =
         letters.iter().rev().take(arguments.limit.unwrap_or(usize::MAX)).map(Described::of).collect();
     let mut out = stdout();
@@ -176,7 +176,7 @@ async fn find(bus: &Bus, named: &Named, tenant: &Name) -> anyhow::Result<Opened>
         }
     };
     for id in &ids {
-        if let Some(opened) = bus.dead_letter(id).await? {
+        if let Some(opened) = bus.letters().open(id).await? {
             return Ok(opened);
         }
     }
@@ -234,7 +234,7 @@ async fn each(arguments: ChoiceArguments, deed: Deed) -> anyhow::Result<()> {
     let bus = connect(&arguments.pipeline).await?;
     let letters = match &arguments.id {
         Some(named) => vec![find(&bus, named, &arguments.tenant.of(&arguments.pipeline)?).await?.letter],
-        None => bus.dead_letters().await?,
+        None => bus.letters().all().await?,
     };
     let mut failed = 0;
     for letter in &letters {
@@ -258,13 +258,13 @@ async fn act(bus: &Bus, letter: &Letter, deed: Deed, json: bool) -> anyhow::Resu
     let id = &letter.id;
     Ok(match deed {
         Deed::Drop => {
-            let dropped = bus.drop_letter(letter).await?;
+            let dropped = bus.letters().remove(letter).await?;
             if json { json!({ "letter": id.to_string(), "dropped": dropped }).to_string() } else { id.to_string() }
         }
         Deed::Retry => {
-            let opened = bus.dead_letter(id).await?;
+            let opened = bus.letters().open(id).await?;
             let opened = opened.with_context(|| format!("the dead letter {id} is gone: somebody else was faster"))?;
-            match bus.retry(opened).await? {
+            match bus.letters().retry(opened).await? {
                 Retried::Job(job) if json => json!({ "letter": id.to_string(), "job": job }).to_string(),
                 Retried::Job(job) => job.to_string(),
                 Retried::Message if json => json!({ "letter": id.to_string(), "job": null }).to_string(),

@@ -256,7 +256,7 @@ impl Ingest {
             return Ok(());
         }
         let id = LetterId::Job { stage: Stage::Ingest, tenant: arrival.tenant.clone(), job: arrival.id.clone() };
-        self.bus.bury(&id, Burial { delivery, cause, attempts, worker: None }).await
+        self.bus.letters().bury(&id, Burial { delivery, cause, attempts, worker: None }).await
     }
 
     async fn forward<T: Task>(

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use baton_bus::stage::prefixes::{Claim, Ended, Prefixes, Turn};
+use baton_bus::stage::prefixes::{ChunkOwner, Claim, Ended, Prefixes};
 use baton_contract::{causes, kv::Block};
 use baton_storage::{
     key::{ChunkId, Piece, PieceKind},
@@ -85,13 +85,13 @@ impl Reuse {
             in_vain += 1;
             match self.turn(&chunks[at..]).await {
                 // Whoever claimed before may have stored it since it was looked for.
-                Some(Turn::Ours(claim)) => {
+                Some(ChunkOwner::Ours(claim)) => {
                     if prefix.look(&self.store, &chunks[at..=at]).await? == 0 {
                         prefix.claim = Some(claim);
                         return Ok(prefix);
                     }
                 }
-                Some(Turn::Theirs(theirs)) => match theirs.ended().await {
+                Some(ChunkOwner::Theirs(theirs)) => match theirs.ended().await {
                     Ok(Ended::Gone) => {}
                     // It should be found now; if it is not, computing it is what is left.
                     Ok(Ended::Stored) => in_vain = IN_VAIN,
@@ -110,7 +110,7 @@ impl Reuse {
     }
 
     /// Whose turn it is to compute chunks that are missing; none if that can't be told, and everybody's.
-    async fn turn(&self, chunks: &[ChunkId]) -> Option<Turn> {
+    async fn turn(&self, chunks: &[ChunkId]) -> Option<ChunkOwner> {
         let prefixes = self.prefixes.as_ref()?;
         let (first, following) = chunks.split_first()?;
         let following: Vec<_> = following.iter().map(|chunk| chunk.0).collect();

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, time::Duration, time::SystemTime};
 
 use baton_assembly::{join, store};
-use baton_bus::{Bus, duty::turn::Turn, inspect::live::Read};
+use baton_bus::{Bus, duty::chore::Turn, inspect::queue_peek::Read};
 use baton_contract::{causes, envelope::DecodeTask, subject::Stage};
 use baton_storage::{
     ChunkId, Store,

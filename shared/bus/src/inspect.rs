@@ -2,7 +2,7 @@
 
 pub mod changes;
 pub mod latest;
-pub mod live;
+pub mod queue_peek;
 pub(crate) mod scan;
 pub mod summary;
 pub mod why;

@@ -12,7 +12,7 @@
 pub(crate) mod backlog;
 mod gate;
 mod heads;
-pub(crate) mod line;
+pub(crate) mod model_lane;
 mod reading;
 mod releaser;
 mod rounds;

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use baton_bus::{Bus, duty::turn::Turn, inspect::live::Read};
+use baton_bus::{Bus, duty::chore::Turn, inspect::queue_peek::Read};
 use baton_contract::{
     envelope::{self, DecodeTask},
     outcome::Status,

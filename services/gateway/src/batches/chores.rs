@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use baton_bus::{duty::turn::Turn, gateways::batches};
+use baton_bus::{duty::chore::Turn, gateways::batches};
 use baton_contract::causes;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;

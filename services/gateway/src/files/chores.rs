@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use baton_bus::duty::turn::Turn;
+use baton_bus::duty::chore::Turn;
 use baton_contract::causes;
 use baton_storage::files::{self, Blob};
 use tokio::time::sleep;

@@ -25,9 +25,9 @@ use futures::stream;
 use serde_json::json;
 use tokio::{
     sync::{Mutex, watch},
-    task::JoinHandle,
     time::{sleep, timeout},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{Facts, State};
 
@@ -48,13 +48,7 @@ pub(super) struct Live(Arc<Mutex<Weak<Broadcast>>>);
 #[derive(Debug)]
 struct Broadcast {
     events: watch::Receiver<Bytes>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Broadcast {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _task: AbortOnDropHandle<()>,
 }
 
 impl Live {
@@ -95,8 +89,8 @@ impl Live {
         let watch = state.bus.watch_stats().await?;
         let mut teller = Teller::new(state.facts.clone());
         let (sender, events) = watch::channel(teller.event(watch.snapshot(), None));
-        let task = tokio::spawn(tell(state.bus.clone(), watch, teller, sender));
-        let broadcast = Arc::new(Broadcast { events, task });
+        let task = AbortOnDropHandle::new(tokio::spawn(tell(state.bus.clone(), watch, teller, sender)));
+        let broadcast = Arc::new(Broadcast { events, _task: task });
         *shared = Arc::downgrade(&broadcast);
         Ok(broadcast)
     }

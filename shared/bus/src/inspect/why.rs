@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use crate::{
     Bus, Error,
     stage::{jobs::Jobs, queue::Queue},
-    tenants::line::Line,
+    tenants::model_lane::ModelLane,
 };
 
 /// Workers say every second how they do; one that was not heard for longer is not there.
@@ -146,7 +146,7 @@ impl Jobs {
         };
         // What prefill has passed on says so only when decode takes it.
         let stage = if record.state == State::Accepted { first } else { Stage::Decode };
-        bus.in_queue(stage, Line { model, lane }, tenant).await.map(Some)
+        bus.in_queue(stage, ModelLane { model, lane }, tenant).await.map(Some)
     }
 }
 
@@ -176,8 +176,8 @@ impl Bus {
         Ok(WaitReason::Ingest { requests, served: requests == 0 || self.serves(Stage::Ingest, None).await? })
     }
 
-    async fn in_queue(&self, stage: Stage, line: Line, tenant: &Name) -> Result<WaitReason, Error> {
-        let Line { model, lane } = line;
+    async fn in_queue(&self, stage: Stage, line: ModelLane, tenant: &Name) -> Result<WaitReason, Error> {
+        let ModelLane { model, lane } = line;
         let name = self.layout.stage_stream(stage);
         let queue = Queue::of(stage, &model, &lane);
         let asked = broker::consumer_info(&name, &queue.durable());

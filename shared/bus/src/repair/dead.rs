@@ -30,6 +30,12 @@ pub fn is_ours(cause: &Failure) -> bool {
     matches!(cause.code, Code::Internal | Code::AttemptsExhausted | Code::NonFinite)
 }
 
+/// The dead letters of a pipeline. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct DeadLetters {
+    pub(super) bus: Bus,
+}
+
 /// What was the end of a message.
 pub struct Burial<'a> {
     /// The message.
@@ -80,6 +86,13 @@ pub struct Opened {
 }
 
 impl Bus {
+    /// The pipeline's dead letters.
+    pub fn letters(&self) -> DeadLetters {
+        DeadLetters { bus: self.clone() }
+    }
+}
+
+impl DeadLetters {
     /// Keeps a message as a dead letter. If its job has one from this stage already, that stays: a repetition makes no
     /// second one.
     pub async fn bury(&self, id: &LetterId, burial: Burial<'_>) -> Result<(), Error> {
@@ -97,16 +110,17 @@ impl Bus {
             headers.insert(header::WORKER, worker);
         }
         let mut payload = delivery.payload().to_vec();
-        if payload.len() > self.payload_room(&headers) {
+        if payload.len() > self.bus.payload_room(&headers) {
             // The message had just room, and the letter tells more. Why it died is worth more than what it was.
             headers.insert(header::LEFT_OUT, payload.len().to_string());
             payload.clear();
         }
-        let subject = self.layout.dead_letter(&id.to_string());
+        let subject = self.bus.layout.dead_letter(&id.to_string());
         match id {
-            LetterId::Job { .. } => self.publish_first(subject, headers, payload).await.map(drop),
+            LetterId::Job { .. } => self.bus.publish_first(subject, headers, payload).await.map(drop),
             // Sequences begin anew when a stream is made anew: what lies there may be another message's letter.
             LetterId::Message { .. } => self
+                .bus
                 .publish_durably(subject, Some(&message_id::dead_letter(&id.to_string())), headers, payload)
                 .await
                 .map(drop),
@@ -129,23 +143,26 @@ impl Bus {
         headers.insert(header::ATTEMPTS, "0");
         headers.insert(header::SUBJECT, subject.replace(['\r', '\n'], " "));
         headers.insert(header::QUEUED, queued_ms.to_string());
-        let letter = self.layout.dead_letter(&id.to_string());
-        self.publish_durably(letter, Some(&message_id::dead_letter(&id.to_string())), headers, payload).await.map(drop)
+        let letter = self.bus.layout.dead_letter(&id.to_string());
+        self.bus
+            .publish_durably(letter, Some(&message_id::dead_letter(&id.to_string())), headers, payload)
+            .await
+            .map(drop)
     }
 
     /// All dead letters, oldest first.
-    pub async fn dead_letters(&self) -> Result<Vec<Letter>, Error> {
+    pub async fn all(&self) -> Result<Vec<Letter>, Error> {
         let messages =
-            scan::messages(self, Scan { headers_only: true, ..Scan::all(self.layout.dead_stream()) }).await?;
+            scan::messages(&self.bus, Scan { headers_only: true, ..Scan::all(self.bus.layout.dead_stream()) }).await?;
         let read = |message: StreamMessage| async move { Ok(self.letter(&message)) };
         messages.try_filter_map(read).try_collect().await
     }
 
     /// One dead letter.
-    pub async fn dead_letter(&self, id: &LetterId) -> Result<Option<Opened>, Error> {
+    pub async fn open(&self, id: &LetterId) -> Result<Option<Opened>, Error> {
         let unreadable = |message| Error::Read { what: format!("dead letter {id}"), message };
-        let stream = self.dead_stream().await?;
-        match stream.direct_get_last_for_subject(self.layout.dead_letter(&id.to_string())).await {
+        let stream = self.stream().await?;
+        match stream.direct_get_last_for_subject(self.bus.layout.dead_letter(&id.to_string())).await {
             Ok(message) => Ok(self.letter(&message).map(|letter| Opened { letter, message: message.payload.to_vec() })),
             Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
             Err(error) => Err(unreadable(causes(&error))),
@@ -153,19 +170,20 @@ impl Bus {
     }
 
     /// Removes a dead letter; returns whether it was still there.
-    pub async fn drop_letter(&self, letter: &Letter) -> Result<bool, Error> {
+    pub async fn remove(&self, letter: &Letter) -> Result<bool, Error> {
         let failed = |message| Error::Publish { subject: format!("the removal of dead letter {}", letter.id), message };
-        let removed = self.dead_stream().await?.delete_message(letter.sequence).await;
+        let removed = self.stream().await?.delete_message(letter.sequence).await;
         match removed {
             Ok(removed) => Ok(removed),
-            Err(_) if self.dead_letter(&letter.id).await?.is_none() => Ok(false),
+            Err(_) if self.open(&letter.id).await?.is_none() => Ok(false),
             Err(error) => Err(failed(causes(&error))),
         }
     }
 
-    async fn dead_stream(&self) -> Result<JetStream<()>, Error> {
-        let name = self.layout.dead_stream();
-        self.jetstream
+    async fn stream(&self) -> Result<JetStream<()>, Error> {
+        let name = self.bus.layout.dead_stream();
+        self.bus
+            .jetstream
             .get_stream_no_info(&name)
             .await
             .map_err(|error| Error::Read { what: format!("stream {name}"), message: causes(&error) })
@@ -173,7 +191,7 @@ impl Bus {
 
     /// Reads a letter, if it is one.
     fn letter(&self, message: &StreamMessage) -> Option<Letter> {
-        let id = message.subject.as_str().strip_prefix(&self.layout.dead_letter(""))?.parse().ok()?;
+        let id = message.subject.as_str().strip_prefix(&self.bus.layout.dead_letter(""))?.parse().ok()?;
         let text = |name| message.headers.get(name).map(|value| value.as_str().to_owned());
         let number = |name| text(name).and_then(|text| text.parse::<u64>().ok());
         let code = text(header::CODE).and_then(|code| serde_json::from_value(code.into()).ok());

@@ -21,7 +21,7 @@ use crate::{
     clients::request::Request,
     connection::trace,
     inspect::{
-        live::{Read, stored_ms},
+        queue_peek::{Read, stored_ms},
         scan::{self, Scan},
     },
     stage::jobs::Jobs,

@@ -9,9 +9,9 @@ use baton_contract::{
 };
 
 use crate::{
-    Bus, Error,
+    Error,
     repair::{
-        dead::{Letter, Opened},
+        dead::{DeadLetters, Letter, Opened},
         letter_id::LetterId,
     },
 };
@@ -59,13 +59,13 @@ pub enum RetryError {
     },
 }
 
-impl Bus {
+impl DeadLetters {
     /// Tries a letter again and removes it. A job has ended and stays so, hence it is tried under an id of its own, with the
     /// same seed; `job-retry-1` for the first time. Cut short at the wrong moment, it leaves both the letter and the new
     /// job.
     pub async fn retry(&self, opened: Opened) -> Result<Retried, RetryError> {
         let Opened { letter, message } = opened;
-        let place = self.layout.stage_subjects(letter.id.stage());
+        let place = self.bus.layout.stage_subjects(letter.id.stage());
         let place = place.split('*').next().unwrap_or_default();
         if !letter.subject.starts_with(place) {
             return Err(RetryError::Foreign { id: letter.id, subject: letter.subject });
@@ -76,7 +76,7 @@ impl Bus {
         let retried = match &letter.id {
             LetterId::Message { .. } => {
                 let id = message_id::retried(letter.sequence);
-                self.publish_durably(letter.subject.clone(), Some(&id), letter.trace(), message).await?;
+                self.bus.publish_durably(letter.subject.clone(), Some(&id), letter.trace(), message).await?;
                 Retried::Message
             }
             LetterId::Job { stage: Stage::Ingest, tenant, job } => {
@@ -89,7 +89,7 @@ impl Bus {
                 Retried::Job(self.retry_task::<DecodeTask>(&letter, tenant, job, &message).await?)
             }
         };
-        self.drop_letter(&letter).await?;
+        self.remove(&letter).await?;
         Ok(retried)
     }
 
@@ -100,14 +100,14 @@ impl Bus {
         job: &JobId,
         message: &[u8],
     ) -> Result<JobId, RetryError> {
-        let jobs = self.jobs().await?;
+        let jobs = self.bus.jobs().await?;
         for id in retry_ids(job) {
             if jobs.get(tenant, &id).await?.is_some() {
                 continue;
             }
             let mut headers = letter.trace();
             headers.insert(header::JOB_ID, id.as_str());
-            self.publish_durably(letter.subject.clone(), None, headers, renamed(message, &id)).await?;
+            self.bus.publish_durably(letter.subject.clone(), None, headers, renamed(message, &id)).await?;
             return Ok(id);
         }
         Err(Error::contended(job).into())
@@ -121,7 +121,7 @@ impl Bus {
         message: &[u8],
     ) -> Result<JobId, RetryError> {
         let unreadable = |source| RetryError::Unreadable { id: letter.id.clone(), source };
-        let (jobs, now) = (self.jobs().await?, self.clock().now_ms().await?);
+        let (jobs, now) = (self.bus.jobs().await?, self.bus.clock().now_ms().await?);
         let task = envelope::decode::<T>(message).map_err(unreadable)?;
         for id in retry_ids(job) {
             // A request under its id is a copy: the job begins with the letter's message.
@@ -132,11 +132,11 @@ impl Bus {
             }
             let task = task.renamed(&id, now);
             let payload = envelope::encode(&task).map_err(unreadable)?;
-            let begun = self.begin(letter.subject.clone(), task.job(), Source::KEPT, letter.trace(), payload).await;
+            let begun = self.bus.begin(letter.subject.clone(), task.job(), Source::KEPT, letter.trace(), payload).await;
             if let Err(error) = begun {
                 // The id is free for the next try. Should the message have been stored after all, whoever claims it makes
                 // the record anew.
-                let _ = jobs.bucket.delete(self.layout.job_key(tenant, &id)).await;
+                let _ = jobs.bucket.delete(self.bus.layout.job_key(tenant, &id)).await;
                 return Err(error.into());
             }
             return Ok(id);

@@ -184,7 +184,7 @@ impl Bus {
             let queued = queued.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
             let id = LetterId::Message { stage, sequence };
             let cause = format!("the message cannot be taken from its queue: {fault}");
-            self.bury_untaken(&id, subject, queued.as_millis() as u64, &cause, body).await?;
+            self.letters().bury_untaken(&id, subject, queued.as_millis() as u64, &cause, body).await?;
         }
         let stream = self.jetstream.get_stream_no_info(stream).await.map_err(|error| failed(causes(&error)))?;
         if let Err(error) = stream.delete_message(sequence).await {

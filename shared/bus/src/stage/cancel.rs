@@ -34,7 +34,7 @@ use crate::{
         endpoint::{Served, Sign},
         trace,
     },
-    inspect::live::stored_ms,
+    inspect::queue_peek::stored_ms,
     stage::jobs::Jobs,
 };
 

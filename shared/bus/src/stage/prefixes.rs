@@ -52,7 +52,7 @@ pub struct Prefixes {
 
 /// Whose turn it is to compute some chunks.
 #[derive(Debug)]
-pub enum Turn {
+pub enum ChunkOwner {
     /// This worker's, until the claim is dropped.
     Ours(Claim),
     /// Another worker's, who computes the first of them at least.
@@ -105,7 +105,7 @@ impl Bus {
 
 impl Prefixes {
     /// Claims the computing of a chunk that is not stored, and of those after it that the same prompt needs, in order.
-    pub async fn claim(&self, first: &ChunkName, following: &[ChunkName]) -> Result<Turn, Error> {
+    pub async fn claim(&self, first: &ChunkName, following: &[ChunkName]) -> Result<ChunkOwner, Error> {
         let key = hex(first);
         let marks: Vec<Mark> = std::iter::once(first).chain(following).map(mark).collect();
         let failed = |message: String| Error::Read { what: "claims on prefixes".into(), message };
@@ -116,9 +116,9 @@ impl Prefixes {
             Some(revision) => {
                 let (left, changes) = watch::channel(marks);
                 tokio::spawn(hold(self.bucket.clone(), key, revision, changes, self.life / 3));
-                Ok(Turn::Ours(Claim { left }))
+                Ok(ChunkOwner::Ours(Claim { left }))
             }
-            None => Ok(Turn::Theirs(Box::new(Theirs { prefixes: self.clone(), key, wanted: marks }))),
+            None => Ok(ChunkOwner::Theirs(Box::new(Theirs { prefixes: self.clone(), key, wanted: marks }))),
         }
     }
 

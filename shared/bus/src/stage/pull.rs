@@ -1,6 +1,6 @@
 //! Taking messages from the work queues: a permit first, then as many messages as there are permits, never more.
 
-mod turns;
+mod order;
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::turns::{Turn, Turns};
+use self::order::{Turn, Turns};
 use crate::{
     Bus, Error,
     connection::entropy::entropy,

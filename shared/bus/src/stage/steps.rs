@@ -327,7 +327,10 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
                         LetterId::Job { stage: self.options.stage, tenant: job.tenant.clone(), job: job.id.clone() };
                     // The delivery that finds the tries used up is none.
                     let attempts = u64::from(held.record.tries).min(self.options.max_deliver);
-                    self.bus.bury(&id, Burial { delivery, cause, attempts, worker: Some(&self.worker) }).await?;
+                    self.bus
+                        .letters()
+                        .bury(&id, Burial { delivery, cause, attempts, worker: Some(&self.worker) })
+                        .await?;
                 }
                 let headers = trace::headers_of(&tracing::Span::current());
                 let counts = self.jobs.finish_held(outcome, headers, Some(held.clone())).await?;

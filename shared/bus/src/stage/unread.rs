@@ -41,7 +41,7 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
             None => None,
         };
         let Some((JobKey { tenant, job }, stored)) = known else {
-            self.bus.bury(&LetterId::Message { stage, sequence: delivery.sequence }, burial).await?;
+            self.bus.letters().bury(&LetterId::Message { stage, sequence: delivery.sequence }, burial).await?;
             return Ok(Settle::Term);
         };
         let claim = self.claim(delivery);
@@ -53,7 +53,7 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
             Err(settle) => return Ok(settle),
         };
         let Some((model, lane, _)) = Layout::parse_place(delivery.subject()) else { return Ok(Settle::Term) };
-        self.bus.bury(&LetterId::Job { stage, tenant: tenant.clone(), job: job.clone() }, burial).await?;
+        self.bus.letters().bury(&LetterId::Job { stage, tenant: tenant.clone(), job: job.clone() }, burial).await?;
         let outcome = Outcome {
             model: Some(model),
             timings: Timings { accepted_at_ms, ..Timings::default() },

@@ -9,7 +9,7 @@ use baton_contract::{
 };
 use bytes::Bytes;
 
-use crate::{Bus, Error, HeaderMap, tenants::line::Line};
+use crate::{Bus, Error, HeaderMap, tenants::model_lane::ModelLane};
 
 /// Which job a waiting message is of.
 pub(crate) fn key_of(message: &StreamMessage) -> Option<JobKey> {
@@ -24,7 +24,7 @@ impl Bus {
     }
 
     /// Where a stage finds a tenant's jobs of a line; what ingest admits goes to prefill or decode.
-    pub(super) fn place(&self, stage: Stage, line: &Line, tenant: &Name) -> String {
+    pub(super) fn place(&self, stage: Stage, line: &ModelLane, tenant: &Name) -> String {
         match stage {
             Stage::Decode => self.layout.decode(&line.model, &line.lane, tenant),
             Stage::Ingest | Stage::Prefill => self.layout.prefill(&line.model, &line.lane, tenant),
@@ -46,7 +46,7 @@ impl Bus {
             headers.insert(header::DEADLINE, deadline_ms.to_string());
         }
         let place = self.layout.waiting(&job.model, &job.lane, &job.tenant);
-        let subject = self.place(stage, &Line::of(job), &job.tenant);
+        let subject = self.place(stage, &ModelLane::of(job), &job.tenant);
         self.begin_at(place, subject, job, by, headers, payload).await?;
         let failed = |message: String| Error::Publish { subject: self.layout.wake(), message };
         self.client.publish(self.layout.wake(), Bytes::new()).await.map_err(|error| failed(causes(&error)))

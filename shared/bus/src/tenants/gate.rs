@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::{
     Bus, Error, HeaderMap,
     tenants::{
-        line::Line,
+        model_lane::ModelLane,
         reading::{Lengths, Reading},
         releaser::Releaser,
         share::Options,
@@ -50,7 +50,7 @@ struct State {
     /// When the last look began.
     at: Option<Instant>,
     /// What was done since.
-    since: HashMap<Line, Since>,
+    since: HashMap<ModelLane, Since>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -94,7 +94,7 @@ impl Gate {
         payload: Bytes,
     ) -> Result<(), Error> {
         let Inner { bus, options, .. } = &*self.0;
-        let line = Line::of(job);
+        let line = ModelLane::of(job);
         // Only who moves what waits knows how many of these run.
         let limited = options.share(&job.tenant).max_running.is_some();
         if !limited && self.may_pass(&line).await {
@@ -137,7 +137,7 @@ impl Gate {
     }
 
     /// Whether a job may go on at once; if so, it counts as passed.
-    async fn may_pass(&self, line: &Line) -> bool {
+    async fn may_pass(&self, line: &ModelLane) -> bool {
         let asked = Instant::now();
         let (verdict, age) = {
             let mut state = self.state();
@@ -209,7 +209,7 @@ impl Gate {
 }
 
 impl State {
-    fn verdict(&mut self, line: &Line, options: &Options) -> Verdict {
+    fn verdict(&mut self, line: &ModelLane, options: &Options) -> Verdict {
         let lengths = self.reading.lines.get(line);
         let since = self.since.get(line).copied().unwrap_or_default();
         // Who waits because it may run no more is in nobody's way.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::try_join;
 
-use crate::{Bus, Error, stage::queue::Queue, tenants::line::Line};
+use crate::{Bus, Error, stage::queue::Queue, tenants::model_lane::ModelLane};
 
 /// Jobs of a line that may wait in the stages' queues in any case.
 const SHORT: u64 = 64;
@@ -22,7 +22,7 @@ const FEW: u64 = 16;
 /// The lines that have jobs.
 #[derive(Debug, Default)]
 pub(super) struct Reading {
-    pub(super) lines: BTreeMap<Line, Lengths>,
+    pub(super) lines: BTreeMap<ModelLane, Lengths>,
 }
 
 /// The jobs of a line.
@@ -101,7 +101,7 @@ impl Bus {
     }
 
     /// The messages of a stream by what their subjects say.
-    pub(crate) async fn counts(&self, stream: String) -> Result<Vec<(Line, Name, u64)>, Error> {
+    pub(crate) async fn counts(&self, stream: String) -> Result<Vec<(ModelLane, Name, u64)>, Error> {
         let unreadable = |message: String| Error::Read { what: format!("the state of stream {stream}"), message };
         let mut counts = Vec::new();
         let mut seen = 0;
@@ -117,7 +117,7 @@ impl Bus {
             let more = !subjects.is_empty() && seen < info.total;
             counts.extend(subjects.into_iter().filter_map(|(subject, jobs)| {
                 let (model, lane, tenant) = Layout::parse_place(&subject)?;
-                Some((Line { model, lane }, tenant, jobs))
+                Some((ModelLane { model, lane }, tenant, jobs))
             }));
             if !more {
                 return Ok(counts);
@@ -125,7 +125,7 @@ impl Bus {
         }
     }
 
-    async fn held(&self, stage: Stage, line: &Line) -> Result<u64, Error> {
+    async fn held(&self, stage: Stage, line: &ModelLane) -> Result<u64, Error> {
         let queue = Queue::of(stage, &line.model, &line.lane);
         let asked = broker::consumer_info(&self.layout.stage_stream(stage), &queue.durable());
         let answer: Result<Consumer, _> = self.jetstream.request(asked, &json!({})).await;

@@ -27,7 +27,7 @@ use crate::{
     connection::{Heard, clock::Clock, pressure, trace},
     duty::lease::Lease,
     stage::jobs::Jobs,
-    tenants::{line::Line, reading::Reading, rounds::Rounds, share::Options},
+    tenants::{model_lane::ModelLane, reading::Reading, rounds::Rounds, share::Options},
 };
 
 /// Who moves what waits, in the job bucket.
@@ -59,7 +59,7 @@ pub struct Releaser {
     clock: Clock,
     lease: Lease,
     wakes: Heard,
-    rounds: BTreeMap<Line, Rounds>,
+    rounds: BTreeMap<ModelLane, Rounds>,
     /// Counts the rounds.
     number: u64,
 }
@@ -157,10 +157,10 @@ impl Releaser {
     }
 
     /// The lines in which jobs wait, those of the most urgent lane first.
-    fn lines<'a>(&mut self, reading: &'a Reading) -> Vec<&'a Line> {
-        let urgency = |line: &&Line| self.options.lanes.iter().take_while(|&lane| *lane != line.lane).count();
+    fn lines<'a>(&mut self, reading: &'a Reading) -> Vec<&'a ModelLane> {
+        let urgency = |line: &&ModelLane| self.options.lanes.iter().take_while(|&lane| *lane != line.lane).count();
         let waits = reading.lines.iter().filter(|(_, lengths)| !lengths.waiting.is_empty());
-        let mut lines: Vec<&Line> = waits.map(|(line, _)| line).collect();
+        let mut lines: Vec<&ModelLane> = waits.map(|(line, _)| line).collect();
         lines.sort_by_key(urgency);
         self.number += 1;
         if self.number.is_multiple_of(REVERSED) {
@@ -170,7 +170,7 @@ impl Releaser {
     }
 
     /// Moves the first jobs of tenants in this order; how many left where they waited.
-    async fn release(&self, line: &Line, order: &[(Name, u64)]) -> Result<usize, Error> {
+    async fn release(&self, line: &ModelLane, order: &[(Name, u64)]) -> Result<usize, Error> {
         let mut wanted: BTreeMap<&Name, u64> = BTreeMap::new();
         for (tenant, jobs) in order {
             *wanted.entry(tenant).or_default() += jobs;
@@ -218,7 +218,7 @@ impl Releaser {
     }
 
     /// Where a message goes on, and with what.
-    fn passed_on(&self, line: &Line, tenant: &Name, headers: &HeaderMap) -> (String, HeaderMap) {
+    fn passed_on(&self, line: &ModelLane, tenant: &Name, headers: &HeaderMap) -> (String, HeaderMap) {
         let stage = stage_of(headers);
         let mut kept = HeaderMap::new();
         for (name, values) in headers.iter() {

@@ -84,7 +84,7 @@ async fn a_message_of_another_release_ends_the_job_that_it_was_published_for() {
     let outcome = result(&mut follower, &job.id).await;
     assert_eq!((outcome.error.unwrap().code, outcome.request_digest.as_str()), (Code::Internal, "digest"));
     assert_eq!((outcome.model, outcome.lane), (Some(name("m")), name("batch")));
-    let found = bus.dead_letters().await.unwrap();
+    let found = bus.letters().all().await.unwrap();
     assert_eq!(found.iter().map(|letter| letter.id.to_string()).collect::<Vec<_>>(), ["prefill.acme.later"]);
     until_waiting::<PrefillTask>(&bus, Stage::Prefill, 0).await;
     let report = bus.reconcile(false).await.unwrap();
@@ -110,7 +110,7 @@ async fn a_job_has_one_dead_letter_however_often_it_is_buried() {
     let two = options(2);
     let (ended, ()) = tokio::join!(pull::run(&bus, &two, receiver, shutdown.clone()), queue_is_empty);
     ended.unwrap();
-    let found = bus.dead_letters().await.unwrap();
+    let found = bus.letters().all().await.unwrap();
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!(found[0].attempts, 1);
 }
@@ -122,7 +122,7 @@ impl Receiver for Burying {
         let id = LetterId::Job { stage: Stage::Prefill, tenant: name("acme"), job: job_id("buried") };
         for attempts in [1, 2] {
             let cause = &Failure::new(Code::Internal, "it broke");
-            self.0.bury(&id, Burial { delivery, cause, attempts, worker: None }).await.unwrap();
+            self.0.letters().bury(&id, Burial { delivery, cause, attempts, worker: None }).await.unwrap();
         }
         Settle::Ack
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use baton_bus::stage::prefixes::{Claim, Ended, Prefixes, Theirs, Turn};
+use baton_bus::stage::prefixes::{ChunkOwner, Claim, Ended, Prefixes, Theirs};
 use tokio::time::timeout;
 
 use crate::support::{Broker, PATIENCE};
@@ -15,16 +15,16 @@ fn chunk(number: u8) -> [u8; 32] {
 async fn ours(prefixes: &Prefixes, chunks: &[u8]) -> Claim {
     let following: Vec<_> = chunks[1..].iter().copied().map(chunk).collect();
     match prefixes.claim(&chunk(chunks[0]), &following).await.unwrap() {
-        Turn::Ours(claim) => claim,
-        Turn::Theirs(theirs) => panic!("{theirs:?}"),
+        ChunkOwner::Ours(claim) => claim,
+        ChunkOwner::Theirs(theirs) => panic!("{theirs:?}"),
     }
 }
 
 async fn theirs(prefixes: &Prefixes, chunks: &[u8]) -> Theirs {
     let following: Vec<_> = chunks[1..].iter().copied().map(chunk).collect();
     match prefixes.claim(&chunk(chunks[0]), &following).await.unwrap() {
-        Turn::Theirs(theirs) => *theirs,
-        Turn::Ours(claim) => panic!("{claim:?}"),
+        ChunkOwner::Theirs(theirs) => *theirs,
+        ChunkOwner::Ours(claim) => panic!("{claim:?}"),
     }
 }
 
