@@ -8,12 +8,12 @@ use std::{
 
 use anyhow::{Context, ensure};
 use baton_contract::{Name, size};
-use baton_engine::{
-    ComputeThreads,
+use baton_measure::calibrate::{self, Neighbours, Options};
+use baton_model::{
     model::{self, Compute},
     source::Source,
+    threads::{ComputeThreads, use_threads},
 };
-use baton_measure::calibrate::{self, Neighbours, Options};
 use baton_planner::profile::Profile;
 use baton_terminal::table;
 use baton_topology::{Codec, Model, Plan};
@@ -164,7 +164,7 @@ async fn subject(arguments: &Arguments) -> anyhow::Result<Subject> {
         name => Name::new(name)?,
     };
     let model: Model = plan.models.get(&name).with_context(|| format!("the pipeline has no model {name}"))?.clone();
-    baton_engine::use_threads(arguments.engine.threads)?;
+    use_threads(arguments.engine.threads)?;
     let source = spawn_blocking(move || baton_assembly::models::source(&model)).await??;
     let codec = match plan.store.codec {
         Codec::Lossless => baton_storage::codec::Codec::Lossless,

@@ -3,12 +3,12 @@
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, anyhow, bail};
-use baton_engine::{
+use baton_measure::{Engine, verify};
+use baton_model::{
     model::{self, Compute},
     source::Source,
     verify::Divergence,
 };
-use baton_measure::{Engine, verify};
 use baton_worker::alone::Alone;
 use tokio::task::spawn_blocking;
 
@@ -43,7 +43,7 @@ impl EngineArguments {
 
     /// Sets this process's compute threads, once, and says where the model lies; brings it first if it is missing.
     pub async fn source(&self) -> anyhow::Result<Source> {
-        baton_engine::use_threads(self.threads)?;
+        baton_model::threads::use_threads(self.threads)?;
         let model = self.model()?;
         Ok(spawn_blocking(move || baton_assembly::models::source(&model)).await??)
     }
@@ -104,8 +104,8 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  baton verify --reference shared/engine/tests/reference/smollm2-chat.jsonl
-  baton verify --reference shared/engine/tests/reference/smollm2-raw.jsonl --compute fast --text README.md book.txt
+  baton verify --reference shared/model/tests/reference/smollm2-chat.jsonl
+  baton verify --reference shared/model/tests/reference/smollm2-raw.jsonl --compute fast --text README.md book.txt
 
 Each line of the file is a case: id, messages and rendered, or prompt; prompt_tokens; and steps, the reference engine's \
 tokens with their log-probabilities. Every step is compared on the reference's own history.

@@ -39,8 +39,20 @@ const PURE: [(&str, &[&str]); 4] = [
 const IMPURE: [&str; 8] =
     ["std::env", "std::fs", "std::io", "std::net", "std::process", "std::thread", "Instant", "SystemTime"];
 
-/// May contain unsafe code, in its SIMD module.
-const UNSAFE: &str = "baton-engine";
+/// Crates that compute nothing: neither Burn nor the engine is built for them, whatever they depend on.
+const WITHOUT_BURN: [&str; 8] = [
+    "baton-assembly",
+    "baton-decode",
+    "baton-gateway",
+    "baton-ingest",
+    "baton-model",
+    "baton-planner",
+    "baton-prefill",
+    "baton-provision",
+];
+
+/// May contain unsafe code: kernels and devices of the engine, and the mapping of model files.
+const UNSAFE: [&str; 2] = ["baton-engine", "baton-model"];
 
 struct Member {
     name: String,
@@ -106,6 +118,26 @@ fn each_technology_has_its_only_user() {
     }
     // A rule about a crate that nobody uses holds whatever we do.
     assert_eq!(used.len(), OWNED.len(), "only these of the crates with an owner are used: {used:?}");
+}
+
+#[test]
+fn only_who_computes_builds_burn() {
+    let (_, members) = workspace();
+    for name in WITHOUT_BURN {
+        let (mut reached, mut open) = (BTreeSet::new(), vec![name]);
+        while let Some(next) = open.pop() {
+            // Others than members are left at that: none of those brings Burn, which has one user.
+            let Some(member) = members.iter().find(|member| member.name == next) else { continue };
+            for (dependency, _) in member.dependencies.iter().filter(|(_, kind)| kind != "dev") {
+                assert!(!dependency.starts_with("burn"), "{name} builds {dependency}, which {next} uses");
+                assert_ne!(dependency, "baton-engine", "{name} builds the engine, which {next} uses");
+                if reached.insert(&**dependency) {
+                    open.push(dependency);
+                }
+            }
+        }
+        assert!(reached.contains("baton-contract"), "{name} is not in the workspace: {reached:?}");
+    }
 }
 
 #[test]
@@ -207,7 +239,7 @@ fn members_follow_the_workspace() {
             }
         }
 
-        for root in roots.iter().filter(|_| name != UNSAFE) {
+        for root in roots.iter().filter(|_| !UNSAFE.contains(&&**name)) {
             let source = fs::read_to_string(root).unwrap();
             assert!(source.contains("#![forbid(unsafe_code)]"), "{} does not forbid unsafe code", root.display());
         }

@@ -1,13 +1,11 @@
 //! The thread that owns the model and steps all running answers together. Answers join and leave between any two steps.
 
-use std::{
-    collections::BTreeMap,
-    sync::mpsc::{Receiver, TryRecvError},
-};
+use std::collections::BTreeMap;
 
 use baton_bus::duty::counters::Counters;
 use baton_contract::causes;
-use baton_engine::{
+use baton_model::{
+    engine_thread::Rounds,
     generation::Generation,
     model::{self, KvMemory, Model, Step},
 };
@@ -15,13 +13,13 @@ use rayon::prelude::*;
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
 use crate::{
-    arrival::{self, Brought, COMPUTED, IMPORTED, Kv, Pieces, Stall},
-    engine::{Command, Event, Failed, JobNumber, NewAnswer, NewJob},
+    kv_import::{self, COMPUTE_TOKENS_PER_STEP, IMPORT_TOKENS_PER_STEP, Kv, Pieces, Progress, Stall},
+    messages::{Command, Event, Failed, JobNumber, NewAnswer, NewJob},
     schedule::{AnswerId, Left, Schedule, TooLong},
 };
 
 /// Jobs that wait whose prompt's KV is fetched before there are pages for it, so that they can join at once.
-pub const AHEAD: usize = 4;
+pub const PREFETCH_JOBS: usize = 4;
 
 /// Logits of a step from which on threads share the draws.
 const PARALLEL_LOGITS: usize = 1 << 16;
@@ -53,38 +51,29 @@ struct Answer {
     stall: Stall,
 }
 
-impl Batch {
-    pub(crate) fn new(model: Box<dyn Model>) -> Self {
-        let KvMemory { page_tokens, pages, .. } = model.memory();
-        let schedule = Schedule::new(page_tokens, pages);
-        let (answers, counters) = (BTreeMap::new(), Counters::default());
-        Self { model, schedule, answers, next: 0, fetches: 0, rests: COMPUTED, counters }
-    }
+impl Rounds for Batch {
+    type Command = Command;
 
-    /// Counts its work there.
-    pub(crate) fn counted(self, counters: Counters) -> Self {
-        Self { counters, ..self }
-    }
-
-    /// Works until nobody can send commands any more.
-    pub(crate) fn serve(mut self, commands: &Receiver<Command>) {
-        loop {
-            loop {
-                match commands.try_recv() {
-                    Ok(command) => self.obey(command),
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Job(job) => self.submit(*job),
+            Command::Piece { fetch, piece, came } => {
+                for answer in self.answers.values_mut() {
+                    if answer.kv.take(fetch, &piece) {
+                        answer.stall.end(came);
+                    }
                 }
             }
-            if !self.round() {
-                self.counters.idle();
-                let Ok(command) = commands.recv() else { return };
-                self.obey(command);
+            Command::Leave(job) => {
+                let of_job = self.answers.iter().filter(|(_, answer)| answer.job == job).map(|(id, _)| *id);
+                for id in of_job.collect::<Vec<_>>() {
+                    self.remove(id);
+                }
             }
         }
     }
 
-    /// Lets answers join, and takes one step; false if there is nothing to do until somebody says something.
+    /// Lets answers join, and takes one step; false if none runs and the next to join waits for a piece.
     fn round(&mut self) -> bool {
         self.admit();
         self.ask();
@@ -99,23 +88,22 @@ impl Batch {
         steps || !waits
     }
 
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::Job(job) => self.submit(*job),
-            Command::Piece { fetch, held, came } => {
-                for answer in self.answers.values_mut() {
-                    if answer.kv.take(fetch, &held) {
-                        answer.stall.end(came);
-                    }
-                }
-            }
-            Command::Leave(job) => {
-                let of_job = self.answers.iter().filter(|(_, answer)| answer.job == job).map(|(id, _)| *id);
-                for id in of_job.collect::<Vec<_>>() {
-                    self.remove(id);
-                }
-            }
-        }
+    fn idle(&self) {
+        self.counters.idle();
+    }
+}
+
+impl Batch {
+    pub(crate) fn new(model: Box<dyn Model>) -> Self {
+        let KvMemory { page_tokens, pages, .. } = model.memory();
+        let schedule = Schedule::new(page_tokens, pages);
+        let (answers, counters) = (BTreeMap::new(), Counters::default());
+        Self { model, schedule, answers, next: 0, fetches: 0, rests: COMPUTE_TOKENS_PER_STEP, counters }
+    }
+
+    /// Counts its work there.
+    pub(crate) fn counted(self, counters: Counters) -> Self {
+        Self { counters, ..self }
     }
 
     /// Puts a job's answers into the queue, unless they would fail a step: found here they fail alone.
@@ -174,7 +162,7 @@ impl Batch {
             jobs += usize::from(last != job);
             last = job;
             match &answer.kv {
-                Kv::Elsewhere if jobs <= AHEAD && answer.stored > 0 => {
+                Kv::Elsewhere if jobs <= PREFETCH_JOBS && answer.stored > 0 => {
                     if asked != job {
                         asked = job;
                         self.fetches += 1;
@@ -183,7 +171,7 @@ impl Batch {
                     answer.kv = Kv::Wanted(Pieces::of(self.fetches, answer.stored));
                 }
                 // Pushed back by those that had to leave the batch: memory is what there is too little of.
-                kv if kv.lies_ready() && jobs > 2 * AHEAD => answer.kv = Kv::Elsewhere,
+                kv if kv.lies_ready() && jobs > 2 * PREFETCH_JOBS => answer.kv = Kv::Elsewhere,
                 _ => {}
             }
         }
@@ -192,16 +180,16 @@ impl Batch {
     /// Brings the KV caches of those that join; not more of it than the running answers can wait for. True if the next can't
     /// go on until a piece comes.
     fn join(&mut self) -> bool {
-        let (mut budget, mut rests) = (IMPORTED, self.rests);
+        let (mut budget, mut rests) = (IMPORT_TOKENS_PER_STEP, self.rests);
         while let Some(id) = self.schedule.joining() {
             let brought = match self.answers.get_mut(&id) {
                 Some(answer) => answer.bring(self.model.as_mut(), &mut budget, &mut rests),
-                None => Ok(Brought::All { recomputed: 0, rest: 0 }),
+                None => Ok(Progress::All { recomputed: 0, rest: 0 }),
             };
             match brought {
-                Ok(Brought::All { .. }) => self.schedule.joined(),
-                Ok(Brought::OutOfBudget) => return false,
-                Ok(Brought::AwaitsPiece) => return true,
+                Ok(Progress::All { .. }) => self.schedule.joined(),
+                Ok(Progress::OutOfBudget) => return false,
+                Ok(Progress::AwaitsPiece) => return true,
                 Err(error) => self.fail(id, error.into()),
             }
         }
@@ -230,7 +218,7 @@ impl Batch {
             Err(error) => return self.failed(error),
         };
         self.schedule.stepped();
-        self.rests = COMPUTED.min(self.rests + 1);
+        self.rests = COMPUTE_TOKENS_PER_STEP.min(self.rests + 1);
         let logits_in_all: usize = logits.iter().map(Vec::len).sum();
         let running = self.answers.iter_mut().filter(|(_, answer)| answer.next_step().is_some());
         let sampled: Vec<_> = running.zip(logits).collect();
@@ -254,7 +242,7 @@ impl Batch {
         let mut running = self.answers.values().filter_map(|answer| Some((answer, answer.next_step()?)));
         let intact = running
             .all(|(answer, step)| self.model.len(step.sequence).ok() == Some(answer.tokens.len() - step.tokens.len()));
-        let rests = self.answers.iter().filter(|(_, answer)| matches!(answer.kv, Kv::Here { rest: 1.., .. }));
+        let rests = self.answers.iter().filter(|(_, answer)| matches!(answer.kv, Kv::Resident { rest: 1.., .. }));
         let rests: Vec<AnswerId> = rests.map(|(id, _)| *id).collect();
         if rests.is_empty() || !intact {
             return self.halve(error, intact);
@@ -310,27 +298,32 @@ impl Batch {
 
 impl Answer {
     /// Goes on bringing its KV cache, if that is on its way.
-    fn bring(&mut self, model: &mut dyn Model, budget: &mut usize, rests: &mut usize) -> Result<Brought, model::Error> {
-        let Kv::Coming(coming) = &mut self.kv else { return Ok(Brought::All { recomputed: 0, rest: 0 }) };
-        let brought = coming.bring(model, &self.tokens, budget, rests)?;
+    fn bring(
+        &mut self,
+        model: &mut dyn Model,
+        budget: &mut usize,
+        rests: &mut usize,
+    ) -> Result<Progress, model::Error> {
+        let Kv::Importing(importing) = &mut self.kv else { return Ok(Progress::All { recomputed: 0, rest: 0 }) };
+        let brought = importing.bring(model, &self.tokens, budget, rests)?;
         match brought {
-            Brought::All { recomputed, rest } => {
-                self.kv = Kv::Here { sequence: coming.sequence, rest };
+            Progress::All { recomputed, rest } => {
+                self.kv = Kv::Resident { sequence: importing.sequence, rest };
                 let waited = self.stall.take();
                 self.tell(Event::Joined { recomputed, waited });
             }
-            Brought::AwaitsPiece => self.stall.begin(),
-            Brought::OutOfBudget => {}
+            Progress::AwaitsPiece => self.stall.begin(),
+            Progress::OutOfBudget => {}
         }
         Ok(brought)
     }
 
     /// Computes what the next step would compute besides the last token.
     fn catch_up(&mut self, model: &mut dyn Model) -> Result<(), model::Error> {
-        let Kv::Here { sequence, rest } = &mut self.kv else { return Ok(()) };
+        let Kv::Resident { sequence, rest } = &mut self.kv else { return Ok(()) };
         let (last, mut pass) = (self.tokens.len() - 1, *rest);
         while *rest > 0 {
-            *rest -= arrival::compute(model, *sequence, &self.tokens[last - *rest..last], &mut pass)?;
+            *rest -= kv_import::compute(model, *sequence, &self.tokens[last - *rest..last], &mut pass)?;
         }
         Ok(())
     }
@@ -341,7 +334,7 @@ impl Answer {
 
     /// Goes on by the next token; true if that ended the answer, or nobody listens any more.
     fn sample(&mut self, logits: &[f32]) -> bool {
-        if let Kv::Here { rest, .. } = &mut self.kv {
+        if let Kv::Resident { rest, .. } = &mut self.kv {
             *rest = 0;
         }
         let (event, ends) = match self.generation.next(logits) {
@@ -357,7 +350,7 @@ impl Answer {
 
     /// Its part in the next step, if it takes part.
     fn next_step(&self) -> Option<Step<'_>> {
-        let Kv::Here { sequence, rest } = self.kv else { return None };
+        let Kv::Resident { sequence, rest } = self.kv else { return None };
         Some(Step { sequence, tokens: &self.tokens[self.tokens.len() - 1 - rest..], logits: 1 })
     }
 }

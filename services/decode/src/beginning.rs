@@ -7,7 +7,7 @@ use baton_contract::{
     envelope::FirstToken,
     job::Job,
 };
-use baton_engine::generation::{self, Emitted, Generation, Generator};
+use baton_model::generation::{self, Emitted, Generation, Generator};
 
 /// A job's answers as this worker finds them.
 pub(crate) struct Beginning {

@@ -4,14 +4,35 @@
 //!
 //! A piece of the cache that is missing or damaged is computed again, never a reason to fail. It must never publish a
 //! result for a job that another worker holds.
+//!
+//! A job's answers pass between two sides. The async side ([`progress`]) talks to the bus and the store; the thread of the
+//! model ([`batch`]) computes. `messages` has their words:
+//!
+//! ```text
+//!  async side                                   the model's thread
+//!    Engine::answer ──────── Job ────────────▶  the answers wait in the queue
+//!                   ◀─────── Wanted ─────────   they are among the next to join
+//!    Pool::fetch, then for each piece
+//!    Ticket::bring  ──────── Piece ──────────▶  it is kept until there are pages
+//!                   ◀─────── Joining ────────   an answer has pages: pieces are imported between two steps
+//!                   ◀─────── Joined ─────────   its KV cache is whole, it takes part in every step
+//!    publish, note  ◀─────── Token ──────────   once a step and answer
+//!                   ◀─────── Left ───────────   pages ran short: it waits again, and begins at Wanted
+//!    drop(Ticket)   ──────── Leave ──────────▶  its pages are free
+//! ```
+//!
+//! An answer that needs nothing from the store skips Wanted and Piece. `Stuck` and `Failed` end a job instead of tokens.
 #![forbid(unsafe_code)]
 
-mod arrival;
 mod batch;
 mod beginning;
 mod engine;
+mod generating;
 mod journal;
+mod kv_import;
+mod messages;
 mod origin;
+mod pool;
 mod progress;
 pub mod schedule;
 mod tails;
@@ -20,44 +41,37 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use baton_bus::{
     Bus,
-    duty::counters::Counters,
     stage::{self, Handler, Next, Retry, StageError, Work, checkpoints::Found, pull},
 };
 use baton_contract::{
     Name,
-    envelope::{DecodeTask, Fingerprint, Piece, hex},
-    job::Job,
+    envelope::{DecodeTask, Fingerprint, hex},
     outcome::{Code, Timings},
 };
-use baton_engine::{ComputeThreads, generation::Generator, model::Model};
-use baton_storage::{
-    key::{self, ChunkId, PieceKind},
-    kv::{self, Fetched, KvStore},
+use baton_model::{
+    generation::Generator,
+    model::Model,
+    threads::{ComputeThreads, ThreadsError},
 };
-use futures::{
-    StreamExt,
-    stream::{self, BoxStream},
-};
+use baton_storage::kv::KvStore;
 use tokio::{task::spawn_blocking, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, info_span};
 
 use crate::{
     beginning::Begun,
-    engine::{Engine, Held, NewAnswer},
+    engine::Engine,
     journal::Journal,
+    messages::NewAnswer,
     origin::Origin,
+    pool::Pool,
     progress::Progress,
     tails::{Tail, Tails},
 };
 
 pub use crate::{
-    arrival::{COMPUTE_COST, IMPORTED},
-    batch::AHEAD,
+    batch::PREFETCH_JOBS,
+    kv_import::{COMPUTE_COST, IMPORT_TOKENS_PER_STEP},
 };
-
-/// Pieces of one job that are fetched at a time.
-const FETCHES: usize = 4;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -83,7 +97,7 @@ pub enum Error {
     #[error(transparent)]
     Bus(#[from] baton_bus::Error),
     #[error(transparent)]
-    Threads(#[from] baton_engine::ThreadsError),
+    Threads(#[from] ThreadsError),
     #[error("cannot start the thread of model {model}")]
     Thread { model: Name, source: std::io::Error },
 }
@@ -110,13 +124,6 @@ struct Decode {
     checkpoint: Duration,
     shutdown: CancellationToken,
     tails: Tails,
-}
-
-struct Pool {
-    engine: Engine,
-    generator: Generator,
-    store: KvStore,
-    fingerprint: Fingerprint,
 }
 
 impl Handler<DecodeTask> for Decode {
@@ -214,59 +221,4 @@ fn unlike(theirs: &Fingerprint, ours: &Fingerprint) -> StageError {
         short(ours)
     );
     StageError::new(Retry::Unlike, Code::Internal, message)
-}
-
-impl Pool {
-    /// The last of a prompt's pieces, if it is a tail of this very job.
-    fn tail(&self, job: &Job, pieces: &[Piece], fingerprint: &Fingerprint) -> Option<ChunkId> {
-        let root = self.store.root(fingerprint, job.tenant.as_str().as_bytes());
-        let pieces: Vec<_> = pieces.iter().map(|piece| (ChunkId(piece.id), piece.tokens as usize)).collect();
-        key::tail_of(&root, &job.prompt, &pieces, job.id.as_str())
-    }
-
-    /// Gets a piece from where it lies. Only the last of a prompt can be a tail: its job's own, that of the job which this
-    /// one tries again, or one that an earlier release has put among the chunks.
-    async fn get(&self, piece: Piece, is_last: bool, tail: Option<ChunkId>) -> Result<Option<Fetched>, kv::Error> {
-        let (id, tokens) = (ChunkId(piece.id), piece.tokens as usize);
-        let mut places = [PieceKind::Chunk, PieceKind::Tail];
-        if tail == Some(id) {
-            places.reverse();
-        }
-        for kind in &places[..if is_last { 2 } else { 1 }] {
-            if let Some(fetched) = self.store.get_piece(&id, *kind, tokens).await? {
-                return Ok(Some(fetched));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Gets the prompt's KV cache piece by piece, in order, several at a time. What is missing or damaged is left out.
-    fn fetch<'a>(
-        &'a self,
-        job: &'a Job,
-        pieces: &'a [Piece],
-        counters: &'a Counters,
-    ) -> BoxStream<'a, Result<Held, StageError>> {
-        let (span, tail, last) =
-            (info_span!("kv.get", pieces = pieces.len()), self.tail(job, pieces, &self.fingerprint), pieces.len());
-        let get = move |(number, piece): (usize, Piece)| {
-            async move {
-                let tokens = piece.tokens as usize;
-                match self.get(piece, number + 1 == last, tail).await {
-                    Ok(Some(fetched)) => {
-                        counters.kv_got(fetched.stored_bytes);
-                        Ok(Held::Block(fetched.block))
-                    }
-                    Ok(None) => {
-                        tracing::warn!(piece = %ChunkId(piece.id), tokens, job = %job.id, "a KV piece was missing and is recomputed");
-                        Ok(Held::Missing { tokens })
-                    }
-                    Err(error) if error.is_missing() => Ok(Held::Missing { tokens }),
-                    Err(error) => Err(StageError::passing(error)),
-                }
-            }
-            .instrument(span.clone())
-        };
-        stream::iter(pieces.iter().copied().enumerate().map(get)).buffered(FETCHES).boxed()
-    }
 }

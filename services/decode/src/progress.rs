@@ -14,15 +14,16 @@ use baton_contract::{
     outcome::{Code, Delta, Failure, Outcome, Timings},
     record::Claim,
 };
-use baton_engine::generation::{Emitted, Settled};
-use futures::{StreamExt, stream::SelectAll};
+use baton_model::generation::{Emitted, Settled};
+use futures::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Pool,
-    engine::{Event, Failed, NewAnswer},
+    generating::Generating,
     journal::Journal,
+    messages::{Event, Failed, NewAnswer},
+    pool::Pool,
 };
 
 /// How long after a shutdown a job is still worked on, which then goes to another worker. Those end that are about to, and
@@ -79,22 +80,14 @@ impl<'a> Progress<'a> {
         answers: Vec<NewAnswer>,
         shutdown: &CancellationToken,
     ) -> Result<Result<(), Failure>, StageError> {
-        let stored = pieces.iter().map(|piece| piece.tokens as usize).sum();
-        let mut open = answers.len();
-        let submitted = Instant::now();
-        let mut ticket = pool.engine.answer(self.job.prompt.clone(), stored, answers);
-        let mut generating = None;
-        let mut in_batch = 0usize;
-        let mut fetches = SelectAll::new();
-        // Pieces on their way, and since when there are any.
-        let (mut coming, mut fetching) = (0, submitted);
+        let mut generating = Generating::submit(&pool.engine, self.job, pieces, answers);
         let leaves = async {
             shutdown.cancelled().await;
             sleep(GRACE).await;
         };
         tokio::pin!(leaves);
-        while open > 0 {
-            if self.journal.is_due(open) {
+        while generating.open > 0 {
+            if self.journal.is_due(generating.open) {
                 self.journal.begin(self.checkpoint());
             }
             let event = tokio::select! {
@@ -103,73 +96,72 @@ impl<'a> Progress<'a> {
                     written?;
                     continue;
                 }
-                Some((fetch, held)) = fetches.next() => {
-                    ticket.bring(fetch, held?);
-                    coming -= 1;
-                    if coming == 0 {
-                        self.timings.kv_get_ms += ms(fetching.elapsed());
-                    }
+                Some((fetch, piece)) = generating.fetches.next() => {
+                    let took = generating.bring(fetch, piece?);
+                    self.timings.kv_get_ms += ms(took);
                     continue;
                 }
-                event = ticket.next() => event,
+                event = generating.ticket.next() => event,
             };
             match event {
                 Some(Event::Wanted { fetch }) => {
-                    if coming == 0 {
-                        fetching = Instant::now();
-                    }
-                    coming += pieces.len();
-                    fetches
-                        .push(pool.fetch(self.job, pieces, self.bus.counters()).map(move |held| (fetch, held)).boxed());
+                    generating.fetch(fetch, pool.fetch(self.job, pieces, self.bus.counters()));
                 }
-                Some(Event::Joining { waited }) => {
-                    in_batch += 1;
-                    self.timings.kv_wait_ms += ms(waited);
-                    if generating.is_none() {
-                        // Waiting for memory is waiting for a worker.
-                        self.timings.decode_queue_ms += ms(submitted.elapsed().saturating_sub(waited));
-                        generating = Some(Instant::now());
-                    }
-                }
+                Some(Event::Joining { waited }) => self.note_joining(&mut generating, waited),
                 Some(Event::Joined { recomputed, waited }) => {
                     self.timings.recomputed_tokens += recomputed as u32;
                     self.timings.kv_wait_ms += ms(waited);
                 }
-                Some(Event::Left) => in_batch -= 1,
-                Some(Event::Token { choice, emitted }) => {
-                    if !self.begun {
-                        self.prefilled(stored, generating.replace(Instant::now()).unwrap_or(submitted));
-                    }
-                    if self.emit(choice, emitted).await? {
-                        open -= 1;
-                        in_batch -= 1;
-                    }
-                }
+                Some(Event::Left) => generating.in_batch -= 1,
+                Some(Event::Token { choice, emitted }) => self.take_token(&mut generating, choice, emitted).await?,
                 Some(Event::Stuck(error)) if error.may_pass_elsewhere() => {
                     return Err(StageError { retry: Retry::Elsewhere, failure: error.failure() });
                 }
                 Some(Event::Stuck(error)) => return Ok(Err(error.failure())),
-                Some(Event::Failed(failed)) => {
-                    let (code, message) = match failed {
-                        Failed::TooLong(_) => (Code::Internal, failed.to_string()),
-                        Failed::Model(error) => (error.code(), format!("decode failed: {}", causes(&error))),
-                    };
-                    return Err(StageError::new(Retry::Elsewhere, code, message));
-                }
-                // Which answer of the batch was to blame can't be told: the try counts for all that were in it.
-                None if in_batch > 0 => {
-                    let message = "the engine's thread ended while it generated the answer";
-                    return Err(StageError::new(Retry::Elsewhere, Code::Internal, message));
-                }
-                None => return Err(StageError::passing("the engine's thread ended")),
+                Some(Event::Failed(failed)) => return Err(elsewhere(failed)),
+                None => return Err(generating.thread_ended()),
             }
         }
-        self.timings.decode_ms = ms(generating.unwrap_or(submitted).elapsed());
+        self.note_generated(&generating);
+        Ok(Ok(()))
+    }
+
+    /// An answer has joined the batch.
+    fn note_joining(&mut self, generating: &mut Generating<'_>, waited: Duration) {
+        generating.in_batch += 1;
+        self.timings.kv_wait_ms += ms(waited);
+        if generating.began.is_none() {
+            // Waiting for memory is waiting for a worker.
+            self.timings.decode_queue_ms += ms(generating.submitted.elapsed().saturating_sub(waited));
+            generating.began = Some(Instant::now());
+        }
+    }
+
+    /// An answer has its next token.
+    async fn take_token(
+        &mut self,
+        generating: &mut Generating<'_>,
+        choice: u32,
+        emitted: Emitted,
+    ) -> Result<(), StageError> {
+        if !self.begun {
+            let since = generating.began.replace(Instant::now()).unwrap_or(generating.submitted);
+            self.note_prefilled(generating.stored, since);
+        }
+        if self.emit(choice, emitted).await? {
+            generating.open -= 1;
+            generating.in_batch -= 1;
+        }
+        Ok(())
+    }
+
+    /// All answers have ended.
+    fn note_generated(&mut self, generating: &Generating<'_>) {
+        self.timings.decode_ms = ms(generating.began.unwrap_or(generating.submitted).elapsed());
         if self.timings.resumed_tokens > 0 {
             // It began with another worker.
             self.timings.decode_ms = (self.since_accepted() - self.timings.first_token_ms).max(0.0);
         }
-        Ok(Ok(()))
     }
 
     /// What the answers have come to.
@@ -192,7 +184,7 @@ impl<'a> Progress<'a> {
     }
 
     /// Notes that decode has prefilled what the store does not hold of the prompt, if that was its task.
-    fn prefilled(&mut self, stored: usize, since: Instant) {
+    fn note_prefilled(&mut self, stored: usize, since: Instant) {
         if self.prefills {
             let tokens = self.job.prompt.len() - stored;
             self.timings.prefill_ms = ms(since.elapsed());
@@ -257,6 +249,15 @@ impl<'a> Progress<'a> {
     fn since_accepted(&self) -> f64 {
         self.accepted.map_or(0.0, |(before, began)| ms(before + began.elapsed()))
     }
+}
+
+/// Leaves a job to another worker of which an answer failed here.
+fn elsewhere(failed: Failed) -> StageError {
+    let (code, message) = match failed {
+        Failed::TooLong(_) => (Code::Internal, failed.to_string()),
+        Failed::Model(error) => (error.code(), format!("decode failed: {}", causes(&error))),
+    };
+    StageError::new(Retry::Elsewhere, code, message)
 }
 
 fn ms(duration: Duration) -> f64 {

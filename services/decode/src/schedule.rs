@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 pub type AnswerId = u64;
 
 /// Steps without a failure after which one more answer may take part in them.
-const CALM: u32 = 32;
+const STEPS_TO_GROW: u32 = 32;
 
 pub struct Schedule {
     page_tokens: usize,
@@ -151,8 +151,8 @@ impl Schedule {
             }
         }
         let calm = self.calm as usize + steps;
-        self.limit = self.limit.saturating_add(calm / CALM as usize);
-        self.calm = (calm % CALM as usize) as u32;
+        self.limit = self.limit.saturating_add(calm / STEPS_TO_GROW as usize);
+        self.calm = (calm % STEPS_TO_GROW as usize) as u32;
     }
 
     /// How many steps, at most `limit`, all running answers can take before anybody must leave.

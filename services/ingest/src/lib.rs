@@ -36,7 +36,7 @@ use baton_contract::{
     request::{self, Input},
     subject::Stage,
 };
-use baton_engine::{chat, generation::Generator, source::Vocabulary, tokenizer};
+use baton_model::{chat, generation::Generator, tokenizer, vocabulary::Vocabulary};
 use bytes::Bytes;
 use tokio::{task::spawn_blocking, time::Instant};
 use tokio_util::sync::CancellationToken;

@@ -3,27 +3,25 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     ops::Range,
-    sync::{
-        Arc,
-        mpsc::{Receiver, TryRecvError},
-    },
+    sync::Arc,
 };
 
 use baton_bus::duty::counters::Counters;
 use baton_contract::{causes, kv::Block};
-use baton_engine::{
+use baton_model::{
+    engine_thread::Rounds,
     generation::Generation,
     model::{self, KvMemory, Model, SequenceId, Step},
 };
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
 use crate::{
-    engine::{Command, Computed, Failed, NewPrompt, Options},
+    messages::{Command, Computed, Failed, NewPrompt, Options},
     schedule::{self, PromptId, Schedule, Share},
 };
 
 /// Tokens that are imported between two passes at most: other prompts wait for that.
-pub const IMPORTED: usize = 2048;
+pub const IMPORT_TOKENS_PER_PASS: usize = 2048;
 
 pub(crate) struct Batch {
     model: Box<dyn Model>,
@@ -51,39 +49,30 @@ struct Prompt {
     reused: usize,
 }
 
-impl Batch {
-    pub(crate) fn new(model: Box<dyn Model>, options: Options) -> Self {
-        let KvMemory { page_tokens, pages, .. } = model.memory();
-        let Options { batch_tokens, ahead } = options;
-        let schedule = Schedule::new(schedule::Options { page_tokens, pages, batch_tokens, ahead });
-        Self { model, schedule, prompts: BTreeMap::new(), counters: Counters::default() }
-    }
+impl Rounds for Batch {
+    type Command = Command;
 
-    /// Counts its work there.
-    pub(crate) fn counted(self, counters: Counters) -> Self {
-        Self { counters, ..self }
-    }
-
-    /// Works until nobody can send commands any more.
-    pub(crate) fn serve(mut self, commands: &Receiver<Command>) {
-        loop {
-            loop {
-                match commands.try_recv() {
-                    Ok(command) => self.obey(command),
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Prompt { id, prompt } => self.submit(id, *prompt),
+            Command::Bring { id, piece, block } => {
+                if let Some(prompt) = self.prompts.get_mut(&id) {
+                    prompt.brought.push_back((piece, block));
                 }
             }
-            if !self.round() {
-                self.counters.idle();
-                let Ok(command) = commands.recv() else { return };
-                self.obey(command);
+            Command::Compute(id) => {
+                if let Some(Prompt { done, brought, .. }) = self.prompts.get(&id) {
+                    let coming: usize = brought.iter().map(|(_, block)| block.tokens).sum();
+                    self.schedule.reuse(id, done + coming);
+                }
             }
+            Command::Stored { id, tokens } => self.schedule.stored(id, tokens),
+            Command::Leave(id) => self.remove(id),
         }
     }
 
-    /// Opens prompts, imports what they reuse, and computes one pass; false if there is nothing to do until somebody says
-    /// something: there is no prompt, or all wait for the store.
+    /// Opens prompts, imports what they reuse, and computes one pass; false if there is no prompt, or all wait for the
+    /// store.
     fn round(&mut self) -> bool {
         while let Some(id) = self.schedule.admit() {
             if let Some(prompt) = self.prompts.get_mut(&id) {
@@ -101,9 +90,27 @@ impl Batch {
         imported || !shares.is_empty()
     }
 
+    fn idle(&self) {
+        self.counters.idle();
+    }
+}
+
+impl Batch {
+    pub(crate) fn new(model: Box<dyn Model>, options: Options) -> Self {
+        let KvMemory { page_tokens, pages, .. } = model.memory();
+        let Options { batch_tokens, ahead } = options;
+        let schedule = Schedule::new(schedule::Options { page_tokens, pages, batch_tokens, ahead });
+        Self { model, schedule, prompts: BTreeMap::new(), counters: Counters::default() }
+    }
+
+    /// Counts its work there.
+    pub(crate) fn counted(self, counters: Counters) -> Self {
+        Self { counters, ..self }
+    }
+
     /// Imports what was brought, oldest prompts first, as much of it as the others can wait for; false if it was nothing.
     fn import(&mut self) -> bool {
-        let mut left = IMPORTED;
+        let mut left = IMPORT_TOKENS_PER_PASS;
         for id in self.schedule.open().to_vec() {
             while left > 0
                 && let Some((piece, block)) = self.prompts.get_mut(&id).and_then(|prompt| prompt.brought.pop_front())
@@ -112,7 +119,7 @@ impl Batch {
                 self.import_piece(id, piece, &block);
             }
         }
-        left < IMPORTED
+        left < IMPORT_TOKENS_PER_PASS
     }
 
     fn import_piece(&mut self, id: PromptId, piece: usize, block: &Block) {
@@ -139,25 +146,6 @@ impl Batch {
                 self.schedule.reuse(id, prompt.done);
                 self.check(id);
             }
-        }
-    }
-
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::Prompt { id, prompt } => self.submit(id, *prompt),
-            Command::Bring { id, piece, block } => {
-                if let Some(prompt) = self.prompts.get_mut(&id) {
-                    prompt.brought.push_back((piece, block));
-                }
-            }
-            Command::Compute(id) => {
-                if let Some(Prompt { done, brought, .. }) = self.prompts.get(&id) {
-                    let coming: usize = brought.iter().map(|(_, block)| block.tokens).sum();
-                    self.schedule.reuse(id, done + coming);
-                }
-            }
-            Command::Stored { id, tokens } => self.schedule.stored(id, tokens),
-            Command::Leave(id) => self.remove(id),
         }
     }
 

@@ -9,9 +9,9 @@ use baton_bus::{
 use baton_contract::{
     causes,
     kv::Block,
-    outcome::{Code, Timings},
+    outcome::{Code, Failure, Timings},
 };
-use baton_engine::generation::Emitted;
+use baton_model::generation::{self, Emitted};
 use baton_storage::{
     key::Piece,
     kv::{self, KvStore, Stored},
@@ -24,15 +24,15 @@ use tokio::{
 use tracing::{Instrument, info_span};
 
 use crate::{
-    engine::{Computed, Failed, Ticket},
-    refused,
+    engine::Ticket,
+    messages::{Computed, Failed},
     reuse::{Prefix, Source},
 };
 
 /// Pieces that are fetched at a time.
-const FETCHES: usize = 4;
-/// Pieces that are in memory and not in the engine's pages.
-const LOADED: usize = 8;
+const PARALLEL_FETCHES: usize = 4;
+/// Pieces that are in memory and not in the engine's pages, at most.
+const PIECES_IN_MEMORY: usize = 8;
 
 /// Which piece was put, and what that stored.
 type PutResult = Result<(usize, Stored), kv::Error>;
@@ -80,7 +80,7 @@ impl<'a> Computing<'a> {
         let first = self.compute(&sources).await?;
         let done = Instant::now();
         while let Some(put) = self.puts.join_next().await {
-            self.put(put)?;
+            self.note_put(put)?;
         }
         self.confirm(sources).await?;
         // Waiting for pages, for others who compute the same, or for a part of the passes, is part of the queue.
@@ -102,10 +102,10 @@ impl<'a> Computing<'a> {
         loop {
             let event = tokio::select! {
                 Some(put) = self.puts.join_next() => {
-                    self.put(put)?;
+                    self.note_put(put)?;
                     continue;
                 }
-                block = fetched.next(), if fetching.is_some() && waiting < LOADED => {
+                block = fetched.next(), if fetching.is_some() && waiting < PIECES_IN_MEMORY => {
                     match block {
                         Some(Some(block)) => {
                             self.ticket.bring(brought, block);
@@ -117,7 +117,7 @@ impl<'a> Computing<'a> {
                             let took = begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64() * 1e3);
                             self.timings.prefix_get_ms += took;
                             if ended.is_some() {
-                                self.ticket.compute();
+                                self.ticket.compute_rest();
                                 // Others may want what this prompt computes now.
                                 let ids: Vec<_> = self.pieces[brought..sources.len()].iter().map(|piece| piece.id).collect();
                                 let _ = self.prefix.owned.enter(&ids);
@@ -163,7 +163,7 @@ impl<'a> Computing<'a> {
             return Err(StageError::passing("more KV pieces than planned"));
         };
         let (planned, block) = (planned.clone(), Arc::new(block));
-        self.prefix.owned.computed(&planned.id, block.clone());
+        self.prefix.owned.mark_computed(&planned.id, block.clone());
         self.spawn_put(piece, planned, block);
         Ok(())
     }
@@ -174,14 +174,14 @@ impl<'a> Computing<'a> {
     }
 
     /// Notes what a finished put stored.
-    fn put(&mut self, put: Result<PutResult, JoinError>) -> Result<(), StageError> {
+    fn note_put(&mut self, put: Result<PutResult, JoinError>) -> Result<(), StageError> {
         let (piece, stored) = put.map_err(StageError::passing)?.map_err(StageError::passing)?;
         self.timings.kv_raw_bytes += stored.raw_bytes;
         self.timings.kv_stored_bytes += stored.stored_bytes;
         self.counters.kv_put(stored.raw_bytes, if stored.created { stored.stored_bytes } else { 0 });
         if let Some(piece) = self.pieces.get(piece) {
-            self.prefix.stored(&piece.id);
-            self.ticket.stored(piece.range.len());
+            self.prefix.mark_stored(&piece.id);
+            self.ticket.mark_stored(piece.range.len());
         }
         Ok(())
     }
@@ -189,14 +189,14 @@ impl<'a> Computing<'a> {
     /// Sees to it that what other prompts were about to store is stored.
     async fn confirm(&mut self, sources: Vec<Source>) -> Result<(), StageError> {
         for (piece, source) in sources.into_iter().enumerate() {
-            if let Source::Held(block, mut flight) = source
-                && !flight.stored().await
+            if let Source::InMemory(block, mut chunk) = source
+                && !chunk.wait_stored().await
             {
                 self.spawn_put(piece, self.pieces[piece].clone(), block);
             }
         }
         while let Some(put) = self.puts.join_next().await {
-            self.put(put)?;
+            self.note_put(put)?;
         }
         Ok(())
     }
@@ -216,17 +216,17 @@ fn fetch<'a>(
         let counters = counters.clone();
         async move {
             let block = match source {
-                Source::Held(block, _) => block.clone(),
-                Source::Stored => stored(store, piece, &counters).await?,
+                Source::InMemory(block, _) => block.clone(),
+                Source::Stored => get_stored(store, piece, &counters).await?,
             };
             Some(if wanted < block.tokens { Arc::new(head(&block, wanted)) } else { block })
         }
     });
-    stream::iter(fetches).buffered(FETCHES)
+    stream::iter(fetches).buffered(PARALLEL_FETCHES)
 }
 
 /// Gets a piece, if it can be had.
-async fn stored(store: &KvStore, piece: &Piece, counters: &Counters) -> Option<Arc<Block>> {
+async fn get_stored(store: &KvStore, piece: &Piece, counters: &Counters) -> Option<Arc<Block>> {
     let tokens = piece.range.len();
     match store.get_piece(&piece.id, piece.kind, tokens).instrument(info_span!("kv.get", tokens)).await {
         Ok(Some(fetched)) => {
@@ -252,4 +252,11 @@ pub(crate) fn head(block: &Block, tokens: usize) -> Block {
         [&keys[..kept], &values[..kept]].concat()
     };
     Block { tokens, layers: block.layers.iter().map(layer).collect() }
+}
+
+/// The request's fault, so that no other worker would do better; or this worker's.
+pub(crate) fn refused(error: generation::Error) -> StageError {
+    let Failure { code, message } = error.failure();
+    let retry = if error.may_pass_elsewhere() { Retry::Elsewhere } else { Retry::Never };
+    StageError::new(retry, code, message)
 }

@@ -9,7 +9,8 @@
 mod batch;
 mod computing;
 mod engine;
-mod flights;
+mod inflight;
+mod messages;
 mod reuse;
 pub mod schedule;
 
@@ -23,25 +24,25 @@ use baton_contract::{
     Name, causes,
     envelope::{self, DecodeTask, Fingerprint, FirstToken, Piece, PrefillTask},
     job::Job,
-    outcome::{Code, Failure, Timings},
+    outcome::{Code, Timings},
 };
-use baton_engine::{
-    ComputeThreads,
-    generation::{self, Emitted, Generator},
+use baton_model::{
+    generation::{Emitted, Generator},
     model::Model,
+    threads::{ComputeThreads, ThreadsError},
 };
 use baton_storage::{key, kv::KvStore};
 use tokio::{task::spawn_blocking, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    computing::{Computing, reusable},
+    computing::{Computing, refused, reusable},
     engine::Engine,
-    flights::Flights,
+    inflight::Inflight,
     reuse::{Prefix, Reuse, Source},
 };
 
-pub use crate::batch::IMPORTED;
+pub use crate::batch::IMPORT_TOKENS_PER_PASS;
 
 /// A prompt's pieces are on their way to the store while so many passes' tokens more are computed: a slow store slows
 /// prefill down, and no more pieces than that are in memory.
@@ -75,7 +76,7 @@ pub enum Error {
     #[error(transparent)]
     Bus(#[from] baton_bus::Error),
     #[error(transparent)]
-    Threads(#[from] baton_engine::ThreadsError),
+    Threads(#[from] ThreadsError),
     #[error("cannot start the thread of model {model}")]
     Thread { model: Name, source: std::io::Error },
 }
@@ -84,7 +85,7 @@ pub enum Error {
 pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: CancellationToken) -> Result<(), Error> {
     let ended = CancellationToken::new();
     let Options { batch_tokens, chunk_tokens, decode_prefills, .. } = options;
-    let computing = engine::Options { batch_tokens, ahead: PASSES_AHEAD * batch_tokens.max(chunk_tokens) };
+    let computing = messages::Options { batch_tokens, ahead: PASSES_AHEAD * batch_tokens.max(chunk_tokens) };
     // A worker that died holds others up no longer with a prefix than with its own jobs.
     let prefixes = bus.prefixes(options.pull.ack_wait).await;
     let prefixes = prefixes
@@ -99,7 +100,7 @@ pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: Canc
         let engine =
             Engine::start(model, ComputeThreads::of_one_in(engines)?, computing, bus.counters().clone(), ended.clone())
                 .map_err(|source| Error::Thread { model: name.clone(), source })?;
-        let reuse = Reuse { store, flights: Flights::default(), prefixes: prefixes.clone() };
+        let reuse = Reuse { store, inflight: Inflight::default(), prefixes: prefixes.clone() };
         models.insert(name, Arc::new(Pool { engine, generator, reuse, fingerprint }));
     }
     let prefill = Prefill { bus: bus.clone(), models, chunk_tokens, decode_prefills };
@@ -211,11 +212,4 @@ impl Prefill {
         })?;
         Ok(Next::Forward { subject, payload: payload.into() })
     }
-}
-
-/// The request's fault, so that no other worker would do better; or this worker's.
-fn refused(error: generation::Error) -> StageError {
-    let Failure { code, message } = error.failure();
-    let retry = if error.may_pass_elsewhere() { Retry::Elsewhere } else { Retry::Never };
-    StageError::new(retry, code, message)
 }

@@ -11,17 +11,17 @@ use baton_storage::{
 };
 use tokio::time::Instant;
 
-use crate::flights::{Flight, Flights, Landed, Owned};
+use crate::inflight::{Inflight, Outcome, Owned, Pending};
 
 /// Blocks of other prompts that a prompt keeps in memory until its turn comes; it fetches any more from the store.
-const KEPT: usize = 8;
+const BLOCKS_IN_MEMORY: usize = 8;
 /// Waits for other workers in a row that may bring nothing before the prompt is computed here.
-const IN_VAIN: usize = 3;
+const VAIN_WAITS: usize = 3;
 
 /// How the prompts of one model's worker find what they need not compute.
 pub(crate) struct Reuse {
     pub(crate) store: KvStore,
-    pub(crate) flights: Flights,
+    pub(crate) inflight: Inflight,
     /// None if the broker gives no place to claims; then workers may compute the same.
     pub(crate) prefixes: Option<Prefixes>,
 }
@@ -42,7 +42,7 @@ pub(crate) struct Prefix {
 pub(crate) enum Source {
     Stored,
     /// In memory, and on its way to the store in the hands of another prompt.
-    Held(Arc<Block>, Flight),
+    InMemory(Arc<Block>, Pending),
 }
 
 impl Reuse {
@@ -52,14 +52,14 @@ impl Reuse {
         let shared = pieces.iter().take_while(|piece| piece.kind == PieceKind::Chunk).count();
         let ids: Vec<ChunkId> = pieces.iter().map(|piece| piece.id).collect();
         let (chunks, tail) = (&ids[..shared], ids.get(shared).filter(|_| again));
-        let (owned, looking) = (self.flights.owner(), Duration::ZERO);
+        let (owned, looking) = (self.inflight.owner(), Duration::ZERO);
         let mut prefix = Prefix { sources: Vec::new(), owned, claim: None, looking };
         let (mut kept, mut in_vain) = (0, 0);
         loop {
             let at = prefix.sources.len();
-            if let Some(flight) = prefix.owned.enter(&chunks[at.min(shared)..]) {
-                let source = wait(flight, kept < KEPT).await;
-                kept += usize::from(matches!(source, Some(Source::Held(..))));
+            if let Some(pending) = prefix.owned.enter(&chunks[at.min(shared)..]) {
+                let source = wait(pending, kept < BLOCKS_IN_MEMORY).await;
+                kept += usize::from(matches!(source, Some(Source::InMemory(..))));
                 // One that was lost is entered upon again.
                 prefix.sources.extend(source);
                 continue;
@@ -79,7 +79,7 @@ impl Reuse {
             if prefix.owned.enter(&chunks[at..]).is_some() || !was_ours {
                 continue;
             }
-            if in_vain >= IN_VAIN {
+            if in_vain >= VAIN_WAITS {
                 return Ok(prefix);
             }
             in_vain += 1;
@@ -94,7 +94,7 @@ impl Reuse {
                 Some(ChunkOwner::Theirs(theirs)) => match theirs.ended().await {
                     Ok(Ended::Gone) => {}
                     // It should be found now; if it is not, computing it is what is left.
-                    Ok(Ended::Stored) => in_vain = IN_VAIN,
+                    Ok(Ended::Stored) => in_vain = VAIN_WAITS,
                     Ok(Ended::OutOfPatience) => {
                         tracing::info!("another worker took too long with a prefix; it is computed here, too");
                         return Ok(prefix);
@@ -132,7 +132,7 @@ impl Prefix {
         let found = store.find(next).await?;
         self.looking += looked.elapsed();
         for id in next.iter().take(found) {
-            self.owned.stored(id);
+            self.owned.mark_stored(id);
             self.sources.push(Source::Stored);
         }
         Ok(found)
@@ -144,15 +144,15 @@ impl Prefix {
         let found = store.tail_exists(tail).await?;
         self.looking += looked.elapsed();
         if found {
-            self.owned.stored(tail);
+            self.owned.mark_stored(tail);
             self.sources.push(Source::Stored);
         }
         Ok(())
     }
 
     /// Notes that a piece is in the store.
-    pub(crate) fn stored(&mut self, id: &ChunkId) {
-        self.owned.stored(id);
+    pub(crate) fn mark_stored(&mut self, id: &ChunkId) {
+        self.owned.mark_stored(id);
         if let Some(claim) = &self.claim {
             claim.stored(&id.0);
         }
@@ -160,14 +160,14 @@ impl Prefix {
 }
 
 /// Waits for a chunk that another prompt is at; nothing if it left without storing it.
-async fn wait(mut flight: Flight, keep: bool) -> Option<Source> {
+async fn wait(mut pending: Pending, keep: bool) -> Option<Source> {
     if !keep {
-        return flight.stored().await.then_some(Source::Stored);
+        return pending.wait_stored().await.then_some(Source::Stored);
     }
-    match flight.computed().await {
-        Landed::Here(block) => Some(Source::Held(block, flight)),
-        Landed::Stored => Some(Source::Stored),
-        Landed::Lost => None,
+    match pending.wait_computed().await {
+        Outcome::Computed(block) => Some(Source::InMemory(block, pending)),
+        Outcome::Stored => Some(Source::Stored),
+        Outcome::Lost => None,
     }
 }
 

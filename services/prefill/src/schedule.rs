@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 pub type PromptId = u64;
 
 /// Passes without a failure after which a pass may be twice as large again.
-const CALM: u32 = 32;
+const PASSES_TO_GROW: u32 = 32;
 
 pub struct Schedule {
     options: Options,
@@ -175,7 +175,7 @@ impl Schedule {
     /// Notes that a pass succeeded.
     pub fn passed(&mut self) {
         self.calm += 1;
-        if self.calm >= CALM {
+        if self.calm >= PASSES_TO_GROW {
             self.calm = 0;
             self.width = self.width.saturating_mul(2);
             self.tokens = self.tokens.saturating_mul(2).min(self.options.batch_tokens);

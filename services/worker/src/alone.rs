@@ -8,10 +8,10 @@ use baton_contract::{
     job::{Answer, Job},
     outcome::{Outcome, Timings, request_digest},
 };
-use baton_engine::{
+use baton_model::{
     generation::{self, Generation, Generator},
     model::{Model, SequenceId, Step},
-    source::Vocabulary,
+    vocabulary::Vocabulary,
 };
 use tokio::task::spawn_blocking;
 

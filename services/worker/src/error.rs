@@ -21,13 +21,13 @@ pub enum Error {
     #[error(transparent)]
     Decode(#[from] baton_decode::Error),
     #[error(transparent)]
-    Threads(#[from] baton_engine::ThreadsError),
+    Threads(#[from] baton_model::threads::ThreadsError),
     #[error("say how much KV caches may take: kv_memory = \"2GiB\"")]
     Memory(#[from] memory::Error),
     #[error(transparent)]
-    Model(#[from] baton_engine::model::Error),
+    Model(#[from] baton_model::model::Error),
     #[error(transparent)]
-    Generation(#[from] baton_engine::generation::Error),
+    Generation(#[from] baton_model::generation::Error),
     #[error(transparent)]
     Name(#[from] baton_contract::name::Error),
     #[error(transparent)]
@@ -45,7 +45,9 @@ pub enum Error {
     #[error("model {model}")]
     Vocabulary { model: Name, source: assembly::Error },
     #[error("cannot load model {model}")]
-    Load { model: Name, source: assembly::Error },
+    Load { model: Name, source: Box<NotLoaded> },
+    #[error(transparent)]
+    NotLoaded(#[from] NotLoaded),
     #[error("the stage before did not let go of its models within {within:?}; start the worker again")]
     NotLetGo { within: Duration },
     #[error("cannot write to standard output")]
@@ -54,4 +56,14 @@ pub enum Error {
     UnknownChunks(#[source] baton_bus::Error),
     #[error("{failed} objects could not be removed")]
     NotRemoved { failed: u64, source: store::Error },
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
+pub enum NotLoaded {
+    #[error(transparent)]
+    Source(#[from] assembly::Error),
+    #[error(transparent)]
+    Engine(#[from] baton_engine::Error),
 }

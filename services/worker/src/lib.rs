@@ -21,13 +21,16 @@ use std::collections::BTreeMap;
 use baton_assembly::{self as assembly, Found, serving::Process};
 use baton_bus::{Bus, duty::stats};
 use baton_contract::{Role, subject::Stage};
-use baton_engine::generation::Generator;
+use baton_model::generation::Generator;
 use baton_topology::Plan;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use self::roles::Flexible;
-pub use self::{error::Error, roles::Ready};
+pub use self::{
+    error::{Error, NotLoaded},
+    roles::Ready,
+};
 
 /// What a worker is to do.
 pub enum Assignment {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use baton_assembly::{self as assembly, models, store};
+use baton_assembly::{models, store};
 use baton_contract::{Name, kv};
-use baton_engine::{
+use baton_model::{
     generation::Generator,
     loan::Lender,
     model::{self, Model, Step},
@@ -18,7 +18,7 @@ use baton_storage::{
 use baton_topology::{Compute, Mode, Plan};
 use tokio::task::spawn_blocking;
 
-use crate::Error;
+use crate::error::{Error, NotLoaded};
 
 /// How long a stage that has drained may take to let go of a model.
 const LET_GO: Duration = Duration::from_secs(30);
@@ -78,8 +78,7 @@ pub async fn try_out(model: &baton_topology::Model, device: &'static str) -> Res
     let model = model.clone();
     let computed = spawn_blocking(move || {
         let options = model::Options { device: device.to_owned(), ..model::Options::default() };
-        let mut model =
-            baton_engine::source::load(&models::source(&model)?, &options).map_err(assembly::Error::from)?;
+        let mut model = open(&model, &options)?;
         let sequence = model.open();
         model.forward(&[Step { sequence, tokens: &[0], logits: 1 }])?;
         let spec = model.spec();
@@ -98,9 +97,13 @@ async fn load(plan: &Plan, settings: &Compute, name: &Name, kv_bytes: u64) -> Re
         },
         kv_bytes,
     };
-    let load = move || Ok::<_, assembly::Error>(baton_engine::source::load(&models::source(&model)?, &options)?);
-    let loaded = spawn_blocking(load).await?;
-    loaded.map_err(|source| Error::Load { model: name.clone(), source })
+    let loaded = spawn_blocking(move || open(&model, &options)).await?;
+    loaded.map_err(|source| Error::Load { model: name.clone(), source: source.into() })
+}
+
+/// Brings a model if it is missing, and loads it. Blocks.
+fn open(model: &baton_topology::Model, options: &model::Options) -> Result<Box<dyn Model>, NotLoaded> {
+    Ok(baton_engine::load(&models::source(model)?, options)?)
 }
 
 /// What a worker keeps of the store, for all its models together.

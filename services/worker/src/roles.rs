@@ -48,7 +48,7 @@ impl Flexible<'_> {
             self.plan.stages.interchangeable().map_err(Error::NotInterchangeable)?;
         }
         let settings = compute(role, self.plan);
-        baton_engine::use_threads(settings.threads)?;
+        baton_model::threads::use_threads(settings.threads)?;
         let kv_bytes = self.roles.iter().map(|&role| memory::for_kv_caches(compute(role, self.plan)));
         let kv_bytes = kv_bytes.collect::<Result<Vec<_>, _>>()?.into_iter().max().unwrap_or_default();
         let mut models = Models::load(self.plan, settings, kv_bytes).await?;

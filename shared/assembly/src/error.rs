@@ -19,7 +19,7 @@ pub enum Error {
     #[error(transparent)]
     Telemetry(#[from] baton_telemetry::Error),
     #[error(transparent)]
-    Model(#[from] baton_engine::source::Error),
+    Model(#[from] baton_model::source::Error),
     #[error("a task of this process was lost")]
     Lost(#[from] tokio::task::JoinError),
 

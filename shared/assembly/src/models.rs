@@ -2,9 +2,10 @@
 
 use std::{path::Path, sync::Arc};
 
-use baton_engine::{
+use baton_model::{
     sim,
-    source::{self, Source, Vocabulary},
+    source::{self, Source},
+    vocabulary::Vocabulary,
 };
 use baton_provision::{hub, setup::Setup};
 use baton_topology::{Device, Model};

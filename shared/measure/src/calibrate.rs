@@ -7,10 +7,10 @@ mod store;
 
 use std::ffi::OsString;
 
-use baton_engine::{
-    ComputeThreads,
+use baton_model::{
     model::{self, Compute},
     source::Source,
+    threads::ComputeThreads,
 };
 use baton_planner::profile::{Bus, Decode, Fit, Host, Kv, Prefill, Profile};
 use baton_storage::codec::Codec;
@@ -103,7 +103,7 @@ fn without_times(source: Source) -> (Source, (f64, f64)) {
     match source {
         Source::Sim(sim) => {
             let times = (sim.prefill_s_per_token, sim.decode_s_per_step);
-            let still = baton_engine::sim::Options { prefill_s_per_token: 0.0, decode_s_per_step: 0.0, ..sim };
+            let still = baton_model::sim::Options { prefill_s_per_token: 0.0, decode_s_per_step: 0.0, ..sim };
             (Source::Sim(still), times)
         }
         source => (source, (0.0, 0.0)),

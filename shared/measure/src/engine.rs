@@ -2,9 +2,10 @@
 
 use std::{fs::File, io::Read, path::Path};
 
-use baton_engine::{
+use baton_model::{
     model::{self, Compute, Model, Spec},
-    source::{self, Source, Vocabulary},
+    source::{self, Source},
+    vocabulary::Vocabulary,
 };
 
 use crate::error::Error;
@@ -31,7 +32,8 @@ impl Engine {
     /// If the files can't be read, or hold no such model.
     pub fn load(&self, source: &Source, options: model::Options) -> Result<Box<dyn Model>, Error> {
         let options = model::Options { device: self.device.clone(), ..options };
-        source::load(source, &options).map_err(|source| Error::Load { model: self.model.clone(), source })
+        baton_engine::load(source, &options)
+            .map_err(|source| Error::Load { model: self.model.clone(), source: source.into() })
     }
 
     /// Reads what the model is, without its weights. Blocks.
@@ -40,7 +42,7 @@ impl Engine {
     ///
     /// If the files can't be read, or hold no such model.
     pub fn vocabulary(&self, source: &Source) -> Result<Vocabulary, Error> {
-        source::vocabulary(source).map_err(|source| Error::Load { model: self.model.clone(), source })
+        source::vocabulary(source).map_err(|source| Error::Vocabulary { model: self.model.clone(), source })
     }
 }
 

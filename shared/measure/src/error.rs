@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf};
 
 use baton_contract::outcome::{Outcome, Status};
-use baton_engine::{ThreadsError, model, source, tokenizer};
+use baton_model::{model, source, threads::ThreadsError, tokenizer};
 use baton_storage::{chunk, kv, store};
 use nix::errno::Errno;
 
@@ -13,6 +13,14 @@ pub enum Error {
     /// A model that can't be loaded.
     #[error("cannot load model {model}")]
     Load {
+        /// As it was named.
+        model: String,
+        /// Why not.
+        source: Box<baton_engine::Error>,
+    },
+    /// A model whose vocabulary can't be read.
+    #[error("cannot load model {model}")]
+    Vocabulary {
         /// As it was named.
         model: String,
         /// Why not.
@@ -194,7 +202,7 @@ pub enum Error {
     Engine(#[from] model::Error),
     /// A reference that can't be read or compared with.
     #[error(transparent)]
-    Verify(#[from] baton_engine::verify::Error),
+    Verify(#[from] baton_model::verify::Error),
     /// A chunk that can't be packed.
     #[error(transparent)]
     Chunk(#[from] chunk::Error),

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io::BufReader, path::PathBuf};
 
-use baton_engine::{
+use baton_model::{
     model::{self, Compute},
     source::Source,
     verify::{self, Case, Divergence, Report},

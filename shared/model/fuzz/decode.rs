@@ -1,9 +1,9 @@
-//! What the fuzz targets do with bytes. A panic is a finding. The tests of `baton-engine` run it, too (`tests/llama/fuzz.rs`).
+//! What the fuzz targets do with bytes. A panic is a finding. The tests of `baton-model` run it, too (`tests/gguf/fuzz.rs`).
 
 use std::io::Write;
 
-use baton_engine::llama;
-use baton_engine::source::{self, Source};
+use baton_model::config;
+use baton_model::source::{self, Source};
 
 /// What bytes turned out to be.
 pub struct Found {
@@ -20,7 +20,7 @@ pub struct Found {
 pub fn gguf(bytes: &[u8]) -> Found {
     let mut file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
     file.write_all(bytes).expect("a temporary file can be written");
-    let Ok(checkpoint) = baton_engine::gguf::open(file.path()) else {
+    let Ok(checkpoint) = baton_model::gguf::open(file.path()) else {
         return Found { model: false, vocabulary: false };
     };
 
@@ -43,7 +43,7 @@ pub fn gguf(bytes: &[u8]) -> Found {
     assert!(total <= bytes.len(), "tensors of {total} bytes in a file of {}", bytes.len());
 
     Found {
-        model: llama::spec(&checkpoint).is_ok(),
+        model: config::spec(&checkpoint).is_ok(),
         vocabulary: source::vocabulary(&Source::Checkpoint(file.path().to_owned())).is_ok(),
     }
 }

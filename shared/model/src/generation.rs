@@ -11,8 +11,8 @@ use baton_contract::outcome::{Alternative, Code, Failure, FinishReason, TokenLog
 use baton_contract::sampling::{MAX_TOP_LOGPROBS, Sampling};
 
 use crate::sampling::{self, Distribution, Grammars, Sampler};
-use crate::source::Vocabulary;
 use crate::text::TextStream;
+use crate::vocabulary::Vocabulary;
 
 /// Log-probabilities that a job's answers may tell together, and the bytes that they may take in its result, which is one
 /// message of the broker's.

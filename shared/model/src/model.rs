@@ -81,7 +81,7 @@ pub struct UnknownCompute {
 /// How to load a model.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// A name that [`crate::device::by_name`] knows.
+    /// The name of a device: `flex` is the CPU.
     pub device: String,
     pub compute: Compute,
     /// Bytes that the KV caches of all open sequences may take; at least one page is always there.
@@ -128,7 +128,7 @@ pub trait Model: Send {
 }
 
 /// Refuses steps that a model could not take as a whole.
-pub(crate) fn check_steps(model: &dyn Model, steps: &[Step<'_>]) -> Result<(), Error> {
+pub fn check_steps(model: &dyn Model, steps: &[Step<'_>]) -> Result<(), Error> {
     // What each sequence holds at first, and what all of its steps add.
     let mut grown: BTreeMap<SequenceId, (usize, usize)> = BTreeMap::new();
     for step in steps {
@@ -142,7 +142,8 @@ pub(crate) fn check_steps(model: &dyn Model, steps: &[Step<'_>]) -> Result<(), E
     check_room(model, grown.into_values())
 }
 
-pub(crate) fn check_tokens(model: &dyn Model, tokens: &[u32]) -> Result<(), Error> {
+/// Refuses tokens that the vocabulary does not have.
+pub fn check_tokens(model: &dyn Model, tokens: &[u32]) -> Result<(), Error> {
     let vocabulary = model.spec().vocabulary;
     match tokens.iter().find(|token| **token as usize >= vocabulary) {
         Some(token) => Err(Error::TokenOutOfRange { token: *token, vocabulary }),
@@ -151,7 +152,7 @@ pub(crate) fn check_tokens(model: &dyn Model, tokens: &[u32]) -> Result<(), Erro
 }
 
 /// Refuses sequences that would grow from so many tokens by so many more beyond the context or the memory.
-pub(crate) fn check_room(model: &dyn Model, growth: impl IntoIterator<Item = (usize, usize)>) -> Result<(), Error> {
+pub fn check_room(model: &dyn Model, growth: impl IntoIterator<Item = (usize, usize)>) -> Result<(), Error> {
     let (memory, context) = (model.memory(), model.spec().context);
     let mut needed = 0;
     for (held, more) in growth {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::source::Vocabulary;
+use crate::vocabulary::Vocabulary;
 
 /// What a token added to an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

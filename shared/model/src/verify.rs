@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{self, Model, SequenceId, Step};
 use crate::sampling;
-use crate::source::Vocabulary;
+use crate::vocabulary::Vocabulary;
 
 /// Where the reference's best two log-probabilities differ by more than this, a correct engine must pick the same token.
 const CLEAR: f64 = 0.05;

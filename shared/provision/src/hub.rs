@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use baton_engine::gguf;
+use baton_model::gguf;
 use baton_topology::Hub;
 use hf_hub::{
     Cache, Repo, RepoType,

@@ -5,8 +5,8 @@ use std::{
     num::NonZeroUsize,
 };
 
-use baton_engine::{ComputeThreads, model::Compute};
 use baton_measure::bench::engine::{self, Options, Report, Speed};
+use baton_model::{model::Compute, threads::ComputeThreads};
 use baton_terminal::table;
 use tokio::task::spawn_blocking;
 

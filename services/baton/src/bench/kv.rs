@@ -6,8 +6,8 @@ use std::{
     path::PathBuf,
 };
 
-use baton_engine::{model::Compute, verify::Continuation};
 use baton_measure::bench::kv::{self, Options, Report};
+use baton_model::{model::Compute, verify::Continuation};
 use baton_storage::Codec;
 use baton_terminal::table;
 use tokio::task::spawn_blocking;

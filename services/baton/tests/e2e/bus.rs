@@ -12,7 +12,7 @@ use baton_contract::{
     sampling::Sampling,
     subject::Stage,
 };
-use baton_engine::{
+use baton_model::{
     generation::Generator,
     model::{self, KvMemory, Model, SequenceId, Spec, Step},
     sim::{self, Sim},

@@ -295,7 +295,7 @@ pub fn reference_requests(max_tokens: u32) -> Vec<Value> {
 }
 
 pub fn reference(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/engine/tests/reference").join(file)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/model/tests/reference").join(file)
 }
 
 /// The next result of any job.

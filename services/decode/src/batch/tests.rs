@@ -7,7 +7,7 @@ use std::{
 };
 
 use baton_contract::{Name, job::Job, kv::Block, sampling::Sampling};
-use baton_engine::{
+use baton_model::{
     generation::{self, Generator},
     model::{SequenceId, Spec},
     sim::{self, Sim},
@@ -18,12 +18,12 @@ use tokio::{
     time::Instant,
 };
 
-mod narrow;
+mod limited_memory;
 
-use narrow::Narrow;
+use limited_memory::LimitedMemoryModel;
 
 use super::*;
-use crate::engine::Held;
+use crate::messages::FetchedPiece;
 
 /// Tokens in a piece of a prompt's KV cache.
 const PIECE: usize = 100;
@@ -67,7 +67,7 @@ fn jobs(count: usize) -> Vec<Job> {
 
 /// What prefill leaves: the pieces of the KV cache; and the whole answers, undisturbed.
 struct Prefilled {
-    held: VecDeque<Held>,
+    held: VecDeque<FetchedPiece>,
     answers: Vec<Vec<u32>>,
 }
 
@@ -77,7 +77,7 @@ fn prefilled(job: &Job) -> Prefilled {
     let prompt = Step { sequence: model.open(), tokens: &job.prompt, logits: 1 };
     model.forward(&[prompt]).unwrap();
     let cut = |start| model.export(prompt.sequence, start..(start + PIECE).min(job.prompt.len())).unwrap();
-    let held = (0..job.prompt.len()).step_by(PIECE).map(|start| Held::Block(Arc::new(cut(start)))).collect();
+    let held = (0..job.prompt.len()).step_by(PIECE).map(|start| FetchedPiece::Block(Arc::new(cut(start)))).collect();
     let mut answer = |mut generation: Generation| {
         let sequence = model.open();
         let mut logits = model.forward(&[Step { sequence, ..prompt }]).unwrap().remove(0);
@@ -102,7 +102,7 @@ struct Client {
     events: UnboundedReceiver<Event>,
     answers: Vec<Vec<u32>>,
     /// Fetches that go on, and what they have not brought yet.
-    fetches: VecDeque<(u64, VecDeque<Held>)>,
+    fetches: VecDeque<(u64, VecDeque<FetchedPiece>)>,
     /// Pieces that come between two rounds.
     speed: usize,
     wanted: usize,
@@ -128,7 +128,7 @@ fn submit_stored(batch: &mut Batch, number: usize, job: &Job, pieces: Option<usi
 
 /// A job whose answers have these tokens already.
 fn submit_given(batch: &mut Batch, number: usize, job: &Job, prefilled: Prefilled, given: Vec<Vec<u32>>) -> Client {
-    let stored = prefilled.held.iter().map(Held::tokens).sum();
+    let stored = prefilled.held.iter().map(FetchedPiece::tokens).sum();
     let (events, receiver) = unbounded_channel();
     let mut answers = Vec::new();
     for (choice, mut generation) in (0..).zip(generator().start_all(job).unwrap()) {
@@ -187,8 +187,8 @@ fn attend(batch: &mut Batch, clients: &mut [Client]) {
             }
         }
         for (fetch, coming) in &mut client.fetches {
-            for held in coming.drain(..client.speed.min(coming.len())) {
-                batch.obey(Command::Piece { fetch: *fetch, held, came: Instant::now() });
+            for piece in coming.drain(..client.speed.min(coming.len())) {
+                batch.obey(Command::Piece { fetch: *fetch, piece, came: Instant::now() });
             }
         }
         client.fetches.retain(|(_, coming)| !coming.is_empty());
@@ -288,7 +288,7 @@ fn pieces_are_imported_as_they_come() {
     assert_eq!(held, [0, 2, 4, 5, 6]);
     // What an earlier fetch brings late is not taken for the present one's.
     let mut kv = Kv::Wanted(Pieces::of(7, 100));
-    let missing = |tokens| Held::Missing { tokens };
+    let missing = |tokens| FetchedPiece::Missing { tokens };
     assert!(!kv.take(6, &missing(100)) && !kv.take(7, &missing(101)) && kv.take(7, &missing(100)));
     assert!(!kv.take(7, &missing(1)), "more than there are");
 }
@@ -315,7 +315,7 @@ fn decode_prefills_what_nobody_has_prefilled() {
     // Short prompts are one pass; a device that is too small for that, or for one of them, takes its time.
     let jobs: Vec<Job> = (0..6).map(|number| job(number, 30, 20)).collect();
     for (most, first) in [(1 << 20, vec![30; 6]), (60, vec![30; 6]), (12, vec![30; 6])] {
-        let (model, passes) = Narrow::new((9, most), false);
+        let (model, passes) = LimitedMemoryModel::new((9, most), false);
         let mut batch = Batch::new(Box::new(model));
         let mut clients: Vec<_> =
             jobs.iter().enumerate().map(|(id, job)| submit_stored(&mut batch, id, job, Some(0))).collect();

@@ -7,7 +7,7 @@ use baton_contract::{
     sampling::{Constraint, Sampling},
     subject::Stage,
 };
-use baton_engine::{
+use baton_model::{
     model::{Model, Step},
     sim::{self, Sim},
     source::{Source, vocabulary},

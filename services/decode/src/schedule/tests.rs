@@ -122,7 +122,7 @@ proptest! {
             // Now and then a fetch takes longer.
             world.round(|id| (unready >> ((id + rounds) % 64)) & 1 == 0 || rounds % 3 == 0, bring, fits);
             rounds += 1;
-            // The first in the batch is never disturbed but by failures, which come after CALM good steps at most once, and
+            // The first in the batch is never disturbed but by failures, which come after STEPS_TO_GROW good steps at most once, and
             // halving ends at one answer.
             let bound = answers.iter().map(|(_, rest, at)| 20 * (rest + at) as u64 + 100).sum::<u64>();
             prop_assert!(rounds < bound, "{} answers did not end in {rounds} rounds", world.rest.len());
@@ -166,13 +166,13 @@ fn a_failed_step_is_halved_until_it_fits_and_grows_again() {
         world.submit(id, 10, 200);
     }
     let mut sizes = Vec::new();
-    for _ in 0..2 * CALM {
+    for _ in 0..2 * STEPS_TO_GROW {
         world.round(|_| true, 99, 4);
         sizes.push(world.schedule.running().len());
     }
     assert_eq!(sizes[..3], [6, 3, 3]);
     // After a time without failure one more takes part.
-    assert_eq!(sizes[CALM as usize + 2], 4);
+    assert_eq!(sizes[STEPS_TO_GROW as usize + 2], 4);
     // Nothing fits: one after the other is to blame, and leaves.
     for _ in 0..60 {
         world.round(|_| true, 99, 0);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use baton_contract::Role;
-use baton_decode::{AHEAD, COMPUTE_COST, IMPORTED, schedule::Schedule};
+use baton_decode::{COMPUTE_COST, IMPORT_TOKENS_PER_STEP, PREFETCH_JOBS, schedule::Schedule};
 
 use super::{
     Options,
@@ -133,7 +133,7 @@ impl DecodeWorker {
         let unasked = self
             .schedule
             .waiting()
-            .take(AHEAD)
+            .take(PREFETCH_JOBS)
             .any(|id| self.answers.get(&id).is_some_and(|answer| answer.fetch.is_none() && answer.stored > 0));
         let can_join = |id: u64| self.answers.get(&id).is_some_and(|answer| answer.can_join(now));
         if unasked || self.schedule.joining().is_some() || self.schedule.candidate().is_some_and(can_join) {
@@ -217,7 +217,7 @@ impl DecodeWorker {
     fn ask(&mut self, world: &mut World<'_>) {
         let profile = &world.options.decode.profile;
         let chunk = world.options.chunk_tokens.max(1);
-        for id in self.schedule.waiting().take(AHEAD) {
+        for id in self.schedule.waiting().take(PREFETCH_JOBS) {
             let Some(answer) = self.answers.get_mut(&id).filter(|it| it.fetch.is_none() && it.stored > 0) else {
                 continue;
             };
@@ -236,7 +236,7 @@ impl DecodeWorker {
     /// Brings what has come of those that join, as much of it as the running answers can wait for; returns the seconds.
     fn join(&mut self, world: &mut World<'_>) -> f64 {
         let profile = &world.options.decode.profile;
-        let (mut budget, mut seconds) = (IMPORTED, 0.0);
+        let (mut budget, mut seconds) = (IMPORT_TOKENS_PER_STEP, 0.0);
         while let Some(id) = self.schedule.joining() {
             let Some(answer) = self.answers.get_mut(&id) else { break };
             let come = answer.has_come(world.now, world.options.chunk_tokens.max(1)).min(budget);
@@ -273,7 +273,7 @@ impl DecodeWorker {
             return;
         };
         let missing = answer.stored - answer.imported;
-        let share = (IMPORTED as f64 / missing as f64).min(1.0);
+        let share = (IMPORT_TOKENS_PER_STEP as f64 / missing as f64).min(1.0);
         let begins = first.max(world.now);
         let next = begins + (all.saturating_sub(begins) as f64 * share) as Nanos;
         world.at(next.max(world.now + 1).min(all.max(world.now + 1)), Event::Poked(self.worker));

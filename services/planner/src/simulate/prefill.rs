@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use baton_contract::Role;
 use baton_prefill::{
-    IMPORTED, PASSES_AHEAD,
+    IMPORT_TOKENS_PER_PASS, PASSES_AHEAD,
     schedule::{self, Schedule, Share},
 };
 
@@ -148,7 +148,7 @@ impl PrefillWorker {
 
     /// Imports what was brought, as much of it as the others can wait for; returns the tokens.
     fn import(&mut self, world: &mut World<'_>) -> usize {
-        let mut left = IMPORTED;
+        let mut left = IMPORT_TOKENS_PER_PASS;
         while left > 0
             && let Some((job, tokens)) = self.importing.front_mut()
         {
@@ -164,7 +164,7 @@ impl PrefillWorker {
                 self.importing.pop_front();
             }
         }
-        IMPORTED - left
+        IMPORT_TOKENS_PER_PASS - left
     }
 
     /// A pass has ended: what it completed goes to the store.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use baton_contract::{Name, job::Job, kv::Block, sampling::Sampling};
-use baton_engine::{
+use baton_model::{
     generation::Generator,
     model::Spec,
     sim::{self, Sim},

@@ -24,7 +24,7 @@ const SHAPE: Shape = Shape { layers: 1, width: 2 };
 
 fn reuse() -> Reuse {
     let store = KvStore::new(Store::open("memory:").unwrap(), SHAPE, Codec::Raw);
-    Reuse { store, flights: Flights::default(), prefixes: None }
+    Reuse { store, inflight: Inflight::default(), prefixes: None }
 }
 
 fn plan(reuse: &Reuse, tokens: &[u32], job: &str) -> Vec<Piece> {
@@ -57,18 +57,18 @@ async fn a_prompt_finds_what_is_stored_waits_for_what_comes_and_takes_over_what_
     let second = reuse.find(&others, false);
     tokio::pin!(second);
     assert!(timeout(Duration::ZERO, &mut second).await.is_err());
-    first.owned.computed(&pieces[2].id, block(&pieces[2]));
+    first.owned.mark_computed(&pieces[2].id, block(&pieces[2]));
     assert!(timeout(Duration::ZERO, &mut second).await.is_err());
     reuse.store.put(&pieces[3].id, block(&pieces[3])).await.unwrap();
-    first.stored(&pieces[3].id);
+    first.mark_stored(&pieces[3].id);
     let second = second.await.unwrap();
     assert_eq!((second.sources.len(), stored(&second)), (4, 3));
-    let Source::Held(held, mut flight) = second.sources[2].clone() else { panic!("not in memory") };
+    let Source::InMemory(held, mut pending) = second.sources[2].clone() else { panic!("not in memory") };
     assert_eq!(held, block(&pieces[2]));
 
     // The third takes chunk 2 over, which was never stored. Whoever holds it learns that.
     drop(first);
-    assert!(!flight.stored().await);
+    assert!(!pending.wait_stored().await);
     let third = reuse.find(&pieces, false).await.unwrap();
     assert_eq!(third.sources.len(), 2);
 
@@ -118,19 +118,19 @@ async fn sixty_at_once(leaving: bool) -> (usize, usize) {
                 for piece in &pieces[prefix.sources.len()..] {
                     *computed.lock().unwrap().entry(piece.id).or_default() += 1;
                     yield_now().await;
-                    prefix.owned.computed(&piece.id, block(piece));
+                    prefix.owned.mark_computed(&piece.id, block(piece));
                     yield_now().await;
                     if leaves.take_if(|at| piece.range.start >= *at * CHUNK).is_some() {
                         lost.fetch_add(1, Ordering::Relaxed);
                         continue 'again;
                     }
                     reuse.store.put(&piece.id, block(piece)).await.unwrap();
-                    prefix.stored(&piece.id);
+                    prefix.mark_stored(&piece.id);
                 }
                 for (piece, source) in pieces.iter().zip(prefix.sources.clone()) {
-                    if let Source::Held(held, mut flight) = source {
+                    if let Source::InMemory(held, mut pending) = source {
                         assert_eq!(held, block(piece));
-                        if !flight.stored().await {
+                        if !pending.wait_stored().await {
                             reuse.store.put(&piece.id, held).await.unwrap();
                         }
                     }

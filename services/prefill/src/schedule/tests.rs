@@ -87,7 +87,7 @@ fn after_failures_passes_are_smaller_for_a_time() {
     assert_eq!(sizes, [(2, 64), (1, 64), (1, 32), (1, 16), (1, 8), (1, 4), (1, 2), (1, 1)]);
     assert_eq!(schedule.next(), [share(1, 32), share(2, 32)], "the one to blame is gone");
     assert_eq!(schedule.failed(&[share(1, 64)]), None);
-    for _ in 0..CALM {
+    for _ in 0..PASSES_TO_GROW {
         assert_eq!(pass(&mut schedule).iter().map(|share| share.tokens).sum::<usize>(), 32);
     }
     assert_eq!(pass(&mut schedule).iter().map(|share| share.tokens).sum::<usize>(), 64);

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::isa::{Isa, Kernel, LANES};
 use super::packed::{BLOCK, Quantized};
 use super::tile::split;
-use super::{ROUND, TINY, sum_lanes};
+use super::vectors::{ROUND, TINY, sum_lanes};
 
 /// Values of a row that are kept apart.
 pub(super) const OUTLIERS: usize = 2;

@@ -1,11 +1,12 @@
 //! Causal attention of a ragged batch with grouped queries and the KV cache in pages.
 
+use baton_model::config::Heads;
 use half::bf16;
 use rayon::prelude::*;
 
 use super::exact_attention::{ExactBlock, Pack, Panels};
 use super::fast_attention::FastBlock;
-use super::heads::{HeadNorms, Heads, Rotation, prepare_heads};
+use super::heads::{Attention, HeadNorms, Rotation, prepare_heads};
 use super::isa::Level;
 use super::linear::Mode;
 use super::pages::{self, Pages, Part, Quantized, Segment};
@@ -16,23 +17,6 @@ pub(super) const ROW_BLOCK: usize = 32;
 
 /// Products below which threads cost more than they save.
 const SMALL: usize = 1 << 16;
-
-/// What attention is in one layer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Attention {
-    pub(crate) heads: Heads,
-    /// What the products of queries and keys are multiplied with.
-    pub(crate) scale: f32,
-    /// Positions that a row sees at most, its own among them; none is no limit.
-    pub(crate) window: Option<usize>,
-}
-
-impl Attention {
-    /// The first position that the row at `position` sees.
-    pub(super) fn first(&self, position: usize) -> usize {
-        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
-    }
-}
 
 /// Writes the keys and values of `qkv` (`[rows, row width]`) to the cache, and the attention of its queries over everything
 /// up to each row's own position to `out` (`[rows, queries * size]`). Sees the new rows as the cache has them.

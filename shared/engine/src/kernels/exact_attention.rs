@@ -2,13 +2,13 @@
 
 use half::bf16;
 
-use super::attention::Attention;
+use super::heads::Attention;
 use super::isa::{Isa, Kernel, LANES};
 use super::packed::PANEL;
 use super::pages::{Pages, Segment, widen};
 use super::rectangle::Rectangle;
 use super::tile::{ROWS, split, tile};
-use super::{exp, sum_lanes};
+use super::vectors::{exp, sum_lanes};
 
 /// A KV head's cache in f32, ready for [`tile`].
 pub(super) struct Panels {

@@ -7,15 +7,15 @@
 //! kept, and what was summed is scaled down when it rises (Dao et al., "FlashAttention", 2022). Spans begin at fixed
 //! positions, so a row's result doesn't depend on what is computed with it.
 
-use super::attention::Attention;
 use super::bytes_tile::{Query, Weights, scores_tile, weigh_tile};
 use super::exact_attention::highest;
+use super::heads::Attention;
 use super::isa::{Isa, Kernel, LANES};
 use super::packed::PANEL;
 use super::pages::{PAGE, Quantized, Segment, head_lines, scale_range, signed_bytes};
 use super::rectangle::Rectangle;
 use super::tile::{ROWS, split};
-use super::{ROUND, TINY, sum_lanes};
+use super::vectors::{ROUND, TINY, sum_lanes};
 
 /// Pages of a span.
 const SPAN: usize = 2;

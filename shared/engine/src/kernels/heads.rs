@@ -1,38 +1,27 @@
-//! What happens to each head of the queries and keys before attention: norm, rotation, mixing.
+//! How the heads of a layer attend, and what happens to queries and keys before: norm, rotation, mixing.
 
 use std::sync::Arc;
 
+use baton_model::config::Heads;
 use rayon::prelude::*;
 
 use super::isa::{Isa, Kernel, LANES, Lanes, Level};
 use super::rows::{Norm, SMALL};
 
-/// How the values of a row divide into heads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Heads {
-    pub(crate) queries: usize,
-    pub(crate) kv: usize,
-    /// Values a head, a multiple of 16.
-    pub(crate) size: usize,
+/// What attention is in one layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attention {
+    pub(crate) heads: Heads,
+    /// What the products of queries and keys are multiplied with.
+    pub(crate) scale: f32,
+    /// Positions that a row sees at most, its own among them; none is no limit.
+    pub(crate) window: Option<usize>,
 }
 
-impl Heads {
-    /// Query heads that share a KV head.
-    pub(crate) fn group(self) -> usize {
-        self.queries / self.kv
-    }
-
-    pub(crate) fn query_width(self) -> usize {
-        self.queries * self.size
-    }
-
-    pub(crate) fn kv_width(self) -> usize {
-        self.kv * self.size
-    }
-
-    /// Values of a row of queries, keys and values.
-    pub(crate) fn row_width(self) -> usize {
-        self.query_width() + 2 * self.kv_width()
+impl Attention {
+    /// The first position that the row at `position` sees.
+    pub(super) fn first(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 }
 

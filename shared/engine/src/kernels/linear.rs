@@ -4,12 +4,12 @@ use rayon::prelude::*;
 
 use super::activations::{Activations, Quantize, TileMut};
 use super::bytes_tile::quantized_tile;
-use super::exp;
 use super::isa::{Isa, Kernel, LANES, Level};
 use super::packed::{Format, Matrix, PANEL, Panel, Quantized, Unpacked};
 use super::rectangle::Rectangle;
-use super::rows::{Norm, SMALL};
+use super::rows::{Norm, SMALL, rms_norm};
 use super::tile::{ROWS, split, tile};
+use super::vectors::exp;
 
 /// Rows below which more threads don't share them: each thread unpacks a panel once for its rows.
 const SHARED_ROWS: usize = 64;
@@ -78,7 +78,7 @@ pub(crate) fn linear(
             Prepared::Quantized(quantize(level, x, weights.inputs, norm, format))
         }
         _ => Prepared::Floats(match norm {
-            Some(norm) => super::rms_norm(level, x, norm.weight, norm.epsilon),
+            Some(norm) => rms_norm(level, x, norm.weight, norm.epsilon),
             None => x.to_vec(),
         }),
     };

@@ -11,12 +11,12 @@
 
 use std::ops::Range;
 
+use baton_model::config::Heads;
 use half::bf16;
 
-use super::TINY;
-use super::heads::Heads;
 use super::isa::{Isa, Kernel, LANES, Level, Line};
 use super::packed::PANEL;
+use super::vectors::TINY;
 
 /// Positions in a page.
 pub(crate) const PAGE: usize = 64;

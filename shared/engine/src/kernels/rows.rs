@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::isa::{Isa, Kernel, LANES, Level};
-use super::sum_lanes;
+use super::vectors::sum_lanes;
 
 /// Values below which threads cost more than they save.
 pub(super) const SMALL: usize = 1 << 14;

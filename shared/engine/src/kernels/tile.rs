@@ -1,6 +1,7 @@
 //! The one product that everything else is made of: up to six rows times a panel of 32 columns.
 
-use super::{Isa, LANES, PANEL};
+use super::isa::{Isa, LANES};
+use super::packed::PANEL;
 
 /// Rows a tile takes at most: with two vectors of columns that makes 12 accumulators, enough to hide the latency of FMA.
 pub(super) const ROWS: usize = 6;

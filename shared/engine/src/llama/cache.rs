@@ -1,6 +1,7 @@
 //! The KV memory of a model: for every layer, pages that the open sequences share out among them.
 
 use baton_contract::kv;
+use baton_model::config::Heads;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::bf16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
@@ -8,9 +9,9 @@ use half::vec::HalfBitsVecExt;
 use rayon::prelude::*;
 
 use super::failure::{Failure, caught};
-use super::ops::Operators;
-use super::stock;
-use crate::kernels::{self, Heads, Level, Mode, PAGE, Pages, QuantizedPages, Segment};
+use super::operators::Operators;
+use super::stock_cache::{self, StockCache};
+use crate::kernels::{self, Level, Mode, PAGE, Pages, QuantizedPages, Segment};
 
 /// The KV cache of one layer.
 pub(super) enum Cache {
@@ -28,12 +29,6 @@ pub(super) struct KernelCache {
 /// A cache's copies in 8 bits, as the kernels write them.
 type CopiesMut<'a> = QuantizedPages<&'a mut [u8], &'a mut [f32]>;
 
-/// Both `[slots, kv * size]`, in bf16 or what [`stock::kv_dtype`] takes for it.
-pub(super) struct StockCache {
-    pub(super) keys: Tensor<2>,
-    pub(super) values: Tensor<2>,
-}
-
 /// Bytes that one page takes in all layers.
 pub(super) fn page_bytes(operators: Operators, device: &Device, heads: Heads, layers: usize) -> usize {
     let values = 2 * PAGE * heads.kv_width();
@@ -43,7 +38,7 @@ pub(super) fn page_bytes(operators: Operators, device: &Device, heads: Heads, la
             let copies = 2 * (kernels::page_bytes(heads) + heads.kv * PAGE * size_of::<f32>());
             values * size_of::<bf16>() + copies
         }
-        Operators::Stock => values * stock::kv_dtype(device).size(),
+        Operators::Stock => values * stock_cache::kv_dtype(device).size(),
     };
     layers * bytes
 }
@@ -63,7 +58,7 @@ impl Cache {
                 }),
             }),
             Operators::Stock => {
-                let zeros = || Tensor::zeros([slots, width], (device, stock::kv_dtype(device)));
+                let zeros = || Tensor::zeros([slots, width], (device, stock_cache::kv_dtype(device)));
                 Cache::Stock(Box::new(StockCache { keys: zeros(), values: zeros() }))
             }
         }
@@ -81,7 +76,7 @@ impl Cache {
                     let values = TensorData::new(values.collect::<Vec<f32>>(), [segment.rows, width]);
                     Tensor::from_data(values, (&device, DType::F32))
                 };
-                cache.write(&stock::slots(std::slice::from_ref(segment)), tensor(keys), tensor(values));
+                cache.write(&stock_cache::slots(std::slice::from_ref(segment)), tensor(keys), tensor(values));
             }
         }
     }

@@ -1,18 +1,12 @@
-//! What becomes of a model whose device failed, for want of memory for example.
+//! How a device tells that it failed, for want of memory for example.
 //!
 //! Burn's devices work behind the caller's back. An operation that fails leaves tensors without contents, and so do all that
 //! read these; it is told where a value of theirs is read. Whatever is written next gives a tensor contents again, and hides
 //! the failure. So each pass ends with reading something that depends on all of its operations, and the operations
-//! for such devices, [`super::stock`], never write one tensor in several parts. What fails at once panics.
+//! for such devices, `stock`, never write one tensor in several parts. What fails at once panics.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use super::cache::{self, Cache};
-use super::ops::Operators;
-use super::{Llama, SequenceId};
-use crate::kernels::PAGE;
-use crate::model;
 
 /// Why a device did not compute.
 #[derive(Debug)]
@@ -42,80 +36,11 @@ impl fmt::Display for Failure {
 
 /// Does work on a device whose failures may be panics.
 pub(super) fn caught<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    // What the work has left half done is the caller's to look at: it does so in `fail`.
+    // What the work has left half done is the caller's to look at, see `recovery`.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
         Err(Failure::new(text.unwrap_or_default()))
     })
-}
-
-impl Llama {
-    /// Refuses work for a device that is lost.
-    pub(super) fn check_device(&self) -> Result<(), model::Error> {
-        match &self.lost {
-            Some(reason) => Err(model::Error::StepFailed(reason.clone())),
-            None => Ok(()),
-        }
-    }
-
-    /// Finds out what a failure has left, makes the best of it, and tells of it. Lengths of sequences are left alone.
-    pub(super) fn fail(&mut self, failure: Failure) -> model::Error {
-        let whole = caught(|| {
-            self.device.memory_cleanup();
-            cache::check(&self.caches)
-        });
-        let left = match whole {
-            Ok(()) => "nothing is lost; give the model less to do at once".to_owned(),
-            Err(_) => self.start_over(&failure),
-        };
-        model::Error::StepFailed(format!("{failure}; {left}"))
-    }
-
-    /// Closes all sequences and takes new memory for the KV cache.
-    fn start_over(&mut self, failure: &Failure) -> String {
-        self.sequences.clear();
-        self.free_pages = (0..self.pages as u32).rev().collect();
-        // The old memory goes before the new comes.
-        self.caches.clear();
-        let caches = caught(|| {
-            self.device.memory_cleanup();
-            let new = || Cache::new(self.operators, &self.device, self.config.heads, self.pages);
-            let caches: Vec<Cache> = self.config.layers.iter().map(|_| new()).collect();
-            cache::check(&caches)?;
-            Ok(caches)
-        });
-        match caches {
-            Ok(caches) => {
-                self.caches = caches;
-                "all sequences are closed, for their KV cache is lost; start them again with less to do at once"
-                    .to_owned()
-            }
-            Err(_) => {
-                let advice = "the model can't be used any more; load it again, or restart the worker";
-                self.lost = Some(format!("{failure}; {advice}"));
-                advice.to_owned()
-            }
-        }
-    }
-
-    /// Takes the tokens and pages beyond these lengths from sequences.
-    pub(super) fn shrink(&mut self, lengths: &[(SequenceId, usize)]) {
-        for (id, len) in lengths {
-            if let Some(sequence) = self.sequences.get_mut(id) {
-                sequence.len = *len;
-                let freed = sequence.pages.split_off(len.div_ceil(PAGE));
-                self.free_pages.extend(freed.into_iter().rev());
-            }
-        }
-    }
-
-    /// Runs one token through a freshly loaded model, whose memory is found to be there only so.
-    pub(super) fn try_out(&mut self) -> Result<(), Failure> {
-        match self.operators {
-            Operators::Kernels(_) => Ok(()),
-            Operators::Stock => self.compute(&super::first_token()).map(drop),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! One forward pass over the rows of several sequences.
 
+use baton_model::config::{self, Config, Gate};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::cache::Cache;
-use super::config::{self, Config, Gate};
 use super::failure::Failure;
-use super::ops::{Norm, Operators, Pass};
+use super::operators::{Norm, Operators, Pass};
+use super::ops::Linear;
 use super::weights::{Layer, Weights};
 use crate::kernels::{Activation, Attention, Rotation, Segment};
 
@@ -92,7 +93,7 @@ impl Network<'_> {
     }
 
     /// Adds the product of `part` to the residual stream, normed before if `norm` says so.
-    fn add(&self, x: Tensor<2>, part: Tensor<2>, layer: &super::ops::Linear, norm: Option<&Tensor<1>>) -> Tensor<2> {
+    fn add(&self, x: Tensor<2>, part: Tensor<2>, layer: &Linear, norm: Option<&Tensor<1>>) -> Tensor<2> {
         match norm {
             None => self.operators.add_linear(x, part, layer),
             Some(norm) => {

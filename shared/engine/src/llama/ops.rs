@@ -1,26 +1,15 @@
 //! The operations that a forward pass needs beyond Burn's own: on `flex` the hand-written kernels, on any other device
-//! the same functions in Burn's operators.
+//! the functions of `stock` in Burn's operators.
 
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, DispatchDevice, Flex, backend_extension};
+use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::arena::{Arena, Stored};
 use super::cache::{Cache, KernelCache};
+use super::operators::{HeadNorms, Norm, Operators, Pass};
 use super::stock;
-use crate::kernels::{
-    self, Activation, Attention, Format, Level, Matrix, Mode, Normed, PANEL, Rotation, Rows, Segment, Then,
-};
-use crate::model::Compute;
-
-/// Which bodies compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Operators {
-    /// [`crate::kernels`]; `flex` only. Bit-identical for any batch and split.
-    Kernels(Mode),
-    /// Burn's operators; every device.
-    Stock,
-}
+use crate::kernels::{self, Activation, Attention, Format, Level, Matrix, Mode, Normed, Rows, Then};
 
 /// The weights of a linear layer as its operators want them.
 pub(super) enum Linear {
@@ -37,48 +26,7 @@ pub(super) struct Packed {
     stored: Stored,
 }
 
-/// RMS norms of each head of queries and keys, weights `[head size]`.
-pub(super) struct HeadNorms {
-    pub(super) queries: Tensor<1>,
-    pub(super) keys: Tensor<1>,
-    pub(super) epsilon: f32,
-}
-
-/// A norm before a linear layer.
-pub(super) struct Norm<'a> {
-    /// `[inputs]`.
-    pub(super) weight: &'a Tensor<1>,
-    pub(super) epsilon: f32,
-}
-
-/// What attention reads besides the queries, keys and values of a pass.
-pub(super) struct Pass<'a> {
-    pub(super) rotation: &'a Rotation,
-    pub(super) segments: &'a [Segment],
-}
-
 impl Operators {
-    /// The fastest that `device` has.
-    pub(super) fn of(device: &Device, compute: Compute) -> Operators {
-        match device.as_dispatch() {
-            DispatchDevice::Flex(_) => Operators::Kernels(match compute {
-                Compute::Exact => Mode::Exact,
-                Compute::Fast => Mode::Fast,
-            }),
-            #[allow(unreachable_patterns, reason = "builds differ in their devices")]
-            _ => Operators::Stock,
-        }
-    }
-
-    /// Names the bodies and their numerics; to be raised when a change of a body changes any bit of its results.
-    pub(super) fn tag(self) -> &'static [u8] {
-        match self {
-            Operators::Kernels(Mode::Exact) => b"kernels 2",
-            Operators::Kernels(Mode::Fast) => b"fast kernels 2",
-            Operators::Stock => b"stock 2",
-        }
-    }
-
     /// Loads weights, of which `format` can hold every value. The kernels' are kept in `arena`.
     pub(super) fn load(
         self,
@@ -322,6 +270,3 @@ fn with_values<T>(tensor: Primitive, f: impl FnOnce(&[f32]) -> T) -> T {
 fn from_values(values: Vec<f32>, rows: usize, width: usize) -> Primitive {
     Primitive::from_data(TensorData::new(values, [rows, width]))
 }
-
-/// Panels are whole: a gated layer's outputs come by as many.
-pub(super) const GATE_BLOCK: usize = PANEL / 2;

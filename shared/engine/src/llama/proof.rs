@@ -3,12 +3,14 @@
 //! A device may take every operation and give zeros, as CUDA does where its kernels can't be compiled: what fails on Burn's
 //! own threads reaches nobody. A model would answer from that, and its KV cache would reach the store.
 
+use baton_model::config::Heads;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::cache::Cache;
 use super::failure::{Failure, caught};
-use super::ops::{Linear, Norm, Operators, Pass};
-use crate::kernels::{Activation, Attention, Heads, Rotation, Segment};
+use super::operators::{Norm, Operators, Pass};
+use super::ops::Linear;
+use crate::kernels::{Activation, Attention, Rotation, Segment};
 
 const HEADS: Heads = Heads { queries: 2, kv: 1, size: 16 };
 const HIDDEN: usize = 32;

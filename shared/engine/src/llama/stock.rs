@@ -1,10 +1,11 @@
-//! The operations of [`super::ops`] in Burn's operators, for devices without kernels of their own.
+//! The operations of `ops` in Burn's operators, for devices without kernels of their own.
 
-use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData, activation};
+use baton_model::config::Heads;
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, activation};
 
-use super::cache::StockCache;
-use super::ops::{GATE_BLOCK, HeadNorms, Pass};
-use crate::kernels::{Activation, Attention, Heads, Rotation, Segment};
+use super::operators::{GATE_BLOCK, HeadNorms, Pass};
+use super::stock_cache::{StockCache, indices, scatter, slots};
+use crate::kernels::{Activation, Attention, Rotation, Segment};
 
 /// The score of a position that a query does not see: its weight is 0. Shaders need not know infinity.
 const UNSEEN: f32 = -1e30;
@@ -95,51 +96,6 @@ fn attend(attention: Attention, q: Tensor<3>, segment: &Segment, cache: &StockCa
     out.reshape([rows, queries * size])
 }
 
-impl StockCache {
-    /// Writes rows of keys and values, `[slots, kv * size]`, rounded to bf16.
-    pub(super) fn write(&mut self, slots: &[usize], keys: Tensor<2>, values: Tensor<2>) {
-        for (to, new) in [(&mut self.keys, keys), (&mut self.values, values)] {
-            let new = match to.dtype() {
-                DType::F32 => round(new),
-                dtype => new.cast(dtype),
-            };
-            to.inplace(|to| scatter(to, slots, new, IndexingUpdateOp::Assign));
-        }
-    }
-}
-
-/// What a cache on `device` is kept in: bf16, or f32 values that are bf16 numbers where the device can't compute in bf16.
-pub(super) fn kv_dtype(device: &Device) -> DType {
-    if device.supports_dtype(DType::BF16) { DType::BF16 } else { DType::F32 }
-}
-
-/// The slots of the segments' rows, in their order.
-pub(super) fn slots(segments: &[Segment]) -> Vec<usize> {
-    let runs = segments.iter().flat_map(Segment::runs);
-    runs.flat_map(|(slot, rows)| slot..slot + rows.len()).collect()
-}
-
-/// Rounds f32 values to bf16 numbers, to nearest, ties to even, below 2^111.
-///
-/// `x + 2^16 x` is of 16 more bits than `x`, so its rounding takes from `x` what bf16 has no room for. That the three
-/// operations are kernels of their own, not fused, is what keeps a compiler from simplifying them.
-fn round(x: Tensor<2>) -> Tensor<2> {
-    let large = x.clone() * 65_536.0;
-    (x + large.clone()) - large
-}
-
-/// Puts rows of values in the place of those of `to`, or adds them.
-fn scatter(to: Tensor<2>, rows: &[usize], values: Tensor<2>, update: IndexingUpdateOp) -> Tensor<2> {
-    let rows = indices(rows, &to.device()).unsqueeze_dim::<2>(1);
-    to.scatter_nd(rows, values, update)
-}
-
-fn indices(values: &[usize], device: &Device) -> Tensor<1, Int> {
-    let values: Vec<i64> = values.iter().map(|value| *value as i64).collect();
-    let count = values.len();
-    Tensor::from_data(TensorData::new(values, [count]), device)
-}
-
 /// Rotates every head of `x` (`[rows, heads, size]`): with `a` the first half of the rotated values and `b` the second,
 /// `(a cos - b sin, b cos + a sin)`; each value is turned with its partner in the other half.
 fn rotate(x: Tensor<3>, rotation: &Rotation) -> Tensor<3> {
@@ -169,23 +125,4 @@ fn mix(x: Tensor<3>) -> Tensor<3> {
     });
     let matrix = Tensor::<2>::from_data(TensorData::new(values.collect::<Vec<f32>>(), [block, block]), &x.device());
     x.reshape([rows * heads * size / block, block]).matmul(matrix).reshape([rows, heads, size])
-}
-
-#[cfg(test)]
-mod tests {
-    use half::bf16;
-
-    use super::*;
-
-    #[test]
-    fn rounding_is_that_of_bf16() {
-        // Every value between two bf16 numbers of one exponent and those of the next, ties among them; then other sizes.
-        let ties = (0x3f7f_0000u32..0x3f82_0000).step_by(0x80).map(f32::from_bits);
-        let sizes = (0u32..1 << 16).map(|i| f32::from_bits(i.wrapping_mul(0x9e37_79b1) % 0x6700_0000 + 0x0100_0000));
-        let values: Vec<f32> = ties.chain(sizes).flat_map(|value| [value, -value]).collect();
-        let expected: Vec<f32> = values.iter().map(|value| bf16::from_f32(*value).to_f32()).collect();
-        let count = values.len();
-        let rounded = round(Tensor::from_data(TensorData::new(values, [count, 1]), &Device::flex()));
-        assert_eq!(rounded.into_data().as_slice::<f32>().unwrap(), expected);
-    }
 }

@@ -2,19 +2,21 @@
 
 use std::path::Path;
 
+use baton_model::gguf;
+use baton_model::model::{Model, Step};
 use burn::tensor::Device;
 use half::bf16;
 
-use super::*;
+use super::Llama;
+use super::operators::Operators;
 use crate::kernels::Mode;
-use crate::model::Step;
 
-#[path = "../../tests/llama/writer.rs"]
-pub(super) mod writer;
+#[path = "../../../model/tests/gguf/writer.rs"]
+mod writer;
 
 /// Logits of a long and a short sequence, which run together, the long one in two parts; and the long one's KV.
 fn computed(path: &Path, operators: Operators) -> (Vec<f32>, Vec<f32>) {
-    let file = crate::gguf::open(path).unwrap();
+    let file = gguf::open(path).unwrap();
     let mut model = Llama::load_with(file, Device::flex(), operators, 1 << 20).unwrap();
     let vocabulary = model.spec().vocabulary as u32;
     let tokens: Vec<u32> = (0..100).map(|i| (i * i + 37) % vocabulary).collect();

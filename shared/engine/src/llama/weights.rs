@@ -3,16 +3,17 @@
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
+use baton_model::checkpoint::{self, Checkpoint};
+use baton_model::config::{Config, Pairs, matrix, vector};
+use baton_model::quants::Type;
+use baton_model::sampling::all_finite;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::Error;
 use super::arena::Arena;
-use super::config::{Config, Pairs, matrix, vector};
-use super::ops::{GATE_BLOCK, HeadNorms, Linear, Operators};
-use crate::checkpoint::{self, Checkpoint};
+use super::error::Error;
+use super::operators::{GATE_BLOCK, HeadNorms, Operators};
+use super::ops::Linear;
 use crate::kernels::{BLOCK, Format, PANEL, Quantized, Rows};
-use crate::quants::Type;
-use crate::sampling::all_finite;
 
 pub(super) struct Weights {
     /// `[vocabulary, hidden]`; none where the head's are the same.

@@ -1,11 +1,12 @@
-//! The tiny models beside this file: random weights, so that nothing but the right computation gives the answers.
+//! Each architecture and tokenizer against another engine's answers on tiny models (`make.py` wrote both). Their weights are
+//! random, so that nothing but the right computation gives the answers.
 
 use std::path::{Path, PathBuf};
 
-use baton_engine::gguf;
 use baton_engine::llama::Llama;
-use baton_engine::model::{Compute, Model, Options, Step};
-use baton_engine::source::{Source, vocabulary};
+use baton_model::gguf;
+use baton_model::model::{Compute, Model, Options, Step};
+use baton_model::source::{Source, vocabulary};
 use serde::Deserialize;
 
 #[derive(Deserialize)]

@@ -2,10 +2,10 @@
 
 use std::io::Write;
 
-use baton_engine::checkpoint::Checkpoint;
-use baton_engine::gguf;
 use baton_engine::llama;
-use baton_engine::model::{Error, Model, Step};
+use baton_model::checkpoint::Checkpoint;
+use baton_model::gguf;
+use baton_model::model::{Error, Model, Step};
 
 use crate::writer::{CONTEXT, Tiny, VOCABULARY};
 use crate::{KV_BYTES, forward, load, tokens};

@@ -3,12 +3,12 @@
 
 mod failure;
 mod parity;
-#[path = "../llama/writer.rs"]
+#[path = "../../../model/tests/gguf/writer.rs"]
 mod writer;
 
-use baton_engine::checkpoint::Checkpoint;
 use baton_engine::llama::{self, Llama};
-use baton_engine::model::{Compute, Model, Options, SequenceId, Step};
+use baton_model::checkpoint::Checkpoint;
+use baton_model::model::{Compute, Model, Options, SequenceId, Step};
 
 /// Little enough for any driver's largest buffer.
 const KV_BYTES: u64 = 8 << 20;

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use baton_contract::kv;
-use baton_engine::gguf;
 use baton_engine::llama::Llama;
-use baton_engine::model::{Model, SequenceId, Step};
+use baton_model::gguf;
+use baton_model::model::{Model, SequenceId, Step};
 
 use crate::{KV_BYTES, forward, load, tokens};
 

@@ -2,7 +2,7 @@
 
 use baton_contract::kv;
 use baton_engine::llama::Llama;
-use baton_engine::model::{Compute, Error, Model, SequenceId, Step};
+use baton_model::model::{Compute, Error, Model, SequenceId, Step};
 use proptest::prelude::*;
 
 use crate::writer::{CONTEXT, Tiny, VOCABULARY};

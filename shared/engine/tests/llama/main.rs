@@ -1,19 +1,27 @@
-//! The llama engine: hostile files, the same bits for any batch and split, KV memory, and another engine's answers.
+//! The llama engine: hostile models, the same bits for any batch and split, KV memory, and another engine's answers.
 
-mod fuzz;
 mod hostile;
 mod invariance;
 mod memory;
-mod published;
 mod reference;
+mod twins;
+
+// The files that the tests of `baton-model` write.
+#[path = "../../../model/tests/folders/folder.rs"]
+#[allow(dead_code, reason = "shared by test crates that each use a part")]
+mod folder;
+#[path = "../../../model/tests/folders/twin.rs"]
+mod twin;
+#[path = "../../../model/tests/gguf/writer.rs"]
 mod writer;
 
 use std::io::Write;
 
-use baton_engine::checkpoint::{self, Checkpoint};
-use baton_engine::gguf;
 use baton_engine::llama::{self, Llama};
-use baton_engine::model::{self, Compute};
+use baton_model::checkpoint::{self, Checkpoint};
+use baton_model::config;
+use baton_model::gguf;
+use baton_model::model::{self, Compute};
 
 fn open(bytes: &[u8]) -> Result<Checkpoint, checkpoint::Error> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -27,5 +35,8 @@ fn load(bytes: &[u8]) -> Result<Llama, llama::Error> {
 }
 
 fn load_as(bytes: &[u8], compute: Compute, kv_bytes: u64) -> Result<Llama, llama::Error> {
-    Llama::load(open(bytes)?, &model::Options { compute, kv_bytes, ..model::Options::default() })
+    Llama::load(
+        open(bytes).map_err(config::Error::from)?,
+        &model::Options { compute, kv_bytes, ..model::Options::default() },
+    )
 }

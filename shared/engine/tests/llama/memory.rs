@@ -4,7 +4,7 @@ use std::process::Command;
 
 use baton_contract::kv;
 use baton_engine::llama::Llama;
-use baton_engine::model::{Compute, Error, KvMemory, Model, Step};
+use baton_model::model::{Compute, Error, KvMemory, Model, Step};
 
 use crate::invariance::{MODES, bits};
 use crate::load_as;

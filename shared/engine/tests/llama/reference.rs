@@ -3,9 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use baton_engine::gguf;
-use baton_engine::llama::{self, Llama};
-use baton_engine::model::{Compute, Model, Options, Step};
+use baton_engine::llama::Llama;
+use baton_model::config;
+use baton_model::gguf;
+use baton_model::model::{Compute, Model, Options, Step};
 use serde::Deserialize;
 
 /// Where the reference's best two log-probabilities differ by more, the best token must be the same.
@@ -60,11 +61,11 @@ fn gemma3_agrees_with_another_engine() {
 
 fn agrees(model: &Path, reference: &str) {
     let file = gguf::open(model).unwrap();
-    let spec = llama::spec(&file).unwrap();
+    let spec = config::spec(&file).unwrap();
     let mut model = Llama::load(file, &Options { compute: Compute::Exact, ..Options::default() }).unwrap();
     assert_eq!((model.spec().kv, model.spec().vocabulary), (spec.kv, spec.vocabulary));
 
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(reference);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/reference").join(reference);
     let (mut count, mut sum) = (0, 0.0);
     for line in std::fs::read_to_string(path).unwrap().lines() {
         let case: Case = serde_json::from_str(line).unwrap();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use baton_contract::kv::Block;
-use baton_engine::{
+use baton_model::{
     model::{self, Compute, Model, SequenceId, Step},
     source::Source,
 };

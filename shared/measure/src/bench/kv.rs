@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use baton_contract::kv::{Block, Shape};
-use baton_engine::{
+use baton_model::{
     model::{self, Compute, Model, SequenceId, Step},
     source::Source,
     verify::{self, Continuation},

@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use baton_engine::model::{Model, SequenceId, Step};
+use baton_model::model::{Model, SequenceId, Step};
 
 use super::Neighbours;
 use crate::error::Error;

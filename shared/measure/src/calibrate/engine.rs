@@ -3,7 +3,7 @@
 use std::{hint::black_box, slice};
 
 use baton_contract::kv::{self, Block};
-use baton_engine::{
+use baton_model::{
     model::{self, Model, SequenceId, Step},
     sampling::greedy,
 };

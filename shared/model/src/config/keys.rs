@@ -1,8 +1,9 @@
 //! The keys of a model file that begin with its architecture's name.
 
-use super::{Architecture, Layer, Pairs, Rope, require, unsupported, vector};
+use super::error::{Error, require, unsupported};
+use super::parts::{Architecture, Layer, Pairs, Rope};
+use super::tensors::vector;
 use crate::checkpoint::{Checkpoint, Value};
-use crate::llama::Error;
 
 /// What the frequencies of rotary positions are divided by, one value a pair (Llama 3 scales them so).
 const ROPE_DIVISORS: &str = "rope_freqs.weight";

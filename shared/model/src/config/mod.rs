@@ -1,14 +1,19 @@
 //! What a model file says about the model, checked.
 
+mod error;
 mod keys;
+mod parts;
+mod tensors;
 
 use baton_contract::kv;
 
-use super::Error;
 use crate::checkpoint::{Checkpoint, Tensor, Value};
-use crate::kernels::Heads;
 use crate::model::Spec;
+pub use error::Error;
+use error::{require, unsupported};
 use keys::Keys;
+pub use parts::{Architecture, Gate, Heads, Layer, Pairs, Rope};
+pub use tensors::{matrix, vector};
 
 /// Names the type and layout of the KV cache, as part of a model's fingerprint: bf16; keys rotated, a head as the first
 /// elements of all pairs before the second ones, then mixed by the Hadamard matrix of `weights.rs`.
@@ -18,75 +23,29 @@ const EMBEDDING: &str = "token_embd.weight";
 /// What is missing from the norms' weights: Hugging Face's Gemma models keep them less 1.
 const NORM_SHIFT: &str = "baton.norm.shift";
 
-/// What to say of models that are none of [`Architecture`].
-pub(super) const ARCHITECTURES: &str = "llama (mistral too), qwen2, qwen3, gemma3";
-
-/// The families of models; how they differ is in the other fields of [`Config`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Architecture {
-    Llama,
-    Qwen2,
-    Qwen3,
-    Gemma3,
-}
-
 /// The model's hyperparameters. Sizes count values.
 #[derive(Clone, Debug)]
-pub(super) struct Config {
-    pub(super) architecture: Architecture,
+pub struct Config {
+    pub architecture: Architecture,
     /// One entry a layer.
-    pub(super) layers: Vec<Layer>,
-    pub(super) hidden: usize,
-    pub(super) feed_forward: usize,
-    pub(super) vocabulary: usize,
-    pub(super) context: usize,
-    pub(super) heads: Heads,
+    pub layers: Vec<Layer>,
+    pub hidden: usize,
+    pub feed_forward: usize,
+    pub vocabulary: usize,
+    pub context: usize,
+    pub heads: Heads,
     /// What the layers' `rope` refers to; all rotate equally many values.
-    pub(super) ropes: Vec<Rope>,
-    pub(super) pairs: Pairs,
-    pub(super) gate: Gate,
+    pub ropes: Vec<Rope>,
+    pub pairs: Pairs,
+    pub gate: Gate,
     /// What the products of queries and keys are multiplied with.
-    pub(super) attention_scale: f32,
+    pub attention_scale: f32,
     /// What the embeddings are multiplied with, on the way in only.
-    pub(super) embedding_scale: f32,
+    pub embedding_scale: f32,
     /// What is to be added to every norm's weights.
-    pub(super) norm_shift: f32,
+    pub norm_shift: f32,
     /// What RMS norm adds to the mean square.
-    pub(super) epsilon: f32,
-}
-
-/// What sets a layer apart from the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Layer {
-    /// How many positions attention sees at most: the token's own and those right before it. Without, all.
-    pub(super) window: Option<usize>,
-    /// Index into [`Config::ropes`].
-    pub(super) rope: usize,
-}
-
-/// Rotary position embedding (Su et al., "RoFormer", 2021): at position `p` the rotated pair `i` of a head turns by
-/// `p * frequencies[i]` radians. What lies beyond the pairs stays.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Rope {
-    pub(super) frequencies: Vec<f64>,
-}
-
-/// Which values of a head in the file rotate together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pairs {
-    /// `2i` and `2i + 1`.
-    Adjacent,
-    /// `i` and `i + width / 2`, where `width` is the number of rotated values.
-    Halves,
-}
-
-/// What the gates of the feed-forward part go through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Gate {
-    /// `x / (1 + e^-x)`.
-    Silu,
-    /// The tanh approximation of GELU: `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`.
-    Gelu,
+    pub epsilon: f32,
 }
 
 /// What the model in `file` is, without loading its weights. Reads the whole file for its digest.
@@ -94,30 +53,9 @@ pub fn spec(file: &Checkpoint) -> Result<Spec, Error> {
     Ok(Config::read(file)?.spec(file))
 }
 
-impl Architecture {
-    fn of(file: &Checkpoint) -> Result<Architecture, Error> {
-        match file.string("general.architecture")? {
-            "llama" => Ok(Architecture::Llama),
-            "qwen2" => Ok(Architecture::Qwen2),
-            "qwen3" => Ok(Architecture::Qwen3),
-            "gemma3" => Ok(Architecture::Gemma3),
-            other => Err(Error::Architecture { found: other.to_owned() }),
-        }
-    }
-
-    /// The name in model files, which all keys of the architecture begin with.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Architecture::Llama => "llama",
-            Architecture::Qwen2 => "qwen2",
-            Architecture::Qwen3 => "qwen3",
-            Architecture::Gemma3 => "gemma3",
-        }
-    }
-}
-
 impl Config {
-    pub(super) fn read(file: &Checkpoint) -> Result<Config, Error> {
+    /// Reads the configuration of a model that can be computed, or says why it can't be.
+    pub fn read(file: &Checkpoint) -> Result<Config, Error> {
         let architecture = Architecture::of(file)?;
         let keys = Keys { file, architecture };
         let layers = keys.size("block_count", 1024)?;
@@ -177,11 +115,12 @@ impl Config {
     }
 
     /// Values of a head that are rotated, the first ones: an even number.
-    pub(super) fn rope_width(&self) -> usize {
+    pub fn rope_width(&self) -> usize {
         self.ropes.first().map_or(0, |rope| 2 * rope.frequencies.len())
     }
 
-    pub(super) fn spec(&self, file: &Checkpoint) -> Spec {
+    /// What the model is. Reads the whole file for its digest.
+    pub fn spec(&self, file: &Checkpoint) -> Spec {
         let mut fingerprint = blake3::Hasher::new();
         fingerprint.update(&file.digest()).update(KV_LAYOUT);
         // All that we made of the file: the same bytes, understood differently, are another model.
@@ -196,31 +135,9 @@ impl Config {
     }
 
     /// The token embeddings, `[vocabulary, hidden]`.
-    pub(super) fn embedding<'a>(&self, file: &'a Checkpoint) -> Result<Tensor<'a>, Error> {
+    pub fn embedding<'a>(&self, file: &'a Checkpoint) -> Result<Tensor<'a>, Error> {
         matrix(file, EMBEDDING, self.hidden, self.vocabulary)
     }
-}
-
-/// A weight matrix of `outputs` rows with `inputs` values each.
-pub(super) fn matrix<'a>(file: &'a Checkpoint, name: &str, inputs: usize, outputs: usize) -> Result<Tensor<'a>, Error> {
-    let tensor = file.tensor(name).ok_or_else(|| Error::MissingTensor { tensor: name.to_owned() })?;
-    if tensor.dims == [inputs, outputs] {
-        return Ok(tensor);
-    }
-    let (tensor, found) = (name.to_owned(), tensor.dims.to_vec());
-    Err(Error::TensorShape { tensor, expected: vec![inputs, outputs], found })
-}
-
-/// A vector of `len` weights.
-pub(super) fn vector(file: &Checkpoint, name: &str, len: usize) -> Result<Vec<f32>, Error> {
-    let tensor = file.tensor(name).ok_or_else(|| Error::MissingTensor { tensor: name.to_owned() })?;
-    if tensor.dims != [len] {
-        let (tensor, found) = (name.to_owned(), tensor.dims.to_vec());
-        return Err(Error::TensorShape { tensor, expected: vec![len], found });
-    }
-    let mut values = vec![0.0; len];
-    tensor.dequantize_row(0, &mut values);
-    Ok(values)
 }
 
 /// Refuses weights that we would leave out, and demands those without which the architecture is another one.
@@ -251,14 +168,6 @@ fn refuse_parts(file: &Checkpoint, architecture: Architecture, layers: usize) ->
         Some(_) => Err(unsupported("output.bias", "a tensor", "none of that name")),
         None => Ok(()),
     }
-}
-
-fn unsupported(key: &str, found: impl ToString, expected: impl ToString) -> Error {
-    Error::Unsupported { key: key.to_owned(), found: found.to_string(), expected: expected.to_string() }
-}
-
-fn require(key: &str, found: usize, holds: bool, expected: impl FnOnce() -> String) -> Result<(), Error> {
-    if holds { Ok(()) } else { Err(unsupported(key, found, expected())) }
 }
 
 #[cfg(test)]

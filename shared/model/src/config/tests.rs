@@ -2,10 +2,14 @@
 
 use std::io::Write;
 
+use super::error::ARCHITECTURES;
 use super::*;
 use crate::gguf;
 
-use crate::llama::tests::writer::{F32, Writer};
+#[path = "../../tests/gguf/writer.rs"]
+mod writer;
+
+use writer::{F32, Writer};
 
 const LAYERS: usize = 12;
 

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Contents, Error, damaged, parse};
+use super::error::{Error, damaged};
+use super::read::{Contents, parse};
 use crate::checkpoint::{self, Checkpoint, Value};
 
 /// More are not opened: each is a mapping of the process.

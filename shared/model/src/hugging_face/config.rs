@@ -3,13 +3,9 @@
 use std::collections::BTreeMap;
 use std::f64::consts::TAU;
 
-use super::Error;
 use super::document::{Settings, shown};
+use super::error::Error;
 use crate::checkpoint::Value;
-
-/// What to say of models that are none of [`Architecture`].
-pub(super) const ARCHITECTURES: &str =
-    "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM and Gemma3ForCausalLM";
 
 /// The families that are supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::Error;
+use super::error::Error;
 use crate::checkpoint;
 
 /// Most bytes of a file of settings.

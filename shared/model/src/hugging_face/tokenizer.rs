@@ -7,9 +7,10 @@ use serde::de::{Deserializer, Error as _};
 use serde_json::{Value as Json, json};
 
 use super::document::{Documents, SMALL, Settings, TOKENIZER, shown};
-use super::{Error, damaged};
+use super::error::{Error, damaged};
 use crate::checkpoint::{self, Value};
-use crate::tokenizer::{self, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED};
+use crate::tokenizer;
+use crate::tokenizer::keys::{self, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED};
 
 const FILE: &str = "tokenizer.json";
 
@@ -111,13 +112,13 @@ pub(super) fn read(
             insert("tokenizer.ggml.pre", text(pre));
         }
         Words::Pieces { space_prefix } => {
-            insert("tokenizer.ggml.model", text(tokenizer::RANKED_PIECES));
-            insert(tokenizer::SPACE_PREFIX, text(space_prefix));
+            insert("tokenizer.ggml.model", text(keys::RANKED_PIECES));
+            insert(keys::SPACE_PREFIX, text(space_prefix));
             let unknown = file.model.unk_token.as_deref().and_then(|unknown| ids.get(unknown));
             unknown.into_iter().for_each(|&id| insert("tokenizer.ggml.unknown_token_id", Value::Unsigned(id)));
         }
     }
-    insert(tokenizer::NFC, Value::Bool(nfc));
+    insert(keys::NFC, Value::Bool(nfc));
 
     // The named tokens, as texts or as objects with a text.
     let named = |key: &str| -> Result<Option<u64>, Error> {
@@ -144,7 +145,7 @@ pub(super) fn read(
     };
     eos.into_iter().for_each(|id| insert("tokenizer.ggml.eos_token_id", Value::Unsigned(id)));
     bos.into_iter().for_each(|id| insert("tokenizer.ggml.bos_token_id", Value::Unsigned(id)));
-    insert(tokenizer::END_IDS, Value::Array(ends.into_iter().map(Value::Unsigned).collect()));
+    insert(keys::END_IDS, Value::Array(ends.into_iter().map(Value::Unsigned).collect()));
     insert("tokenizer.ggml.add_bos_token", Value::Bool(begins));
     if tokenizer.flag("add_eos_token")? == Some(true) {
         return Err(tokenizer.unsupported("add_eos_token", "false", true).into());
@@ -234,7 +235,7 @@ fn is_byte_level(value: &Json, words: bool) -> bool {
         && value.get("use_regex").and_then(Json::as_bool).unwrap_or(true) == words
 }
 
-/// When a space is put before a text that is cut into pieces, see [`tokenizer::SPACE_PREFIX`]. None if the file cuts text
+/// When a space is put before a text that is cut into pieces, see [`keys::SPACE_PREFIX`]. None if the file cuts text
 /// in another way.
 fn space_prefix(file: &File, pre_tokenizers: &[&Json]) -> Option<&'static str> {
     let replace = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });

@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::Deserialize;
 
 use super::document::{Documents, SMALL};
-use super::{Error, damaged};
+use super::error::{Error, damaged};
 use crate::checkpoint::{self, Bytes, Entry};
 use crate::quants::Type;
 

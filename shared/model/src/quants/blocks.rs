@@ -1,7 +1,7 @@
 //! The simple formats: blocks of 32 values, each one group. `d` and `m` are f16; value `i` of a block lies in the low nibble
 //! of byte `i` of its 16 bytes of nibbles, value `i + 16` in the high one.
 
-use super::{BLOCK, half, nibbles};
+use super::bits::{BLOCK, half, nibbles};
 
 /// Bytes of a block.
 pub(super) const Q4_0: usize = 2 + BLOCK / 2;

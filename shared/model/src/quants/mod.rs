@@ -25,6 +25,7 @@
 //! same bits. For symmetric types the sum is exact, too. The one difference is the sign of a zero, which no sum of products
 //! can tell: a symmetric type's zeros are all positive here. Scales that are infinite or NaN give NaN, never a panic.
 
+mod bits;
 mod blocks;
 mod super_blocks;
 #[cfg(test)]
@@ -32,12 +33,7 @@ mod tests;
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
-use crate::checkpoint::Tensor;
-
-/// Values in a block of the simple formats.
-const BLOCK: usize = 32;
-/// Values in a super-block of the "K" formats.
-const SUPER_BLOCK: usize = 256;
+use bits::{BLOCK, SUPER_BLOCK};
 
 /// An element type that weights may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,39 +218,6 @@ impl Type {
     }
 }
 
-impl Tensor<'_> {
-    /// Values in a row: the dimension that runs fastest.
-    pub fn row_len(&self) -> usize {
-        self.dims[0]
-    }
-
-    /// Rows of [`Self::row_len`] values.
-    pub fn rows(&self) -> usize {
-        self.dims[1..].iter().product()
-    }
-
-    /// Writes row `row` to `out`, both of [`Self::row_len`] values.
-    ///
-    /// # Panics
-    /// If the tensor has no such row.
-    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
-        self.dtype.dequantize(self.row(row), out);
-    }
-
-    /// Splits row `row` into [`Self::row_len`] quants and the scales and offsets of its groups ([`Type::unpack`]).
-    ///
-    /// # Panics
-    /// If the tensor has no such row.
-    pub fn unpack_row(&self, row: usize, quants: &mut [u8], scales: &mut [f32], offsets: &mut [f32]) {
-        self.dtype.unpack(self.row(row), quants, scales, offsets);
-    }
-
-    fn row(&self, row: usize) -> &[u8] {
-        let len = self.row_len() / self.dtype.block_len() * self.dtype.block_bytes();
-        &self.bytes[row * len..(row + 1) * len]
-    }
-}
-
 /// Calls `block` for every block of `B` bytes, which has `V` values in `G` groups.
 fn each<const B: usize, const V: usize, const G: usize>(
     bytes: &[u8],
@@ -280,19 +243,5 @@ where
         let len = out.len().min(bytes.len() / 2);
         values.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, bytes)| *value = read(*bytes));
         values[..len].convert_to_f32_slice(&mut out[..len]);
-    }
-}
-
-/// The f16 at `at`.
-fn half(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
-}
-
-/// The low nibbles of all bytes, then the high ones.
-fn nibbles(bytes: &[u8], quants: &mut [u8]) {
-    let (low, high) = quants.split_at_mut(bytes.len());
-    for ((byte, low), high) in bytes.iter().zip(low).zip(high) {
-        *low = byte & 15;
-        *high = byte >> 4;
     }
 }

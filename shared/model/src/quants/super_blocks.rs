@@ -1,7 +1,7 @@
 //! The "K" formats: super-blocks of 256 values in groups of 16 or 32, whose scales (and offsets) are small integers times
 //! one `d` (and `dmin`) in f16.
 
-use super::{SUPER_BLOCK, half, nibbles};
+use super::bits::{SUPER_BLOCK, half, nibbles};
 
 /// Bytes of a super-block.
 pub(super) const Q2_K: usize = 16 + SUPER_BLOCK / 4 + 4;

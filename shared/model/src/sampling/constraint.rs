@@ -12,7 +12,7 @@ use llguidance::{JsonCompileOptions, Matcher, ParserFactory, panic_utils};
 use serde_json::{Value, json};
 
 use super::{bounds, schema};
-use crate::source::Vocabulary;
+use crate::vocabulary::Vocabulary;
 
 /// Longer tokens, and what goes beyond so many bytes of all tokens, are never part of a constrained answer: the trie of the
 /// tokens can't take more.

@@ -6,7 +6,7 @@ use baton_contract::sampling::Sampling;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::{exp, finite};
+use super::numbers::{exp, finite};
 
 /// How many of the likeliest tokens are ranked at first when looking for a nucleus; eight times more at each further try.
 const FIRST_RANKED: usize = 128;

@@ -1,6 +1,7 @@
 //! What a model thinks of its tokens, as it is reported.
 
-use super::{exp, finite, greedy};
+use super::draw::greedy;
+use super::numbers::{exp, finite};
 
 /// The least log-probability that is reported: what OpenAI's interface gives for tokens that are as good as impossible.
 const LEAST: f64 = -9999.0;

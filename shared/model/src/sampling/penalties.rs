@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use baton_contract::sampling::Sampling;
 
-use super::finite;
+use super::numbers::finite;
 
 /// The penalties and the bias of one answer, and the tokens that they concern.
 pub(super) struct Penalties {

@@ -1,6 +1,9 @@
 //! A model without weights: every interface, a clock that can be set, KV of the right size, and a text that depends on
 //! all of the history. The bus, the store and the planner are measured and tested with it.
 
+mod story;
+mod values;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
@@ -9,8 +12,10 @@ use baton_contract::kv;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{self, Error, KvMemory, Model, SequenceId, Spec, Step};
-use crate::story::{self, Story};
 use crate::tokenizer;
+pub use story::AnswerTokens;
+use story::Story;
+use values::Values;
 
 /// Tokens in a page of KV memory.
 const PAGE_TOKENS: usize = 64;
@@ -31,17 +36,6 @@ pub struct Options {
     pub decode_s_per_step: f64,
     /// Length of the answers. Without it an answer never ends by itself, and `max_tokens` decides.
     pub answer_tokens: Option<AnswerTokens>,
-}
-
-/// The bounds of an answer's length, both included. The prompt decides where between them.
-///
-/// Nothing tells a model where the prompt ended, so tokens are counted from the last byte that is neither a lower-case
-/// letter nor a space; the chat template ends with such a byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AnswerTokens {
-    pub min: u32,
-    pub max: u32,
 }
 
 impl Default for Options {
@@ -272,47 +266,5 @@ impl Model for Sim {
             tracing::warn!(differing, tokens = tokens.len(), "an imported KV block stood for other tokens than named");
         }
         Ok(())
-    }
-}
-
-/// Makes KV values.
-struct Values {
-    /// Magnitudes of the normal distribution at 4096 equal steps of probability, as bf16 bit patterns.
-    magnitudes: Vec<u16>,
-}
-
-impl Values {
-    fn new() -> Values {
-        const COUNT: usize = 4096;
-        const STEP: f64 = 1.0 / 4096.0;
-        // Integrates the half-normal density, sqrt(2 / pi) exp(-x^2 / 2), and notes where each share is reached.
-        let density = |x: f64| 0.797_884_560_802_865_4 * crate::sampling::exp(-x * x / 2.0);
-        let mut magnitudes = Vec::with_capacity(COUNT);
-        let (mut x, mut share) = (0.0, 0.0);
-        while magnitudes.len() < COUNT {
-            let wanted = (magnitudes.len() as f64 + 0.5) / COUNT as f64;
-            while share < wanted && x < 5.0 {
-                share += STEP * density(x + STEP / 2.0);
-                x += STEP;
-            }
-            magnitudes.push(half::bf16::from_f64(x).to_bits());
-        }
-        Values { magnitudes }
-    }
-
-    /// Fills a token's row, all layers: `[layer, K then V]`.
-    fn fill(&self, row: &mut [u16], shape: kv::Shape, token: u32, position: usize) {
-        for (layer, values) in row.chunks_exact_mut(2 * shape.width).enumerate() {
-            let mut seed = story::mix(story::mix(u64::from(token) << 32 | layer as u64) ^ position as u64);
-            for four in values.chunks_mut(4) {
-                seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                let mut bits = story::mix(seed);
-                for value in four {
-                    *value = self.magnitudes[(bits & 0xfff) as usize] | ((bits & 0x1000) << 3) as u16;
-                    bits >>= 16;
-                }
-            }
-            values[..2].copy_from_slice(&story::token_values(token));
-        }
     }
 }

@@ -2,10 +2,10 @@
 
 use half::bf16;
 
-use crate::sim::AnswerTokens;
+use serde::{Deserialize, Serialize};
 
 /// 256 bytes and [`END`].
-pub(crate) const VOCABULARY: usize = 257;
+pub(super) const VOCABULARY: usize = 257;
 /// The token that ends an answer.
 const END: u32 = 256;
 
@@ -23,9 +23,20 @@ const WORDS: [&str; 64] = [
     "violet", "willow", "winter", "yarrow",
 ];
 
+/// The bounds of an answer's length, both included. The prompt decides where between them.
+///
+/// Nothing tells a model where the prompt ended, so tokens are counted from the last byte that is neither a lower-case
+/// letter nor a space; the chat template ends with such a byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnswerTokens {
+    pub min: u32,
+    pub max: u32,
+}
+
 /// All that the next token depends on, kept up to date row by row.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Story {
+pub(super) struct Story {
     /// Digest of every KV value so far.
     history: u64,
     /// `history` at the last token that no answer contains: what stands before the answer.
@@ -40,7 +51,7 @@ pub(crate) struct Story {
 
 impl Story {
     /// Goes on by the KV of one token in all layers.
-    pub(crate) fn read(&mut self, row: &[u16]) {
+    pub(super) fn read(&mut self, row: &[u16]) {
         self.history = digest(self.history, row);
         let letter = u8::try_from(token(row)).ok().filter(|byte| byte.is_ascii_lowercase() || *byte == b' ');
         match letter {
@@ -56,7 +67,7 @@ impl Story {
     }
 
     /// The logits `[VOCABULARY]` of the next token: one stands out, the other letters and the space have a chance.
-    pub(crate) fn logits(&self, answer_tokens: Option<AnswerTokens>) -> Vec<f32> {
+    pub(super) fn logits(&self, answer_tokens: Option<AnswerTokens>) -> Vec<f32> {
         let mut logits = vec![IMPOSSIBLE; VOCABULARY];
         for (index, byte) in (0..).zip((b'a'..=b'z').chain([b' '])) {
             logits[usize::from(byte)] = (mix(self.history ^ index) >> 40) as f32 * (4.0 / (1u64 << 24) as f32);
@@ -85,18 +96,18 @@ impl Story {
 }
 
 /// How K begins: the two bytes of a token's id, as bf16, which holds integers up to 256 exactly.
-pub(crate) fn token_values(token: u32) -> [u16; 2] {
+pub(super) fn token_values(token: u32) -> [u16; 2] {
     [token & 0xff, token >> 8 & 0xff].map(|byte| bf16::from_f32(byte as f32).to_bits())
 }
 
 /// The token id that a row of KV begins with.
-pub(crate) fn token(row: &[u16]) -> u32 {
+pub(super) fn token(row: &[u16]) -> u32 {
     let byte = |index: usize| row.get(index).map_or(0, |&bits| bf16::from_bits(bits).to_f32() as u32 & 0xff);
     byte(0) | byte(1) << 8
 }
 
 /// SplitMix64's finalizer: a bijection of 64 bits in which every bit in changes half of the bits out.
-pub(crate) fn mix(mut x: u64) -> u64 {
+pub(super) fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)

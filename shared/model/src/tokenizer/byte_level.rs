@@ -5,7 +5,7 @@ use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::tokenizer::Model as _;
 use tokenizers::utils::SysRegex;
 
-use super::Error;
+use super::error::Error;
 
 /// GPT-2's word pattern. White space that matches nothing else stays a piece of its own.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -16,9 +16,6 @@ const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// The word pattern of Mistral's newer models: words split where capitals follow small letters.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// What `tokenizer.ggml.pre` may say.
-pub(super) const SUPPORTED_PRE: &str =
-    "smollm, gpt-2, default, llama-bpe (also as llama3 or llama-v3), qwen2 (also as deepseek-r1-qwen), tekken";
 /// Longest word handed to the merges as one, in bytes. Nothing that people write comes near; it keeps the time and the
 /// memory for one endless word bounded.
 const MAX_WORD_BYTES: usize = 1 << 16;
@@ -185,6 +182,7 @@ pub(super) fn raw_bytes(text: &str) -> Vec<u8> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::super::error::SUPPORTED_PRE;
     use super::*;
 
     fn words<'t>(pre: &str, text: &'t str) -> Vec<&'t str> {

@@ -4,7 +4,8 @@
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::tokenizer::Model as _;
 
-use super::Error;
+use super::error::Error;
+use super::keys::SPACE_PREFIX;
 
 const SPACE: char = '\u{2581}';
 
@@ -38,7 +39,7 @@ impl Ranked {
             Some("always") => Prefix::Always,
             Some("each") => Prefix::Each,
             Some("first") => Prefix::First,
-            _ => return Err(Error::Metadata { key: super::SPACE_PREFIX, expected: "never, always, each or first" }),
+            _ => return Err(Error::Metadata { key: SPACE_PREFIX, expected: "never, always, each or first" }),
         };
         let vocabulary: Vocab = (0..).zip(tokens).map(|(id, token)| ((*token).to_owned(), id)).collect();
         let merges = (merges.iter())

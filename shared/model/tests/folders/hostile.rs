@@ -1,7 +1,7 @@
 //! Folders that are cut, flipped or lie about their sizes: an error, never a panic, and no memory for what isn't there.
 
-use baton_engine::checkpoint::{Checkpoint, Error};
-use baton_engine::{hugging_face, source};
+use baton_model::checkpoint::{Checkpoint, Error};
+use baton_model::{hugging_face, source};
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -4,6 +4,7 @@ mod folder;
 mod hostile;
 mod refusals;
 mod tokenizer;
+mod twin;
 mod twins;
-#[path = "../llama/writer.rs"]
+#[path = "../gguf/writer.rs"]
 mod writer;

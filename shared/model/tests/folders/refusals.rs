@@ -1,7 +1,7 @@
 //! What is understood and not supported, or not understood: refused with what was found and what is supported.
 
 use baton_contract::causes;
-use baton_engine::hugging_face;
+use baton_model::hugging_face;
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 

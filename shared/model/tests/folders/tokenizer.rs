@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use baton_contract::causes;
-use baton_engine::source::{self, Source, Vocabulary, vocabulary};
-use baton_engine::{chat, tokenizer};
+use baton_model::source::{self, Source, vocabulary};
+use baton_model::vocabulary::Vocabulary;
+use baton_model::{chat, tokenizer};
 use serde_json::{Value, json};
 
 use crate::folder::{BEGIN, END, Folder, VOCABULARY, byte_level, pieces};

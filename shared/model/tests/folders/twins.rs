@@ -2,123 +2,12 @@
 
 use std::f64::consts::TAU;
 
-use baton_engine::checkpoint::{Checkpoint, Value};
-use baton_engine::llama::Llama;
-use baton_engine::model::{self, Compute, Model, Step};
-use baton_engine::quants::Type;
-use baton_engine::{gguf, hugging_face};
-use safetensors::tensor::Dtype;
+use baton_model::checkpoint::Value;
+use baton_model::quants::Type;
 use serde_json::json;
 
-use crate::folder::{FEED_FORWARD, Folder, HEAD, HEADS, HIDDEN, KV_HEADS, Tensor, Written};
-use crate::writer::{BF16, F16, F32, Writer};
-
-/// Hugging Face's names and GGUF's, of a layer's parts. The one after attention is Gemma's only under the name here.
-const PARTS: [(&str, &str); 14] = [
-    ("input_layernorm", "attn_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("self_attn.q_norm", "attn_q_norm"),
-    ("self_attn.k_norm", "attn_k_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
-    ("mlp.gate_proj", "ffn_gate"),
-    ("mlp.up_proj", "ffn_up"),
-    ("mlp.down_proj", "ffn_down"),
-    ("post_attention_layernorm", "post_attention_norm"),
-    ("pre_feedforward_layernorm", "ffn_norm"),
-    ("post_feedforward_layernorm", "post_ffw_norm"),
-];
-
-fn open(written: &Written) -> Checkpoint {
-    hugging_face::open(written.path()).unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// The same model as GGUF. Llama files have the values that rotate together side by side, Gemma files whole norms.
-fn twin(folder: &Folder, architecture: &str) -> Checkpoint {
-    let mut to = Writer::new(1);
-    let key = |name: &str| format!("{architecture}.{name}");
-    to.string("general.architecture", architecture);
-    to.number(&key("block_count"), 2);
-    to.number(&key("context_length"), 512);
-    to.number(&key("embedding_length"), HIDDEN);
-    to.number(&key("feed_forward_length"), FEED_FORWARD);
-    to.number(&key("attention.head_count"), HEADS);
-    to.number(&key("attention.head_count_kv"), KV_HEADS);
-    to.number(&key("attention.key_length"), HEAD);
-    to.number(&key("attention.value_length"), HEAD);
-    to.number(&key("rope.dimension_count"), HEAD);
-    to.float(&key("rope.freq_base"), 10_000.0);
-    to.float(&key("attention.layer_norm_rms_epsilon"), 1e-6);
-    let gemma = architecture == "gemma3";
-    if gemma {
-        to.number(&key("attention.sliding_window"), 8);
-        to.number(&key("attention.sliding_window_pattern"), 2);
-    }
-    let mut put = |from: &str, name: &str| {
-        let Some(Tensor { dtype, shape, bytes }) = folder.tensors.get(from) else { return };
-        let dims: Vec<usize> = shape.iter().rev().copied().collect();
-        let kind = match dtype {
-            Dtype::F32 => F32,
-            Dtype::F16 => F16,
-            _ => BF16,
-        };
-        let rotates = architecture == "llama" && (name.ends_with("attn_q.weight") || name.ends_with("attn_k.weight"));
-        let bytes = match (rotates, gemma && name.ends_with("norm.weight")) {
-            (true, _) => side_by_side(bytes, shape[0]),
-            (_, true) => one_more(bytes),
-            _ => bytes.clone(),
-        };
-        to.tensor(name, &dims, kind, &bytes);
-    };
-    put("model.embed_tokens.weight", "token_embd.weight");
-    put("model.norm.weight", "output_norm.weight");
-    for layer in 0..2 {
-        let skipped = if gemma { ("post_attention_layernorm", "ffn_norm") } else { PARTS[11] };
-        for (from, name) in PARTS.into_iter().filter(|part| *part != skipped) {
-            put(&format!("model.layers.{layer}.{from}.weight"), &format!("blk.{layer}.{name}.weight"));
-        }
-    }
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), to.finish()).unwrap();
-    gguf::open(file.path()).unwrap()
-}
-
-/// Reorders the rows of each head: both halves' first rows, both halves' second rows, and so on.
-fn side_by_side(bytes: &[u8], rows: usize) -> Vec<u8> {
-    let row = bytes.len() / rows;
-    let from = |to: usize| to / HEAD * HEAD + to % HEAD / 2 + to % 2 * HEAD / 2;
-    (0..rows).flat_map(|to| &bytes[from(to) * row..(from(to) + 1) * row]).copied().collect()
-}
-
-/// The same numbers in f32 plus 1.
-fn one_more(bytes: &[u8]) -> Vec<u8> {
-    let (values, _) = bytes.as_chunks();
-    values.iter().flat_map(|value| (f32::from_le_bytes(*value) + 1.0).to_le_bytes()).collect()
-}
-
-#[test]
-fn both_compute_the_same_bits() {
-    for (class, architecture) in [("Llama", "llama"), ("Mistral", "llama"), ("Qwen3", "qwen3"), ("Gemma3", "gemma3")] {
-        let mut folder = Folder::new(class);
-        // For Gemma, whose second layer sees all; the others see all anyway.
-        folder.config["sliding_window"] = if class == "Gemma3" { json!(8) } else { json!(null) };
-        folder.config["sliding_window_pattern"] = json!(2);
-        folder.config["query_pre_attn_scalar"] = json!(HEAD);
-        let logits = |checkpoint| {
-            let options = model::Options { compute: Compute::Exact, ..model::Options::default() };
-            let mut model = Llama::load(checkpoint, &options).unwrap_or_else(|error| panic!("{class}: {error}"));
-            let tokens: Vec<u32> = (0..24).map(|index| index * 37 % 256).collect();
-            let sequence = model.open();
-            let logits = model.forward(&[Step { sequence, tokens: &tokens, logits: tokens.len() }]).unwrap().remove(0);
-            assert!(logits.iter().all(|logit| logit.is_finite()) && logits.iter().any(|logit| *logit != 0.0));
-            logits.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-        };
-        let (found, expected) = (logits(open(&folder.write())), logits(twin(&folder, architecture)));
-        assert!(found == expected, "{class}");
-    }
-}
+use crate::folder::{Folder, HEAD};
+use crate::twin::{open, side_by_side, twin};
 
 #[test]
 fn keys_and_tensors_are_those_of_a_gguf_file() {

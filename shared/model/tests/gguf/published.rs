@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use baton_contract::causes;
-use baton_engine::checkpoint;
-use baton_engine::gguf::{self, Error, part_names};
-use baton_engine::tokenizer::Tokenizer;
+use baton_model::checkpoint;
+use baton_model::gguf::{self, Error, part_names};
+use baton_model::tokenizer::Tokenizer;
 
 use crate::open;
 use crate::writer::{F32, Writer};

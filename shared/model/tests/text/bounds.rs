@@ -1,7 +1,7 @@
 //! Numbers keep to the bounds of their schema, whatever these are.
 
 use baton_contract::sampling::Sampling;
-use baton_engine::generation::{Error, Generation};
+use baton_model::generation::{Error, Generation};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 

@@ -6,9 +6,9 @@ use baton_contract::job::Job;
 use baton_contract::outcome::{Code, FinishReason};
 use baton_contract::sampling::{Constraint, Sampling};
 use baton_contract::{JobId, Name};
-use baton_engine::generation::{Emitted, Error, Generator};
-use baton_engine::model::{Model, Step};
-use baton_engine::sim::{self, Sim};
+use baton_model::generation::{Emitted, Error, Generator};
+use baton_model::model::{Model, Step};
+use baton_model::sim::{self, Sim};
 use serde_json::{Value, json};
 
 use super::{BYTES, SMOLLM};

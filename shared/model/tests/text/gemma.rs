@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use baton_engine::source::{Source, Vocabulary, vocabulary};
+use baton_model::source::{Source, vocabulary};
+use baton_model::vocabulary::Vocabulary;
 use serde_json::{Value, json};
 
 static GEMMA: LazyLock<Vocabulary> = LazyLock::new(|| vocabulary(&Source::Checkpoint(path())).unwrap());

@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use baton_contract::causes;
-use baton_engine::model::{Model, Step};
-use baton_engine::source::{Source, Vocabulary, vocabulary};
-use baton_engine::text::TextStream;
-use baton_engine::{sampling, sim, tokenizer, verify};
+use baton_model::model::{Model, Step};
+use baton_model::source::{Source, vocabulary};
+use baton_model::text::TextStream;
+use baton_model::vocabulary::Vocabulary;
+use baton_model::{sampling, sim, tokenizer, verify};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 mod bounds;
 mod constraint;
+mod gemma;
 mod sample;
 
 static SMOLLM: LazyLock<Arc<Vocabulary>> =
@@ -116,7 +118,7 @@ fn endless_words_neither_hang_nor_change() {
 #[test]
 fn hostile_templates_end() {
     let render = |text: &str| {
-        let template = baton_engine::chat::Template::new(text, "", "").map_err(|error| causes(&error))?;
+        let template = baton_model::chat::Template::new(text, "", "").map_err(|error| causes(&error))?;
         template.render(&[json!({})], 0, 1000).map_err(|error| causes(&error))
     };
     let spin = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";

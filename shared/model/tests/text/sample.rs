@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use baton_contract::job::Job;
 use baton_contract::outcome::Code;
 use baton_contract::sampling::{Constraint, Sampling};
-use baton_engine::generation::Generator;
-use baton_engine::sampling::{Distribution, Sampler, greedy, pick};
+use baton_model::generation::Generator;
+use baton_model::sampling::{Distribution, Sampler, greedy, pick};
 use proptest::prelude::*;
 
 use crate::BYTES;

@@ -6,7 +6,10 @@ mod operations;
 mod products;
 mod weights;
 
-use super::isa::Kernel;
+use baton_model::config::Heads;
+
+use super::isa::{Isa, Kernel, LANES};
+use super::vectors::exp;
 use super::*;
 
 /// Numbers that look random and depend on `seed` only, in -1 to 1.

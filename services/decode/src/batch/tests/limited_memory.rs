@@ -1,10 +1,10 @@
 //! What is computed in which pass, and what becomes of passes that a device can't take.
 
 use super::*;
-use crate::arrival::COMPUTE_COST;
+use crate::kv_import::COMPUTE_COST;
 
 /// A device that is too small for large passes, and what was asked of it.
-pub(super) struct Narrow {
+pub(super) struct LimitedMemoryModel {
     sim: Sim,
     /// Sequences and tokens of a pass that is possible.
     most: (usize, usize),
@@ -16,14 +16,14 @@ pub(super) struct Narrow {
     passes: Arc<Mutex<Vec<Vec<usize>>>>,
 }
 
-impl Narrow {
+impl LimitedMemoryModel {
     pub(super) fn new(most: (usize, usize), dirty: bool) -> (Self, Arc<Mutex<Vec<Vec<usize>>>>) {
         let passes: Arc<Mutex<Vec<Vec<usize>>>> = Arc::default();
         (Self { sim: sim(1000), most, dirty, spoilt: None, passes: passes.clone() }, passes)
     }
 }
 
-impl Model for Narrow {
+impl Model for LimitedMemoryModel {
     fn spec(&self) -> &Spec {
         self.sim.spec()
     }
@@ -78,7 +78,7 @@ impl Model for Narrow {
 fn a_step_that_fails_is_taken_with_half_of_the_answers() {
     let jobs = jobs(16);
     for dirty in [false, true] {
-        let (model, passes) = Narrow::new((5, 1 << 20), dirty);
+        let (model, passes) = LimitedMemoryModel::new((5, 1 << 20), dirty);
         assert_undisturbed(&run(model, &jobs));
         let passes = passes.lock().unwrap();
         let steps: Vec<usize> =
@@ -88,7 +88,7 @@ fn a_step_that_fails_is_taken_with_half_of_the_answers() {
         assert!(steps.contains(&5), "the batch did not grow again");
     }
     // A device that can do nothing fails every job, one by one, and ends.
-    let (model, _) = Narrow::new((0, 0), false);
+    let (model, _) = LimitedMemoryModel::new((0, 0), false);
     let clients = run(model, &jobs);
     assert!(clients.iter().all(|client| matches!(client.failed, Some(Failed::Model(model::Error::StepFailed(_))))));
 }
@@ -96,7 +96,7 @@ fn a_step_that_fails_is_taken_with_half_of_the_answers() {
 #[test]
 fn logits_that_are_no_numbers_end_their_own_answer_only() {
     let jobs = jobs(4);
-    let (mut model, _) = Narrow::new((usize::MAX, usize::MAX), false);
+    let (mut model, _) = LimitedMemoryModel::new((usize::MAX, usize::MAX), false);
     // The sim engine numbers its sequences, and answers join in their order.
     model.spoilt = Some((SequenceId(1), jobs[1].prompt.len() + 9));
     let mut clients = run(model, &jobs);
@@ -111,7 +111,7 @@ fn who_joins_does_not_hold_up_those_who_run() {
     // The second answer's prompt is missing in the store, but for its middle.
     let jobs = [job(0, 50, 60), job(1, 1500, 20), job(2, 900, 20)];
     for (most, longest) in [(1 << 20, PIECE), (60, PIECE / 2)] {
-        let (model, passes) = Narrow::new((9, most), false);
+        let (model, passes) = LimitedMemoryModel::new((9, most), false);
         let mut batch = Batch::new(Box::new(model));
         let mut clients = vec![submit(&mut batch, 0, &jobs[0])];
         batch.round();
@@ -122,7 +122,7 @@ fn who_joins_does_not_hold_up_those_who_run() {
         }
         for (piece, held) in clients[1].prefilled.held.iter_mut().enumerate() {
             if piece != 4 {
-                *held = Held::Missing { tokens: PIECE };
+                *held = FetchedPiece::Missing { tokens: PIECE };
             }
         }
         finish(&mut batch, &mut clients);
@@ -141,7 +141,7 @@ fn who_joins_does_not_hold_up_those_who_run() {
                 between = 0;
             }
         }
-        assert_eq!(seen, COMPUTED, "tokens were computed between two steps");
+        assert_eq!(seen, COMPUTE_TOKENS_PER_STEP, "tokens were computed between two steps");
     }
 }
 
@@ -169,9 +169,9 @@ fn answers_go_on_where_another_worker_left_them() {
     }
     // What was generated is computed in as few passes as the running answers may wait for, not a token at a time. Importing
     // the prompt took its part of the first.
-    let first = (IMPORTED - 90) / COMPUTE_COST;
+    let first = (IMPORT_TOKENS_PER_STEP - 90) / COMPUTE_COST;
     for (left, passes) in [(200, vec![200, 1, 1]), (400, vec![first, 400 - first, 1])] {
-        let (model, seen) = Narrow::new((1, 1 << 20), false);
+        let (model, seen) = LimitedMemoryModel::new((1, 1 << 20), false);
         let mut batch = Batch::new(Box::new(model));
         let mut clients = [submit_left(&mut batch, 0, &job(0, 90, 420), left)];
         finish(&mut batch, &mut clients);

@@ -3,6 +3,9 @@
 //! [`crate::gguf`] reads the format that gave the names, [`crate::hugging_face`] translates to it. The bytes of tensors stay
 //! in memory maps until they are used, and all maps end with the checkpoint.
 
+mod error;
+mod tensor;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -10,22 +13,8 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use crate::quants::Type;
-use crate::{gguf, hugging_face};
-
-/// Why a model on disk can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("{} can't be read", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
-    #[error(transparent)]
-    Gguf(#[from] gguf::Error),
-    #[error(transparent)]
-    HuggingFace(#[from] hugging_face::Error),
-    #[error("the file has no {key}, which must be {expected}; use a file with complete metadata")]
-    MissingKey { key: String, expected: &'static str },
-    #[error("{key} must be {expected}, found {found}")]
-    WrongKind { key: String, expected: &'static str, found: &'static str },
-}
+pub use error::Error;
+pub use tensor::Tensor;
 
 /// A metadata value. Integers of every width become 64 bits, floats `f64`.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,16 +86,6 @@ impl Value {
     }
 }
 
-/// A tensor of an open model.
-#[derive(Clone, Copy, Debug)]
-pub struct Tensor<'a> {
-    pub dtype: Type,
-    /// Elements along each dimension in ggml's order: the first runs fastest, so a matrix of `[out, in]` has `[in, out]`.
-    pub dims: &'a [usize],
-    /// The elements, row after row, encoded as `dtype` says.
-    pub bytes: &'a [u8],
-}
-
 /// Where a tensor's bytes are.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -133,11 +112,6 @@ pub struct Checkpoint {
     files: Vec<Mmap>,
     /// Digested before the files: what else decides the model.
     preface: Vec<u8>,
-}
-
-/// Opens a GGUF file or a Hugging Face folder, whichever `path` is.
-pub fn open(path: &Path) -> Result<Checkpoint, Error> {
-    if path.is_dir() { hugging_face::open(path) } else { gguf::open(path) }
 }
 
 /// Maps a file for reading.

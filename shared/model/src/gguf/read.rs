@@ -1,21 +1,11 @@
-//! GGUF model files, versions 2 and 3, little-endian: metadata and tensors, mapped and never written.
-//!
-//! The format (ggml's `docs/gguf.md`): the magic `GGUF`, a version, the number of tensors and of metadata pairs, the pairs,
-//! a directory of tensors (name, dimensions, type, offset), padding to the alignment, the data. Every count, length and
-//! offset is checked against the bytes that are really there before anything is allocated or read. A model may lie in
-//! several such files (see [`parts`]).
-
-mod parts;
+//! Reads the metadata and the tensor directory of one GGUF file.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{self, Bytes, Checkpoint, Entry, Value};
+use super::error::{Error, MAGIC, damaged};
+use crate::checkpoint::{self, Bytes, Entry, Value};
 use crate::quants::Type;
-pub use parts::part_names;
 
-const MAGIC: &[u8; 4] = b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_ALIGNMENT: u64 = 1 << 20;
 const MAX_DIMENSIONS: usize = 4;
@@ -23,49 +13,11 @@ const MAX_DEPTH: usize = 4;
 /// Values in all arrays together: a vocabulary of 256k has under a million, and each costs 32 bytes of memory.
 const MAX_VALUES: u64 = 1 << 23;
 
-/// Why a file can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("not a GGUF file: it starts with {found:02x?}, expected {MAGIC:02x?} (\"GGUF\")")]
-    Magic { found: Vec<u8> },
-    #[error("GGUF version {found} is not supported: expected little-endian version 2 or 3; convert the model again")]
-    Version { found: u32 },
-    #[error("the file ends early: {what} at byte {at} needs {needed} bytes, {left} are left; fetch the file again")]
-    Truncated { what: &'static str, at: usize, needed: u64, left: usize },
-    #[error("the file is damaged: {what}, found {found}; fetch or convert the file again")]
-    Damaged { what: &'static str, found: String },
-    #[error("tensor {tensor} has type {found}; supported are {}; convert the model to one of these", Type::SUPPORTED)]
-    UnsupportedType { tensor: String, found: String },
-    #[error(
-        "the file is part {part} of a model of {count} parts, which are found by their names: this one's must end in \
-         {expected}; give all parts their own names again"
-    )]
-    PartName { part: u64, count: u64, expected: String },
-    #[error("{}, a part of the model, is missing; put all {count} parts into one folder", path.display())]
-    MissingPart { path: PathBuf, count: usize, source: io::Error },
-    #[error("{}, a part of the model, can't be used", path.display())]
-    Part { path: PathBuf, source: Box<Error> },
-    #[error("{what}: expected {expected}, found {found}; put the parts of one model into the folder")]
-    OtherPart { what: &'static str, expected: u64, found: u64 },
-    #[error("a model may have {limit} parts, found {found}; merge them, or convert the model again")]
-    TooManyParts { limit: u64, found: u64 },
-}
-
-/// Maps a file, and the other parts of its model if it has some, and reads metadata and tensor directory. The data itself is
-/// read when it is used.
-pub fn open(path: &Path) -> Result<Checkpoint, checkpoint::Error> {
-    let map = checkpoint::map(path)?;
-    let (metadata, tensors) = parse(&map, 0)?;
-    if let Some(parts) = parts::of(path, &metadata)? {
-        return parts.open(path);
-    }
-    Ok(Checkpoint::new(path, metadata, tensors, vec![map], Vec::new()))
-}
-
-type Contents = (BTreeMap<String, Value>, BTreeMap<String, Entry>);
+/// The metadata and the tensors of a file.
+pub(super) type Contents = (BTreeMap<String, Value>, BTreeMap<String, Entry>);
 
 /// Reads the file that has this place among the model's.
-fn parse(bytes: &[u8], file: usize) -> Result<Contents, Error> {
+pub(super) fn parse(bytes: &[u8], file: usize) -> Result<Contents, Error> {
     if !bytes.starts_with(MAGIC) {
         return Err(Error::Magic { found: bytes.iter().take(MAGIC.len()).copied().collect() });
     }
@@ -111,10 +63,6 @@ fn parse(bytes: &[u8], file: usize) -> Result<Contents, Error> {
         Some([one, other]) => Err(damaged("tensors must not overlap", format!("{one} and {other}"))),
         None => Ok((metadata, tensors)),
     }
-}
-
-fn damaged(what: &'static str, found: impl Into<String>) -> Error {
-    Error::Damaged { what, found: found.into() }
 }
 
 /// A line of the tensor directory, not yet checked against the file's size.

@@ -1,6 +1,8 @@
 //! Text to token ids: what model files describe (byte-level BPE, SentencePiece), and the plain bytes of the sim engine.
 
 mod byte_level;
+mod error;
+pub(crate) mod keys;
 mod ranked;
 mod sentence_piece;
 mod specials;
@@ -12,6 +14,8 @@ use tokenizers::{NormalizedString, Normalizer as _};
 use crate::checkpoint::{Checkpoint, Value};
 use byte_level::ByteLevel;
 pub(crate) use byte_level::{takes_whole_words, word_pattern};
+pub use error::Error;
+use keys::{BYTE, CONTROL, END_IDS, NFC, RANKED_PIECES, SPACE_PREFIX, UNKNOWN, USER_DEFINED};
 use ranked::Ranked;
 use sentence_piece::SentencePiece;
 pub(crate) use sentence_piece::named_byte;
@@ -20,44 +24,6 @@ use specials::{Special, Specials};
 /// Tokens whose name alone says that a model ends its answer with them.
 const END_NAMES: [&str; 6] =
     ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>"];
-
-/// Values of `tokenizer.ggml.token_type`. All others mark words.
-pub(crate) const NORMAL: i64 = 1;
-pub(crate) const UNKNOWN: i64 = 2;
-pub(crate) const CONTROL: i64 = 3;
-pub(crate) const USER_DEFINED: i64 = 4;
-pub(crate) const BYTE: i64 = 6;
-
-/// The `tokenizer.ggml.model` of pieces with ranked merges, which Hugging Face's folders have and GGUF files don't.
-pub(crate) const RANKED_PIECES: &str = "baton.ranked";
-/// With ranked pieces, when a space goes before a text that begins a sequence or follows a special token: `never`, `always`,
-/// `each` (unless it begins with one) or `first` (likewise, but only at the beginning).
-pub(crate) const SPACE_PREFIX: &str = "baton.tokenizer.space_prefix";
-/// Whether text is brought to Unicode's normal form C before it is cut into words; without it, the word pattern's name says.
-pub(crate) const NFC: &str = "baton.tokenizer.nfc";
-/// Ids of all tokens that end an answer, besides those that GGUF has keys for.
-pub(crate) const END_IDS: &str = "baton.tokenizer.end_token_ids";
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("the model file's {key} is missing or malformed, expected {expected}; fetch or convert the file again")]
-    Metadata { key: &'static str, expected: &'static str },
-    #[error(
-        "tokenizer.ggml.model is {found:?}, supported are \"gpt2\" (byte-level BPE) and \"llama\" (SentencePiece); \
-         choose another model"
-    )]
-    UnsupportedModel { found: String },
-    #[error("tokenizer.ggml.pre is {found:?}, supported are {}; choose another model", byte_level::SUPPORTED_PRE)]
-    UnsupportedPre { found: String },
-    #[error("the model file's merges don't fit its tokens: {0}; fetch or convert the file again")]
-    Merges(String),
-    #[error("the text has {bytes} bytes, more than {limit} can't fit the model's context; shorten it")]
-    TooLong { bytes: usize, limit: usize },
-    #[error("token {token} has the id {id}, and the model knows only the {rows} ids below; leave it out of the text")]
-    NotEmbedded { token: String, id: u32, rows: usize },
-    #[error("a word could not be encoded: {0}")]
-    Word(String),
-}
 
 /// Turns text into token ids and tells what bytes each id stands for.
 pub struct Tokenizer {

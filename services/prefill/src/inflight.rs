@@ -13,26 +13,26 @@ use baton_contract::kv::Block;
 use baton_storage::key::ChunkId;
 use tokio::sync::watch;
 
-/// The chunks under way in one model's worker. Clones are the same.
+/// The chunks under way in one model's worker. Clones share them.
 #[derive(Clone, Default)]
-pub(crate) struct Flights(Arc<Mutex<HashMap<ChunkId, watch::Receiver<State>>>>);
+pub(crate) struct Inflight(Arc<Mutex<HashMap<ChunkId, watch::Receiver<State>>>>);
 
 #[derive(Clone)]
 enum State {
     Coming,
     /// Computed, and on its way to the store.
-    Here(Arc<Block>),
+    Computed(Arc<Block>),
     Stored,
 }
 
 /// A chunk that another prompt is at.
 #[derive(Clone)]
-pub(crate) struct Flight(watch::Receiver<State>);
+pub(crate) struct Pending(watch::Receiver<State>);
 
 /// How waiting for a chunk ended.
-pub(crate) enum Landed {
+pub(crate) enum Outcome {
     /// Not stored yet.
-    Here(Arc<Block>),
+    Computed(Arc<Block>),
     Stored,
     /// The prompt that was at it left: somebody else must compute it.
     Lost,
@@ -40,13 +40,13 @@ pub(crate) enum Landed {
 
 /// The chunks that one prompt is at; what it has not stored when this is dropped is lost to those who wait.
 pub(crate) struct Owned {
-    flights: Flights,
+    inflight: Inflight,
     chunks: HashMap<ChunkId, watch::Sender<State>>,
 }
 
-impl Flights {
+impl Inflight {
     pub(crate) fn owner(&self) -> Owned {
-        Owned { flights: self.clone(), chunks: HashMap::new() }
+        Owned { inflight: self.clone(), chunks: HashMap::new() }
     }
 
     /// The map is whole after each change: a panic of another thread leaves nothing half done.
@@ -55,18 +55,18 @@ impl Flights {
     }
 }
 
-impl Flight {
+impl Pending {
     /// Waits until the chunk is computed.
-    pub(crate) async fn computed(&mut self) -> Landed {
+    pub(crate) async fn wait_computed(&mut self) -> Outcome {
         match self.0.wait_for(|state| !matches!(state, State::Coming)).await.as_deref() {
-            Ok(State::Here(block)) => Landed::Here(block.clone()),
-            Ok(_) => Landed::Stored,
-            Err(_) => Landed::Lost,
+            Ok(State::Computed(block)) => Outcome::Computed(block.clone()),
+            Ok(_) => Outcome::Stored,
+            Err(_) => Outcome::Lost,
         }
     }
 
     /// Waits until the chunk is in the store; false if it was lost before.
-    pub(crate) async fn stored(&mut self) -> bool {
+    pub(crate) async fn wait_stored(&mut self) -> bool {
         self.0.wait_for(|state| matches!(state, State::Stored)).await.is_ok()
     }
 }
@@ -74,18 +74,18 @@ impl Flight {
 impl Owned {
     /// Enters upon the chunks of a prompt, in their order: the first, if another prompt is at it; otherwise this prompt
     /// owns from now on all of them that nobody owns.
-    pub(crate) fn enter(&mut self, chunks: &[ChunkId]) -> Option<Flight> {
+    pub(crate) fn enter(&mut self, chunks: &[ChunkId]) -> Option<Pending> {
         let first = chunks.first()?;
-        let mut flights = self.flights.lock();
+        let mut inflight = self.inflight.lock();
         if !self.chunks.contains_key(first)
-            && let Some(state) = flights.get(first)
+            && let Some(state) = inflight.get(first)
         {
-            return Some(Flight(state.clone()));
+            return Some(Pending(state.clone()));
         }
         for chunk in chunks {
-            if !flights.contains_key(chunk) {
+            if !inflight.contains_key(chunk) {
                 let (sender, state) = watch::channel(State::Coming);
-                flights.insert(*chunk, state);
+                inflight.insert(*chunk, state);
                 self.chunks.insert(*chunk, sender);
             }
         }
@@ -98,16 +98,16 @@ impl Owned {
     }
 
     /// Gives a computed chunk to those who wait for it.
-    pub(crate) fn computed(&self, chunk: &ChunkId, block: Arc<Block>) {
+    pub(crate) fn mark_computed(&self, chunk: &ChunkId, block: Arc<Block>) {
         if let Some(sender) = self.chunks.get(chunk) {
-            sender.send_replace(State::Here(block));
+            sender.send_replace(State::Computed(block));
         }
     }
 
     /// Notes that a chunk is in the store.
-    pub(crate) fn stored(&mut self, chunk: &ChunkId) {
+    pub(crate) fn mark_stored(&mut self, chunk: &ChunkId) {
         if let Some(sender) = self.chunks.remove(chunk) {
-            self.flights.lock().remove(chunk);
+            self.inflight.lock().remove(chunk);
             sender.send_replace(State::Stored);
         }
     }
@@ -115,9 +115,9 @@ impl Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        let mut flights = self.flights.lock();
+        let mut inflight = self.inflight.lock();
         for chunk in self.chunks.keys() {
-            flights.remove(chunk);
+            inflight.remove(chunk);
         }
     }
 }

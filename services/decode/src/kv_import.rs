@@ -4,28 +4,28 @@
 use std::{collections::VecDeque, time::Duration};
 
 use baton_contract::causes;
-use baton_engine::model::{self, Model, SequenceId, Step};
+use baton_model::model::{self, Model, SequenceId, Step};
 use tokio::time::Instant;
 
-use crate::engine::Held;
+use crate::messages::FetchedPiece;
 
 /// Tokens that are imported between two steps, whoever joins: the running answers wait for that, some 6 ms on a CPU.
-pub const IMPORTED: usize = 512;
-/// A computed token counts as so many imported ones. It takes longer than that, but a pass of few tokens wastes its time.
+pub const IMPORT_TOKENS_PER_STEP: usize = 512;
+/// Imported tokens that a computed one counts as. It takes longer than that, but a pass of few tokens wastes its time.
 pub const COMPUTE_COST: usize = 2;
-/// Tokens that are computed at a time.
-pub(crate) const COMPUTED: usize = IMPORTED / COMPUTE_COST;
+/// Tokens that are computed between two steps at most.
+pub(crate) const COMPUTE_TOKENS_PER_STEP: usize = IMPORT_TOKENS_PER_STEP / COMPUTE_COST;
 
 /// How far an answer's KV cache is on its way.
 pub(crate) enum Kv {
     Elsewhere,
     /// Asked for. The answer has no pages yet.
     Wanted(Pieces),
-    /// Coming into pages.
-    Coming(Coming),
+    /// On its way into pages.
+    Importing(Importing),
     /// In pages: the answer takes part in every step. So many tokens before its last one are left for the next step to
     /// compute with it.
-    Here {
+    Resident {
         sequence: SequenceId,
         rest: usize,
     },
@@ -36,12 +36,12 @@ pub(crate) enum Kv {
 pub(crate) struct Pieces {
     /// Which of the engine's fetches brings them.
     fetch: u64,
-    came: VecDeque<Held>,
+    came: VecDeque<FetchedPiece>,
     /// Tokens of those that have not come.
     awaited: usize,
 }
 
-pub(crate) struct Coming {
+pub(crate) struct Importing {
     pub(crate) sequence: SequenceId,
     pieces: Pieces,
     /// Tokens computed because the store did not have their piece.
@@ -52,7 +52,7 @@ pub(crate) struct Coming {
 
 /// What has become of a KV cache on its way.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Brought {
+pub(crate) enum Progress {
     /// It is there, but for the `rest` that the next step computes. So many tokens had to be computed again because their
     /// piece was missing.
     All { recomputed: usize, rest: usize },
@@ -69,7 +69,7 @@ impl Kv {
         match self {
             Self::Elsewhere => stored == 0,
             Self::Wanted(pieces) => !pieces.came.is_empty(),
-            Self::Coming(_) | Self::Here { .. } => false,
+            Self::Importing(_) | Self::Resident { .. } => false,
         }
     }
 
@@ -82,24 +82,25 @@ impl Kv {
     pub(crate) fn join(&mut self, model: &mut dyn Model) {
         let pieces = match std::mem::replace(self, Self::Elsewhere) {
             Self::Wanted(pieces) => pieces,
-            Self::Elsewhere | Self::Coming(_) | Self::Here { .. } => Pieces::default(),
+            Self::Elsewhere | Self::Importing(_) | Self::Resident { .. } => Pieces::default(),
         };
-        *self = Self::Coming(Coming { sequence: model.open(), pieces, recomputed: 0, pass: COMPUTED });
+        *self =
+            Self::Importing(Importing { sequence: model.open(), pieces, recomputed: 0, pass: COMPUTE_TOKENS_PER_STEP });
     }
 
     /// Takes a piece that a fetch has brought, if this is the fetch that was asked for.
-    pub(crate) fn take(&mut self, fetch: u64, held: &Held) -> bool {
-        let (Self::Wanted(pieces) | Self::Coming(Coming { pieces, .. })) = self else { return false };
-        let mine = pieces.fetch == fetch && held.tokens() <= pieces.awaited;
+    pub(crate) fn take(&mut self, fetch: u64, piece: &FetchedPiece) -> bool {
+        let (Self::Wanted(pieces) | Self::Importing(Importing { pieces, .. })) = self else { return false };
+        let mine = pieces.fetch == fetch && piece.tokens() <= pieces.awaited;
         if mine {
-            pieces.awaited -= held.tokens();
-            pieces.came.push_back(held.clone());
+            pieces.awaited -= piece.tokens();
+            pieces.came.push_back(piece.clone());
         }
         mine
     }
 
     pub(crate) fn close(&mut self, model: &mut dyn Model) {
-        if let Self::Coming(Coming { sequence, .. }) | Self::Here { sequence, .. } = *self {
+        if let Self::Importing(Importing { sequence, .. }) | Self::Resident { sequence, .. } = *self {
             model.close(sequence);
         }
         *self = Self::Elsewhere;
@@ -113,7 +114,7 @@ impl Pieces {
     }
 }
 
-impl Coming {
+impl Importing {
     /// Brings what has come, and then computes what the store does not hold: all of `tokens` but the last, and but for a
     /// rest of at most `rests` tokens.
     pub(crate) fn bring(
@@ -122,42 +123,42 @@ impl Coming {
         tokens: &[u32],
         budget: &mut usize,
         rests: &mut usize,
-    ) -> Result<Brought, model::Error> {
+    ) -> Result<Progress, model::Error> {
         let Self { sequence, pieces, recomputed, pass } = self;
         loop {
             let start = model.len(*sequence)?;
             let missing = match pieces.came.front() {
-                Some(Held::Block(_)) if *budget == 0 => return Ok(Brought::OutOfBudget),
-                Some(Held::Block(block)) => {
+                Some(FetchedPiece::Block(_)) if *budget == 0 => return Ok(Progress::OutOfBudget),
+                Some(FetchedPiece::Block(block)) => {
                     model.import(*sequence, &tokens[start..start + block.tokens], block)?;
                     *budget = budget.saturating_sub(block.tokens);
                     pieces.came.pop_front();
                     continue;
                 }
-                Some(Held::Missing { tokens: 0 }) => {
+                Some(FetchedPiece::Missing { tokens: 0 }) => {
                     pieces.came.pop_front();
                     continue;
                 }
-                Some(Held::Missing { tokens }) => *tokens,
-                None if pieces.awaited > 0 => return Ok(Brought::AwaitsPiece),
+                Some(FetchedPiece::Missing { tokens }) => *tokens,
+                None if pieces.awaited > 0 => return Ok(Progress::AwaitsPiece),
                 // A rest of the prompt that nobody has prefilled, and what was generated if the answer was in the batch before.
                 None => {
                     let rest = tokens.len() - 1 - start;
                     if rest <= *rests && rest * COMPUTE_COST <= *budget {
                         *rests -= rest;
                         *budget -= rest * COMPUTE_COST;
-                        return Ok(Brought::All { recomputed: *recomputed, rest });
+                        return Ok(Progress::All { recomputed: *recomputed, rest });
                     }
                     rest
                 }
             };
             let most = missing.min(*budget / COMPUTE_COST);
             if most == 0 {
-                return Ok(Brought::OutOfBudget);
+                return Ok(Progress::OutOfBudget);
             }
             let count = compute(model, *sequence, &tokens[start..start + most], pass)?;
             *budget -= count * COMPUTE_COST;
-            if let Some(Held::Missing { tokens }) = pieces.came.front_mut() {
+            if let Some(FetchedPiece::Missing { tokens }) = pieces.came.front_mut() {
                 *tokens -= count;
                 *recomputed += count;
             }
