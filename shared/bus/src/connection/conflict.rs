@@ -92,6 +92,11 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        future::ready,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
     use serde_json::json;
 
     use super::*;
@@ -127,6 +132,22 @@ mod tests {
         let beaten = unless_beaten::<(), _>(Err(answered(10164))).unwrap();
         assert_eq!(beaten, None);
         assert!(unless_beaten::<(), _>(Err(answered(10077))).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_tried_again_as_long_as_others_are_faster_and_no_longer() {
+        for beaten in [0, 1, RACES - 1, RACES] {
+            let tries = AtomicUsize::new(0);
+            let attempt = || {
+                let tried = tries.fetch_add(1, Ordering::Relaxed);
+                ready(Ok((tried >= beaten).then_some(tried)))
+            };
+            let done = until_unbeaten(RACES, || "contended", attempt).await;
+            assert_eq!(done, if beaten < RACES { Ok(beaten) } else { Err("contended") });
+        }
+        let tries = AtomicUsize::new(0);
+        let attempt = || ready(Err::<Option<()>, _>(tries.fetch_add(1, Ordering::Relaxed)));
+        assert_eq!(until_unbeaten(RACES, || usize::MAX, attempt).await, Err(0), "a fault is no conflict");
     }
 
     #[test]
