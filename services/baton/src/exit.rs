@@ -4,7 +4,9 @@ use std::{io, process::ExitCode};
 
 use baton_contract::causes;
 
-use crate::output::{Closed, note};
+use baton_terminal::output::Closed;
+
+use crate::output::note;
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use baton_terminal::table;
 use baton_topology::{BrokerUrl, Bytes, Plan, StoreUrl};
 use baton_worker::{
     collector::{self, Survey},
-    stock::{Removed, Stock},
+    stock::{self, Collected, Stat, Stock},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -153,24 +153,10 @@ async fn list(arguments: ListArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[derive(Serialize)]
-struct Stat {
-    store: String,
-    #[serde(flatten)]
-    stock: Stock,
-    would_remove: Removed,
-    would_remove_leftovers: u64,
-}
-
 async fn stat(arguments: StatArguments) -> anyhow::Result<()> {
     let (plan, bus) = arguments.pipeline.join("baton-kv").await?;
     let (_, survey) = survey(&plan, &bus, &collector::options(&plan), &progress()).await?;
-    let stat = Stat {
-        store: plan.store.url.to_string(),
-        stock: Stock::of(&survey),
-        would_remove: Removed::of(&survey.removals),
-        would_remove_leftovers: survey.leftovers.len() as u64,
-    };
+    let stat = Stat::of(plan.store.url.to_string(), &survey);
     let mut out = stdout();
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string(&stat)?)?;
@@ -193,20 +179,6 @@ async fn stat(arguments: StatArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[derive(Serialize)]
-struct Collected {
-    dry_run: bool,
-    /// As it was before.
-    #[serde(flatten)]
-    stock: Stock,
-    removed: Removed,
-    /// Objects of no use that crashes left, and tails of jobs that ended.
-    removed_leftovers: u64,
-    /// Chunks that were to go and were used meanwhile.
-    spared: u64,
-    failed: u64,
-}
-
 async fn collect(arguments: CollectArguments) -> anyhow::Result<()> {
     let (plan, bus) = arguments.pipeline.join("baton-kv").await?;
     let kept = collector::options(&plan);
@@ -217,23 +189,7 @@ async fn collect(arguments: CollectArguments) -> anyhow::Result<()> {
     };
     let bar = progress();
     let (store, survey) = survey(&plan, &bus, &options, &bar).await?;
-    let stock = Stock::of(&survey);
-    let mut error = None;
-    let collected = if arguments.dry_run {
-        let (removed, removed_leftovers) = (Removed::of(&survey.removals), survey.leftovers.len() as u64);
-        Collected { dry_run: true, stock, removed, removed_leftovers, spared: 0, failed: 0 }
-    } else {
-        let swept = collector::sweep(&store, survey, &bar).await;
-        error = swept.error;
-        Collected {
-            dry_run: false,
-            stock,
-            removed: Removed::of(&swept.removed),
-            removed_leftovers: swept.leftovers,
-            spared: swept.spared,
-            failed: swept.failed,
-        }
-    };
+    let (collected, error) = stock::collect(&store, survey, arguments.dry_run, &bar).await;
     bar.finish_and_clear();
     let mut out = stdout();
     if arguments.json {

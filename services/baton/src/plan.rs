@@ -11,17 +11,16 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use baton_contract::Name;
 use baton_load::Recipe;
 use baton_planner::{
-    decide::{self, Bounds, Switch},
     pipeline,
     profile::Profile,
     search::{self, Goal, Prices, Search, Split},
     simulate::{self, Flow, Slo},
 };
-use baton_topology::{Model, Plan};
+use baton_topology::Plan;
 use baton_worker::memory;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::spawn_blocking;
@@ -187,25 +186,11 @@ fn options(arguments: &Arguments, plan: &Plan, load: &Recipe) -> anyhow::Result<
         let names: Vec<String> = plan.models.keys().map(ToString::to_string).collect();
         format!("the pipeline has no model {name}: expected one of {}", names.join(", "))
     })?;
-    let profile = |own: &Option<PathBuf>| match (own.as_ref().or(arguments.profile.as_ref()), model) {
-        (Some(path), _) => read_profile(path),
-        (None, Model::Sim(sim)) => {
-            let bytes = (sim.layers * sim.kv_width * 4) as f64;
-            Ok(Profile::sim(sim.prefill_s_per_token, sim.decode_s_per_step, bytes))
-        }
-        (None, _) => {
-            bail!("model {name} needs a profile: measure one with `baton calibrate`, and name it with --profile")
-        }
+    let profile = |own: &Option<PathBuf>| {
+        let named = own.as_ref().or(arguments.profile.as_ref()).map(|path| read_profile(path)).transpose()?;
+        anyhow::Ok(pipeline::profile(name, model, named)?)
     };
     let profiles = (profile(&arguments.prefill_profile)?, profile(&arguments.decode_profile)?);
-    let bounds = Bounds { floor: 1, ceiling: 256 };
-    let planner = arguments.planner.then_some(decide::Options {
-        interval_s: 1.0,
-        prefill: bounds,
-        decode: bounds,
-        switch: Switch { drain_s: 1.0, lost_work_s: 1.0 },
-        profile: None,
-    });
     Ok(simulate::Options {
         block_tokens: load.block_tokens(),
         flow: flow(load),
@@ -213,7 +198,7 @@ fn options(arguments: &Arguments, plan: &Plan, load: &Recipe) -> anyhow::Result<
             ttft_s: arguments.ttft_p99.map(|time| time.as_secs_f64()),
             itl_s: arguments.itl_p99.map(|time| time.as_secs_f64()),
         },
-        planner,
+        planner: arguments.planner.then(pipeline::at_will),
         ..pipeline::simulated(plan, profiles, memory::for_kv_caches, arguments.cores)?
     })
 }

@@ -10,13 +10,16 @@ use std::{
 use serde_json::Value;
 
 /// External crates that only some of ours may use, in whatever kind of dependency. A `*` stands for any ending.
-const OWNED: [(&str, &[&str]); 8] = [
+const OWNED: [(&str, &[&str]); 11] = [
+    ("anyhow", &["baton", "baton-loadtest"]),
     ("async-nats", &["baton-bus"]),
     ("bincode*", &["baton-contract", "baton-storage"]),
     ("burn*", &["baton-engine"]),
+    ("clap*", &["baton", "baton-load", "baton-loadtest"]),
     ("hf-hub", &["baton-provision"]),
     ("object_store", &["baton-storage"]),
     ("opentelemetry-otlp", &["baton-telemetry"]),
+    ("ratatui", &["baton-terminal"]),
     ("zip", &["baton-provision"]),
     ("zstd*", &["baton-storage"]),
 ];

@@ -1,6 +1,7 @@
 //! What a pipeline's plan says to the planner and to the simulation.
 
-use baton_topology::{Compute, Device, Plan};
+use baton_contract::Name;
+use baton_topology::{Compute, Device, Model, Plan};
 
 use crate::{
     decide::{self, Bounds, Switch},
@@ -18,6 +19,12 @@ pub enum Error {
     /// A profile lacks what is needed to share cores.
     #[error("--cores needs what a profile says under [host]: measure one with `baton calibrate`, on Linux")]
     NoHost,
+    /// A model that computes has no costs of its own.
+    #[error("model {model} needs a profile: measure one with `baton calibrate`, and name it with --profile")]
+    NoProfile {
+        /// The model.
+        model: Name,
+    },
     /// Engines that wait for each other's cores are not simulated.
     #[error(
         "the engines of {split} compute on {needed} cores, and --cores is {cores}: compare fewer workers, or give them fewer \
@@ -31,6 +38,30 @@ pub enum Error {
         /// Cores that there are.
         cores: usize,
     },
+}
+
+/// The profile of a model: the one that is named, or the one that a model of the sim engine needs no file for.
+pub fn profile(name: &Name, model: &Model, named: Option<Profile>) -> Result<Profile, Error> {
+    match (named, model) {
+        (Some(profile), _) => Ok(profile),
+        (None, Model::Sim(sim)) => {
+            let bytes = (sim.layers * sim.kv_width * 4) as f64;
+            Ok(Profile::sim(sim.prefill_s_per_token, sim.decode_s_per_step, bytes))
+        }
+        (None, _) => Err(Error::NoProfile { model: name.clone() }),
+    }
+}
+
+/// A simulated planner that may change the roles of any workers.
+pub fn at_will() -> decide::Options {
+    let bounds = Bounds { floor: 1, ceiling: 256 };
+    decide::Options {
+        interval_s: 1.0,
+        prefill: bounds,
+        decode: bounds,
+        switch: Switch { drain_s: 1.0, lost_work_s: LOST_WORK_S },
+        profile: None,
+    }
 }
 
 /// How the planner of a running pipeline decides, with the profile that the plan names.

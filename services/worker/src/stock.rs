@@ -1,10 +1,13 @@
 //! What a survey of the store comes to.
 
-use baton_storage::collect::{Object, Reason, Removal};
-use indicatif::BinaryBytes;
+use baton_storage::{
+    collect::{Object, Reason, Removal},
+    store::{self, Store},
+};
+use indicatif::{BinaryBytes, ProgressBar};
 use serde::Serialize;
 
-use crate::collector::Survey;
+use crate::collector::{self, Survey};
 
 /// A number of chunks or tails.
 #[derive(Default, Serialize)]
@@ -93,4 +96,72 @@ impl Stock {
             live,
         }
     }
+}
+
+/// What a store holds, and what a collection would remove.
+#[derive(Serialize)]
+pub struct Stat {
+    /// The store's URL.
+    pub store: String,
+    /// What it holds.
+    #[serde(flatten)]
+    pub stock: Stock,
+    /// The chunks that would go.
+    pub would_remove: Removed,
+    /// What crashes and ended jobs left, and would go.
+    pub would_remove_leftovers: u64,
+}
+
+impl Stat {
+    /// Counts what a survey of the store at `url` found.
+    pub fn of(url: String, survey: &Survey) -> Self {
+        Self {
+            store: url,
+            stock: Stock::of(survey),
+            would_remove: Removed::of(&survey.removals),
+            would_remove_leftovers: survey.leftovers.len() as u64,
+        }
+    }
+}
+
+/// What a collection removed, or would remove.
+#[derive(Serialize)]
+pub struct Collected {
+    /// Whether nothing was removed.
+    pub dry_run: bool,
+    /// As it was before.
+    #[serde(flatten)]
+    pub stock: Stock,
+    /// The chunks that went, or would go.
+    pub removed: Removed,
+    /// Objects of no use that crashes left, and tails of jobs that ended.
+    pub removed_leftovers: u64,
+    /// Chunks that were to go and were used meanwhile.
+    pub spared: u64,
+    /// Objects that could not be removed.
+    pub failed: u64,
+}
+
+/// Removes what a survey found; with `dry_run` only counts it. With it comes why the first object that could not be removed stayed.
+pub async fn collect(
+    store: &Store,
+    survey: Survey,
+    dry_run: bool,
+    bar: &ProgressBar,
+) -> (Collected, Option<store::Error>) {
+    let stock = Stock::of(&survey);
+    if dry_run {
+        let (removed, removed_leftovers) = (Removed::of(&survey.removals), survey.leftovers.len() as u64);
+        return (Collected { dry_run, stock, removed, removed_leftovers, spared: 0, failed: 0 }, None);
+    }
+    let swept = collector::sweep(store, survey, bar).await;
+    let collected = Collected {
+        dry_run,
+        stock,
+        removed: Removed::of(&swept.removed),
+        removed_leftovers: swept.leftovers,
+        spared: swept.spared,
+        failed: swept.failed,
+    };
+    (collected, swept.error)
 }

