@@ -1,5 +1,6 @@
 //! Chat templates: a list of messages to the text that a model was trained to see.
 
+mod printf;
 mod python;
 
 use std::io;
@@ -57,7 +58,8 @@ impl Template {
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Template, Unusable> {
         let mut environment = python::environment()?;
         environment.set_fuel(Some(FUEL));
-        environment.add_template_owned(NAME, python::without_generation_blocks(source))?;
+        let source = printf::with_format_filters(&python::without_generation_blocks(source));
+        environment.add_template_owned(NAME, source)?;
         Ok(Template { environment, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 

@@ -80,7 +80,7 @@ fn tag_name(tag: &str) -> (&str, &str, &str) {
 }
 
 /// Where an expression ends, whatever its strings say.
-fn expression_end(text: &str, close: &str) -> usize {
+pub(super) fn expression_end(text: &str, close: &str) -> usize {
     let (mut quote, mut escaped) = (None, false);
     for (at, character) in text.char_indices() {
         match quote {

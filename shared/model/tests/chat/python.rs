@@ -102,6 +102,10 @@ fn templates_mean_what_they_mean_in_python() {
             "x is 3|1 2|a1None|abab",
         ),
         (
+            "{{ '%s is %d' % ('x', 3) }}|{{ \"%.2f\" % 1.5 }}|{% set t = '%s:%s' % (messages[0].role, messages[1].content | upper) %}{{ t }}|{{ 7 % 3 }}|{{ '<%s>' % messages[1].role | upper ~ '%' }}",
+            "x is 3|1.50|user:X,Y,,Z|1|<ASSISTANT>%",
+        ),
+        (
             "{{ tools is none }}{{ tools is defined }}{{ documents is none }}{{ nothing is defined }}{% if not tools %}none{% endif %}",
             "TrueTrueTrueFalsenone",
         ),
