@@ -5,7 +5,9 @@ mod cuda;
 
 use burn::tensor::Device;
 
+/// Why a device can't compute.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error("device {name} is not in this build: build baton with `--features {name}`, or use flex (the CPU)")]
     NotBuilt { name: String },

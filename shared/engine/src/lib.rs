@@ -2,6 +2,7 @@
 //!
 //! What a model is without its arithmetic lies in `baton-model`. Nothing here knows of the bus, the object store or a clock
 //! that matters; calls block and belong on a thread of their own, never on an async worker.
+#![warn(missing_docs, unreachable_pub)]
 
 mod allocator;
 pub mod device;

@@ -10,6 +10,7 @@ use crate::llama::{self, Llama};
 
 /// Why a model can't be loaded.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error(transparent)]
     File(#[from] checkpoint::Error),

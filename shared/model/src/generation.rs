@@ -21,6 +21,7 @@ const MAX_LOGPROB_BYTES: usize = 6 << 20;
 
 /// Why an answer can't begin or go on. It would end the same way anywhere else, but for [`Error::may_pass_elsewhere`].
 #[derive(Clone, Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error(transparent)]
     Constraint(#[from] sampling::Error),
@@ -60,6 +61,7 @@ impl Error {
 pub struct Emitted {
     /// The token's place in the answer, from 0.
     pub index: u32,
+    /// Its id.
     pub token: u32,
     /// Text that became final with it.
     pub text: String,
@@ -111,10 +113,12 @@ pub struct Generator {
 }
 
 impl Generator {
+    /// Generates with a model's vocabulary.
     pub fn new(vocabulary: Arc<Vocabulary>) -> Generator {
         Generator { vocabulary, grammars: Arc::default() }
     }
 
+    /// The vocabulary.
     pub fn vocabulary(&self) -> &Arc<Vocabulary> {
         &self.vocabulary
     }
@@ -153,6 +157,7 @@ impl Generator {
     }
 }
 
+/// One answer while it is generated.
 pub struct Generation {
     vocabulary: Arc<Vocabulary>,
     stream: TextStream,

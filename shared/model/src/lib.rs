@@ -3,6 +3,7 @@
 //!
 //! Calls block, and those on a model belong on a thread of their own. Nothing here computes a forward pass of a real
 //! model, depends on Burn, or knows of the bus or the object store.
+#![warn(missing_docs, unreachable_pub)]
 
 pub mod chat;
 pub mod checkpoint;

@@ -10,6 +10,7 @@ use baton_contract::{kv, outcome::Code};
 pub struct Spec {
     /// The name the model file gives itself; for people only.
     pub name: String,
+    /// The shape of its KV cache.
     pub kv: kv::Shape,
     /// Entries in the vocabulary, the length of a row of logits.
     pub vocabulary: usize,
@@ -28,6 +29,7 @@ pub struct SequenceId(pub u64);
 /// One sequence's part in a forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Step<'a> {
+    /// The sequence that goes on.
     pub sequence: SequenceId,
     /// Tokens to append, at least one.
     pub tokens: &'a [u32],
@@ -38,8 +40,11 @@ pub struct Step<'a> {
 /// The memory that a model has for KV caches, in pages of some tokens each. A page belongs to one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvMemory {
+    /// Tokens of a page.
     pub page_tokens: usize,
+    /// Pages in all.
     pub pages: usize,
+    /// Pages that no sequence has.
     pub free_pages: usize,
 }
 
@@ -72,6 +77,7 @@ impl std::str::FromStr for Compute {
     }
 }
 
+/// A text that names no mode.
 #[derive(Debug, thiserror::Error)]
 #[error("compute mode {name} is unknown: expected exact or fast")]
 pub struct UnknownCompute {
@@ -83,6 +89,7 @@ pub struct UnknownCompute {
 pub struct Options {
     /// The name of a device: `flex` is the CPU.
     pub device: String,
+    /// How it computes.
     pub compute: Compute,
     /// Bytes that the KV caches of all open sequences may take; at least one page is always there.
     pub kv_bytes: u64,
@@ -100,6 +107,7 @@ impl Default for Options {
 /// were split into passes, not on whether a part of its KV cache was imported: to the bit on `flex` and in the sim engine;
 /// other devices round by the shape of the batch.
 pub trait Model: Send {
+    /// What the model is.
     fn spec(&self) -> &Spec;
 
     /// The memory for KV caches, and what of it is free.
@@ -176,7 +184,9 @@ impl Error {
     }
 }
 
+/// Why a pass, an export or an import failed.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error("no such sequence: {0:?}")]
     UnknownSequence(SequenceId),

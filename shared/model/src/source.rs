@@ -20,6 +20,7 @@ pub enum Source {
 
 /// Why a source is no model.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error("the tokenizer has {tokens} tokens, the model's embeddings only {rows}; fetch or convert the file again")]
     Vocabulary { tokens: usize, rows: usize },

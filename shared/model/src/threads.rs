@@ -30,6 +30,7 @@ impl ComputeThreads {
     }
 }
 
+/// The compute threads could not be started.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start the compute threads")]
 pub struct ThreadsError(#[source] rayon::ThreadPoolBuildError);

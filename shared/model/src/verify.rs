@@ -18,10 +18,14 @@ const PIECE: usize = 64;
 /// One answer of the reference engine: a line of a reference file.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Case {
+    /// Names it in reports.
     pub id: String,
+    /// What is to be continued.
     #[serde(flatten)]
     pub prompt: Prompt,
+    /// The prompt's token ids.
     pub prompt_tokens: Vec<u32>,
+    /// The reference's answer, as token ids.
     pub completion_tokens: Vec<u32>,
     /// What is known of the completion tokens, in their order. The reference tells nothing of a token that ends inside a
     /// character, so there may be fewer steps than tokens.
@@ -35,15 +39,20 @@ impl Case {
     }
 }
 
+/// What the reference was asked.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub enum Prompt {
     /// Messages, and what the chat template made of them.
     Chat {
+        /// As the chat template takes them.
         messages: Vec<serde_json::Value>,
+        /// What the template makes of them.
         rendered: String,
     },
+    /// Text to be continued.
     Raw {
+        /// The text.
         prompt: String,
     },
 }
@@ -51,6 +60,7 @@ pub enum Prompt {
 /// A token that the reference engine generated.
 #[derive(Clone, Debug, Deserialize)]
 pub struct ReferenceStep {
+    /// The token that the reference chose.
     pub token: u32,
     /// Natural logarithm of its probability.
     pub logprob: f64,
@@ -61,6 +71,7 @@ pub struct ReferenceStep {
 /// How an engine's answers compare with the reference's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
+    /// Cases that were compared.
     pub cases: usize,
     /// Generated tokens compared.
     pub steps: usize,
@@ -76,6 +87,7 @@ pub struct Report {
     pub clear_mismatches: usize,
     /// Mean and greatest difference of the log-probability of the reference's token, natural logarithms.
     pub mean_abs_logprob_error: f64,
+    /// The largest difference of a log-probability.
     pub max_abs_logprob_error: f64,
     /// Steps at which the model's logits are infinite or no numbers; they are compared with nothing.
     pub non_finite: usize,
@@ -88,6 +100,7 @@ pub struct Divergence {
     pub positions: usize,
     /// Mean and greatest Kullback-Leibler divergence of the next token's distribution from the exact one, in nats.
     pub mean_kl: f64,
+    /// The largest of a single position.
     pub max_kl: f64,
     /// Share of the positions at which both have the same likeliest token, 0 to 1.
     pub same_top: f64,
@@ -96,14 +109,18 @@ pub struct Divergence {
 /// How far a sequence with another KV cache is from the one with the exact cache, over the tokens that follow in a text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Continuation {
+    /// From the exact cache's distributions.
     #[serde(flatten)]
     pub divergence: Divergence,
     /// Perplexity of the text's tokens that follow: e to the mean of the negative natural log-probabilities.
     pub exact_perplexity: f64,
+    /// Of the text, with this cache.
     pub perplexity: f64,
 }
 
+/// Why a reference could not be replayed.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error("the reference file can't be read")]
     Read(#[from] std::io::Error),

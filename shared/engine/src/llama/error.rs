@@ -6,6 +6,7 @@ use crate::device;
 
 /// Why a model can't be loaded onto a device.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error(transparent)]
     Device(#[from] device::Error),

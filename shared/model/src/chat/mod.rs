@@ -16,7 +16,9 @@ use crate::tokenizer;
 const FUEL: u64 = 5_000_000;
 const NAME: &str = "chat_template";
 
+/// Why a conversation does not become a prompt.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error("the model file has no chat template; send a prompt instead of messages")]
     NoTemplate,

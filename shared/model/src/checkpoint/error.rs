@@ -7,6 +7,7 @@ use crate::hugging_face::error::Error as HuggingFaceError;
 
 /// Why a model on disk can't be used.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error("{} can't be read", path.display())]
     Io { path: PathBuf, source: std::io::Error },

@@ -19,15 +19,22 @@ pub use tensor::Tensor;
 /// A metadata value. Integers of every width become 64 bits, floats `f64`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
+    /// A whole number from 0.
     Unsigned(u64),
+    /// A whole number.
     Signed(i64),
+    /// Any number.
     Float(f64),
+    /// True or false.
     Bool(bool),
+    /// Text.
     String(String),
+    /// Values of one kind.
     Array(Vec<Value>),
 }
 
 impl Value {
+    /// Its text, if it is text.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Value::String(value) => Some(value),
@@ -53,6 +60,7 @@ impl Value {
         }
     }
 
+    /// Its number, if it is one.
     pub fn as_f64(&self) -> Option<f64> {
         match *self {
             Value::Float(value) => Some(value),
@@ -60,6 +68,7 @@ impl Value {
         }
     }
 
+    /// Whether it is true, if it is a flag.
     pub fn as_bool(&self) -> Option<bool> {
         match *self {
             Value::Bool(value) => Some(value),
@@ -67,6 +76,7 @@ impl Value {
         }
     }
 
+    /// Its values, if it is a list.
     pub fn as_array(&self) -> Option<&[Value]> {
         match self {
             Value::Array(values) => Some(values),

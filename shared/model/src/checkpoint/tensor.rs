@@ -5,6 +5,7 @@ use crate::quants::Type;
 /// A tensor of an open model.
 #[derive(Clone, Copy, Debug)]
 pub struct Tensor<'a> {
+    /// How its numbers are stored.
     pub dtype: Type,
     /// Elements along each dimension in ggml's order: the first runs fastest, so a matrix of `[out, in]` has `[in, out]`.
     pub dims: &'a [usize],

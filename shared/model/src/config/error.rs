@@ -7,6 +7,7 @@ pub(super) const ARCHITECTURES: &str = "llama (mistral too), qwen2, qwen3, gemma
 
 /// Why a file is no model that we can run.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error(transparent)]
     File(#[from] checkpoint::Error),

@@ -26,17 +26,25 @@ const NORM_SHIFT: &str = "baton.norm.shift";
 /// The model's hyperparameters. Sizes count values.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// The family, which says what the others mean.
     pub architecture: Architecture,
     /// One entry a layer.
     pub layers: Vec<Layer>,
+    /// Values of a token between two layers.
     pub hidden: usize,
+    /// Values of a token inside a feed-forward layer.
     pub feed_forward: usize,
+    /// Tokens that the model can choose from.
     pub vocabulary: usize,
+    /// Tokens that a sequence may have.
     pub context: usize,
+    /// How queries, keys and values are divided.
     pub heads: Heads,
     /// What the layers' `rope` refers to; all rotate equally many values.
     pub ropes: Vec<Rope>,
+    /// Which values of a head are rotated together.
     pub pairs: Pairs,
+    /// The activation of the feed-forward layers.
     pub gate: Gate,
     /// What the products of queries and keys are multiplied with.
     pub attention_scale: f32,

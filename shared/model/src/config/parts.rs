@@ -6,9 +6,13 @@ use crate::checkpoint::Checkpoint;
 /// The families of models; how they differ is in the other fields of [`Config`](super::Config).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
+    /// Llama and Mistral.
     Llama,
+    /// Qwen 2 and 2.5.
     Qwen2,
+    /// Qwen 3, dense.
     Qwen3,
+    /// Gemma 3, text only.
     Gemma3,
 }
 

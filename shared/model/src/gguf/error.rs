@@ -10,6 +10,7 @@ pub(super) const MAGIC: &[u8; 4] = b"GGUF";
 
 /// Why a file can't be used.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error("not a GGUF file: it starts with {found:02x?}, expected {MAGIC:02x?} (\"GGUF\")")]
     Magic { found: Vec<u8> },

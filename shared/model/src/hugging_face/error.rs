@@ -6,6 +6,7 @@ const ARCHITECTURES: &str =
 
 /// Why a folder can't be used.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error("the folder has no {file}; fetch the model again, or name a GGUF file")]
     MissingFile { file: &'static str },

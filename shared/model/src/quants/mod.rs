@@ -39,18 +39,31 @@ use bits::{BLOCK, SUPER_BLOCK};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(non_camel_case_types, reason = "ggml's own names, which users know")]
 pub enum Type {
+    /// 32-bit floats.
     F32,
+    /// 16-bit floats with 5 bits of exponent.
     F16,
+    /// The upper halves of 32-bit floats.
     BF16,
+    /// 4 bits, with a scale for each 32.
     Q4_0,
+    /// 4 bits, with a scale and an offset for each 32.
     Q4_1,
+    /// 5 bits, with a scale for each 32.
     Q5_0,
+    /// 5 bits, with a scale and an offset for each 32.
     Q5_1,
+    /// 8 bits, with a scale for each 32.
     Q8_0,
+    /// 2 bits, with a scale and an offset for each 16, in blocks of 256.
     Q2_K,
+    /// 3 bits, with a scale for each 16, in blocks of 256.
     Q3_K,
+    /// 4 bits, with a scale and an offset for each 32, in blocks of 256.
     Q4_K,
+    /// 5 bits, with a scale and an offset for each 32, in blocks of 256.
     Q5_K,
+    /// 6 bits, with a scale for each 16, in blocks of 256.
     Q6_K,
 }
 

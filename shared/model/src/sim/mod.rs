@@ -56,8 +56,11 @@ impl Default for Options {
 #[derive(Debug, thiserror::Error)]
 #[error("sim.{key}: expected {expected}, found {found}")]
 pub struct OptionsError {
+    /// The option.
     pub key: &'static str,
+    /// What it may be.
     pub expected: &'static str,
+    /// What it is.
     pub found: String,
 }
 

@@ -30,7 +30,9 @@ const WORDS: [&str; 64] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnswerTokens {
+    /// The fewest.
     pub min: u32,
+    /// The most.
     pub max: u32,
 }
 

@@ -6,6 +6,7 @@ pub(super) const SUPPORTED_PRE: &str =
 
 /// Why a text can't become tokens, or a file has no tokenizer.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants mean")]
 pub enum Error {
     #[error("the model file's {key} is missing or malformed, expected {expected}; fetch or convert the file again")]
     Metadata { key: &'static str, expected: &'static str },

@@ -1,5 +1,5 @@
 //! Writes small GGUF files: the format by hand, and llama models with random weights.
-
+#![allow(unreachable_pub, reason = "tests of several crates include this file")]
 #![allow(dead_code, reason = "shared by test crates that each use a part")]
 
 /// ggml's numbers of the types that [`Writer::matrix`] can fill.
