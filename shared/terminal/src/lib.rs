@@ -5,7 +5,7 @@
 //!
 //! It gathers nothing: whoever calls it brings the figures.
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
+#![warn(missing_docs, unreachable_pub)]
 
 pub mod figures;
 pub mod output;
