@@ -1,7 +1,13 @@
-//! Which crate may use what, checked against the manifests and sources themselves.
+//! Which crate may use what, how large a file may be and which files may use each other, checked against the manifests and
+//! sources themselves.
+
+#[path = "architecture/circles.rs"]
+mod circles;
+#[path = "architecture/scan.rs"]
+mod scan;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -56,6 +62,11 @@ const WITHOUT_BURN: [&str; 8] = [
 
 /// May contain unsafe code: kernels and devices of the engine, and the mapping of model files.
 const UNSAFE: [&str; 2] = ["baton-engine", "baton-model"];
+
+/// Lines of the longest file.
+const LONGEST: usize = 450;
+/// Lines of the command line, without tests.
+const THIN: usize = 5_000;
 
 struct Member {
     name: String,
@@ -249,6 +260,18 @@ fn members_follow_the_workspace() {
     }
 }
 
+#[test]
+fn what_is_shared_is_documented() {
+    let (_, members) = workspace();
+    for member in members.iter().filter(|member| member.folder.starts_with("shared")) {
+        for root in &member.roots {
+            let source = fs::read_to_string(root).unwrap();
+            let lints = "#![warn(missing_docs, unreachable_pub)]";
+            assert!(source.contains(lints), "{} lacks {lints}", root.display());
+        }
+    }
+}
+
 /// An error whose text holds its source says it twice where the chain is printed, and the shorthands print the error alone.
 #[test]
 fn a_cause_is_printed_by_the_chain_alone() {
@@ -265,11 +288,81 @@ fn a_cause_is_printed_by_the_chain_alone() {
             let (text, rest) = code[start..].split_once(")]\n").unwrap();
             let item = rest.lines().find(|line| !line.trim_start().starts_with("//")).unwrap();
             let numbered = text.contains("{0") && (item.contains("#[from]") || item.contains("#[source]"));
-            let named = text.contains("{source") || text.contains("source.");
+            let named = ["{source}", "{source:", "source."].iter().any(|name| text.contains(name));
             assert!(!named && !numbered, "{}: {text}: its source is no part of an error's text", path.display());
         }
     }
     assert!(attributes > 100, "{attributes}");
+}
+
+#[test]
+fn files_use_each_other_in_no_circle() {
+    let (_, members) = workspace();
+    let mut seen = 0;
+    let mut found = String::new();
+    for (member, root) in members.iter().flat_map(|member| member.roots.iter().map(move |root| (member, root))) {
+        let arrows = circles::arrows(root);
+        seen += arrows.len();
+        for circle in circles::circles(&arrows) {
+            found += &format!("\n{}:", member.name);
+            circle.iter().for_each(|arrow| found += &format!("\n    {arrow}"));
+        }
+    }
+    assert!(found.is_empty(), "circles; what both sides use belongs in a file below them, or above:{found}");
+    assert!(seen > 300, "only {seen} uses were found");
+}
+
+/// All that a crate uses, directly and through others, by dependencies of these kinds.
+fn reached<'a>(members: &'a [Member], from: &'a str, kinds: &[&str]) -> BTreeSet<&'a str> {
+    let uses: BTreeMap<&str, &Member> = members.iter().map(|member| (&*member.name, member)).collect();
+    let (mut seen, mut open) = (BTreeSet::new(), vec![from]);
+    while let Some(user) = open.pop() {
+        let used = uses.get(user).into_iter().flat_map(|member| &member.dependencies);
+        let used = used.filter(|(_, kind)| kinds.contains(&&**kind)).map(|(name, _)| &**name);
+        open.extend(used.filter(|name| seen.insert(*name)));
+    }
+    seen
+}
+
+#[test]
+fn crates_use_each_other_in_no_circle_and_tests_count() {
+    let (_, members) = workspace();
+    for Member { name, .. } in &members {
+        let reached = reached(&members, name, &["normal", "dev", "build"]);
+        assert!(!reached.contains(&**name), "{name} uses a crate that uses it");
+    }
+}
+
+#[test]
+fn ingest_loads_no_weights() {
+    let (_, members) = workspace();
+    let reached = reached(&members, "baton-ingest", &["normal", "build"]);
+    assert!(reached.contains("baton-bus") && !reached.contains("baton-engine"), "{reached:?}");
+}
+
+/// A command's file holds arguments, printing and an exit code; what else it does lies in a crate.
+#[test]
+fn the_command_line_is_thin() {
+    let (root, _) = workspace();
+    let source = |path: PathBuf| fs::read_to_string(path).unwrap();
+    let lines = |text: String| text.split("#[cfg(test)]").next().map_or(0, |code| code.lines().count());
+    let lines: usize = sources(&root.join("services/baton/src")).into_iter().map(source).map(lines).sum();
+    assert!((1_000..=THIN).contains(&lines), "services/baton/src has {lines} lines without tests, {THIN} may be");
+}
+
+#[test]
+fn a_file_reads_in_one_sitting() {
+    let (root, members) = workspace();
+    let mut files = 0;
+    for path in members.iter().flat_map(|member| sources(&root.join(&member.folder))) {
+        if path.iter().any(|part| part == "fuzz") && path.iter().any(|part| part == "target") {
+            continue;
+        }
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        files += 1;
+        assert!(lines <= LONGEST, "{} has {lines} lines, more than {LONGEST}", path.display());
+    }
+    assert!(files > 300, "{files}");
 }
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
