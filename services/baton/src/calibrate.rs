@@ -16,7 +16,7 @@ use baton_model::{
 };
 use baton_planner::profile::Profile;
 use baton_terminal::table;
-use baton_topology::{Codec, Model, Plan};
+use baton_topology::{Model, Plan};
 use tokio::task::spawn_blocking;
 
 use crate::{local::EngineArguments, measuring, output::stdout};
@@ -166,12 +166,7 @@ async fn subject(arguments: &Arguments) -> anyhow::Result<Subject> {
     let model: Model = plan.models.get(&name).with_context(|| format!("the pipeline has no model {name}"))?.clone();
     use_threads(arguments.engine.threads)?;
     let source = spawn_blocking(move || baton_assembly::models::source(&model)).await??;
-    let codec = match plan.store.codec {
-        Codec::Lossless => baton_storage::codec::Codec::Lossless,
-        Codec::Near => baton_storage::codec::Codec::Near,
-        Codec::Balanced => baton_storage::codec::Codec::Balanced,
-        Codec::Raw => baton_storage::codec::Codec::Raw,
-    };
+    let codec = baton_assembly::store::codec(&plan);
     Ok(Subject { name: name.to_string(), source, codec, chunk_tokens: plan.store.chunk_tokens })
 }
 

@@ -11,7 +11,6 @@ use baton_model::{
 };
 use baton_storage::{
     cache::{self, Cache},
-    codec::Codec,
     kv::KvStore,
     seal::SealKey,
 };
@@ -115,12 +114,6 @@ fn open_cache(plan: &Plan) -> Result<Cache, Error> {
 }
 
 fn kv_store(plan: &Plan, shape: kv::Shape, cache: &Cache) -> Result<KvStore, Error> {
-    let codec = match plan.store.codec {
-        baton_topology::Codec::Lossless => Codec::Lossless,
-        baton_topology::Codec::Near => Codec::Near,
-        baton_topology::Codec::Balanced => Codec::Balanced,
-        baton_topology::Codec::Raw => Codec::Raw,
-    };
     let key = plan.store.key_file.as_ref().map(|path| SealKey::read(path.as_ref())).transpose()?;
-    Ok(KvStore::new(store::open(plan)?, shape, codec).with_key(key).with_cache(cache.clone()))
+    Ok(KvStore::new(store::open(plan)?, shape, store::codec(plan)).with_key(key).with_cache(cache.clone()))
 }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use baton_storage::store::Store;
-use baton_topology::{Plan, Settings, StoreUrl};
+use baton_storage::{Codec, store::Store};
+use baton_topology::{self as topology, Plan, Settings, StoreUrl};
 
 use crate::Error;
 
@@ -20,6 +20,16 @@ pub fn open_durable(plan: &Plan) -> Result<Store, Error> {
 fn open_with(plan: &Plan, sync: bool) -> Result<Store, Error> {
     let StoreUrl::Url(url) = &plan.store.url else { return Err(Error::NoStore) };
     Ok(if sync { Store::open(url)? } else { Store::open_unsynced(url)? })
+}
+
+/// How the plan's KV chunks are packed.
+pub fn codec(plan: &Plan) -> Codec {
+    match plan.store.codec {
+        topology::Codec::Lossless => Codec::Lossless,
+        topology::Codec::Near => Codec::Near,
+        topology::Codec::Balanced => Codec::Balanced,
+        topology::Codec::Raw => Codec::Raw,
+    }
 }
 
 /// Puts the pipeline's mark into its store.
