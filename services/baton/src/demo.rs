@@ -3,17 +3,17 @@
 mod ratios;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     io::{self, Write},
     path::PathBuf,
 };
 
 use anyhow::{Context, bail, ensure};
 use baton_assembly::{bus, pipeline::Pipeline, signals, telemetry};
-use baton_bus::clients::follower::Event;
+use baton_bus::clients::following::{Following, News};
 use baton_contract::{
     JobId, Name,
-    outcome::{Outcome, Status},
+    outcome::{Outcome, Status, request_digest},
     request::{Message, Request},
 };
 use baton_provision::{
@@ -93,38 +93,35 @@ async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::
     let tenant = Name::new("demo")?;
     let plan = pipeline.plan();
     let bus = bus::connect(plan, "baton-demo").await?;
-    let mut follower = bus.follow(&tenant).await?;
-    let mut pending = HashSet::new();
+    let mut following = Following::new(&bus, &tenant).await?;
     let mut order = Vec::new();
     for request in requests() {
         let id = JobId::new(request.id.as_deref().unwrap_or_default())?;
-        bus.submit(&tenant, &plan.lanes[0], serde_json::to_vec(&request)?).await?;
-        pending.insert(id.clone());
+        let body = serde_json::to_vec(&request)?;
+        following.add(id.clone(), request_digest(&body));
+        bus.submit(&tenant, &plan.lanes[0], body).await?;
         order.push(id);
     }
 
     let mut lines: HashMap<JobId, Line> = HashMap::new();
     let mut outcomes: HashMap<JobId, Outcome> = HashMap::new();
     let mut first = true;
-    while !pending.is_empty() {
-        match follower.next(&pending).await? {
-            Event::Delta { job, delta } => {
+    while let Some(news) = following.next().await? {
+        match news {
+            News::Token { job, delta } => {
                 if std::mem::take(&mut first) {
                     note!("the first token came after {:.1} s", started.elapsed().as_secs_f64());
                 }
                 let line = lines.entry(job.clone()).or_default();
-                if delta.index == line.next {
-                    line.next += 1;
-                    line.text.push_str(&delta.text);
-                    line.print(&job, json, false)?;
-                }
+                line.text.push_str(&delta.text);
+                line.print(&job, json, false)?;
             }
-            Event::Result(outcome) => {
-                pending.remove(&outcome.id);
+            News::Ended(outcome) => {
                 lines.remove(&outcome.id).unwrap_or_default().print(&outcome.id, json, true)?;
                 outcomes.insert(outcome.id.clone(), *outcome);
             }
-            Event::Refused(refusal) => bail!(refusal.error),
+            News::Refused(refusal) => bail!(refusal.error),
+            News::Waits(_) => {}
         }
     }
     let outcomes: Vec<Outcome> = order.iter().filter_map(|id| outcomes.remove(id)).collect();
@@ -149,7 +146,6 @@ async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::
 /// What of an answer is not yet on the screen.
 #[derive(Default)]
 struct Line {
-    next: u32,
     text: String,
 }
 

@@ -1,7 +1,6 @@
 //! `baton submit`: publishes requests and, if asked, follows them to their results.
 
 use std::{
-    collections::{HashMap, HashSet},
     io::{self, IsTerminal, Write},
     process::ExitCode,
 };
@@ -11,8 +10,7 @@ use baton_assembly::{room, telemetry};
 use baton_bus::{
     clients::{
         admission::{Admission, Fate},
-        follower::{Event, Follower},
-        waits::Waits,
+        following::{Following, News},
     },
     connection::pressure,
 };
@@ -90,9 +88,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let telemetry = telemetry::start_quiet(&plan.telemetry, "baton-submit", "submit")?;
     let follow = arguments.wait || arguments.stream;
     // Before submitting, so that no token is missed.
-    let mut follower = if follow { Some(bus.follow(tenant).await?) } else { None };
+    let mut following = if follow { Some(Following::new(&bus, tenant).await?) } else { None };
 
-    let mut waiting = Waiting::default();
     let (mut waited, mut submitted) = (false, Vec::new());
     let mut admission = Admission::new(&bus, tenant, &|text| note!("{text}")).await?;
     let mut complete = true;
@@ -107,8 +104,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         };
         pressure::patiently(submit, told).instrument(span).await?;
         let digest = request_digest(&request.body);
-        if follow {
-            waiting.digests.insert(request.id.clone(), digest);
+        if let Some(following) = &mut following {
+            following.add(request.id.clone(), digest);
             continue;
         }
         submitted.push((request.id.clone(), digest));
@@ -116,13 +113,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             complete &= tell_fates(&mut admission, std::mem::take(&mut submitted), arguments.json).await?;
         }
     }
-    waiting.pending = requests.iter().map(|request| request.id.clone()).collect();
-    if let Some(follower) = &mut follower {
+    if let Some(mut following) = following {
         // A request that was submitted before may have its result already.
-        follower.look_up(&waiting.pending).await?;
-        let waits = Waits::new(bus.jobs().await?, tenant.clone());
+        following.look_up().await?;
         complete = tokio::select! {
-            done = waiting.until_done(follower, waits, &arguments) => done?,
+            done = print_until_done(following, &arguments) => done?,
             died = bus.died() => bail!(died),
         };
     }
@@ -170,92 +165,42 @@ fn print_id(id: &JobId, json: bool) -> io::Result<()> {
     if json { writeln!(out, "{}", json!({ "id": id })) } else { writeln!(out, "{id}") }
 }
 
-#[derive(Default)]
-struct Waiting {
-    pending: HashSet<JobId>,
-    digests: HashMap<JobId, String>,
-}
-
-impl Waiting {
-    /// Prints what comes until every job has its result; returns whether all completed.
-    async fn until_done(
-        mut self,
-        follower: &mut Follower,
-        mut waits: Waits,
-        arguments: &Arguments,
-    ) -> anyhow::Result<bool> {
-        let total = self.pending.len();
-        let bar = progress(total);
-        let mut shown: HashMap<u32, u32> = HashMap::new();
-        let mut text = String::new();
-        let mut complete = true;
-        while !self.pending.is_empty() {
-            let event = tokio::select! {
-                event = follower.next(&self.pending) => event?,
-                () = waits.silence() => {
-                    if let Some(job) = self.pending.iter().min()
-                        && let Some(news) = waits.look(job).await
-                    {
-                        bar.suspend(|| note!("{news}"));
-                    }
-                    continue;
+/// Prints what comes until every job has its result; returns whether all completed.
+async fn print_until_done(mut following: Following, arguments: &Arguments) -> anyhow::Result<bool> {
+    let total = following.pending();
+    let bar = progress(total);
+    let mut text = String::new();
+    let mut complete = true;
+    while let Some(news) = following.next().await? {
+        match news {
+            News::Waits(news) => bar.suspend(|| note!("{news}")),
+            News::Token { delta, .. } if arguments.stream => {
+                let mut out = stdout();
+                if arguments.json {
+                    writeln!(out, "{}", serde_json::to_string(&delta)?)?;
+                } else if delta.choice == 0 {
+                    // Of several answers the others are printed when all have ended.
+                    text.push_str(&delta.text);
+                    write!(out, "{}", delta.text)?;
                 }
-            };
-            waits.heard();
-            match event {
-                Event::Delta { delta, .. } => {
-                    // A job that was tried again repeats its tokens.
-                    let next = shown.entry(delta.choice).or_default();
-                    if arguments.stream && delta.index == *next {
-                        *next += 1;
-                        let mut out = stdout();
-                        if arguments.json {
-                            writeln!(out, "{}", serde_json::to_string(&delta)?)?;
-                        } else if delta.choice == 0 {
-                            // Of several answers the others are printed when all have ended.
-                            text.push_str(&delta.text);
-                            write!(out, "{}", delta.text)?;
-                        }
-                        out.flush()?;
-                    }
-                }
-                Event::Result(outcome) => {
-                    self.pending.remove(&outcome.id);
-                    bar.inc(1);
-                    complete &= outcome.status == Status::Completed;
-                    match self.digests.get(&outcome.id) {
-                        Some(digest) if *digest != outcome.request_digest => {
-                            complete = false;
-                            let Outcome { tenant, id, .. } = *outcome;
-                            let refusal = Refusal::conflict(tenant, id, digest.clone());
-                            bar.suspend(|| print_refusal(&refusal, arguments.json))?;
-                            continue;
-                        }
-                        _ => {}
-                    }
-                    bar.suspend(|| {
-                        print_outcome(
-                            &mut stdout(),
-                            &outcome,
-                            arguments.json,
-                            arguments.stream.then_some(&text),
-                            total > 1,
-                        )
-                    })?;
-                }
-                // Somebody else's, if the digest is another.
-                Event::Refused(refusal) if self.digests.get(&refusal.id) == Some(&refusal.request_digest) => {
-                    self.pending.remove(&refusal.id);
-                    bar.inc(1);
-                    complete = false;
-                    bar.suspend(|| print_refusal(&refusal, arguments.json))?;
-                }
-                Event::Refused(_) => {}
+                out.flush()?;
+            }
+            News::Token { .. } => {}
+            News::Ended(outcome) => {
+                bar.inc(1);
+                complete &= outcome.status == Status::Completed;
+                let shown = arguments.stream.then_some(&text);
+                bar.suspend(|| print_outcome(&mut stdout(), &outcome, arguments.json, shown, total > 1))?;
+            }
+            News::Refused(refusal) => {
+                bar.inc(1);
+                complete = false;
+                bar.suspend(|| print_refusal(&refusal, arguments.json))?;
             }
         }
-        bar.finish_and_clear();
-        Ok(complete)
     }
+    bar.finish_and_clear();
+    Ok(complete)
 }
 
 fn progress(total: usize) -> ProgressBar {

@@ -4,5 +4,6 @@ pub mod admission;
 pub mod answers;
 pub mod ends;
 pub mod follower;
+pub mod following;
 pub mod request;
 pub mod waits;
