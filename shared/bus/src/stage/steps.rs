@@ -2,7 +2,8 @@
 //!
 //! A message is acknowledged once its successor or its job's result is durable: [`Durable`] comes from `conclude` alone, which
 //! waits for the broker's answer. The other acknowledgements are for messages whose work is done already, by another message,
-//! another worker, or one that died after it had stored the result.
+//! another worker, or one that died after it had stored the result; messages that nobody can read are put aside first
+//! (`unread`). `delivery` sends the acknowledgement.
 
 use std::{pin::pin, time::Duration};
 
