@@ -1,15 +1,8 @@
-//! Streams and their readers: what arrives, who leaves, who is slow, and how long it takes.
+//! Streams and their readers: what arrives, who leaves, who is slow.
 
-use std::time::Duration;
-
-use baton_bus::clients::answers::{Ask, Event};
-use baton_contract::{JobId, outcome::Status};
+use baton_contract::outcome::Status;
 use serde_json::json;
-use tokio::{
-    io::BufReader,
-    net::TcpSocket,
-    time::{Instant, timeout},
-};
+use tokio::{io::BufReader, net::TcpSocket, time::timeout};
 
 use crate::{
     http::{Connection, events, post, streamed},
@@ -125,50 +118,6 @@ async fn sixty_four_streams_at_once_are_steady() {
     };
     let pieces: Vec<usize> = futures::future::join_all((0..64).map(ask)).await;
     assert!(pieces.iter().all(|&pieces| pieces > 50), "tokens came in heaps: {pieces:?}");
-}
-
-#[tokio::test]
-async fn http_adds_little_to_the_bus() {
-    const ROUNDS: usize = 150;
-    let ground = Ground::sim(&[]).await;
-    let _workers = ground.workers().await;
-    let (_gateway, url) = ground.gateway(&[]).await;
-    let (bus, tenant, lane) = (ground.bus().await, name("default"), name("interactive"));
-    let (answers, mut follower) = (bus.answers().await.unwrap(), bus.follow(&tenant).await.unwrap());
-    let body = json!({ "prompt": "hello", "max_tokens": 2, "temperature": 0, "seed": 1 });
-    let mut connection = Connection::open(&url).await;
-    let (mut over_bus, mut asked, mut over_http) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..ROUNDS {
-        let mut request = body.clone();
-        request["id"] = format!("bus-{round}").into();
-        let id: JobId = job_id(&format!("bus-{round}"));
-        let began = Instant::now();
-        bus.submit(&tenant, &lane, request.to_string().into_bytes()).await.unwrap();
-        while any_result(&mut follower).await.id != id {}
-        over_bus.push(began.elapsed());
-
-        request["id"] = format!("ask-{round}").into();
-        let id = job_id(&format!("ask-{round}"));
-        let began = Instant::now();
-        let bytes = request.to_string().into_bytes();
-        let ask = Ask { tenant: &tenant, lane: &lane, job: &id, body: bytes, live: false, known: false };
-        let ended = timeout(PATIENCE, async { answers.ask(ask).await.unwrap().end().await }).await.unwrap();
-        assert!(matches!(ended, Event::Result(outcome) if outcome.status == Status::Completed));
-        asked.push(began.elapsed());
-
-        let began = Instant::now();
-        connection.request("POST", "/v1/completions", &[], body.to_string().as_bytes()).await;
-        assert_eq!(connection.answer().await.unwrap().head.status, 200);
-        over_http.push(began.elapsed());
-    }
-    let median = |times: &mut Vec<Duration>| {
-        times.sort();
-        times[ROUNDS / 2]
-    };
-    let (over_bus, asked, over_http) = (median(&mut over_bus), median(&mut asked), median(&mut over_http));
-    println!("median of {ROUNDS}: follow {over_bus:?}, ask {asked:?}, HTTP {over_http:?}");
-    // 1.5 ms where nobody else computes; tests run beside others.
-    assert!(over_http < over_bus + Duration::from_millis(6), "{over_http:?} over HTTP, {over_bus:?} over the bus");
 }
 
 #[tokio::test]
