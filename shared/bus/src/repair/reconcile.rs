@@ -94,14 +94,10 @@ impl Bus {
         // goes, a job that has a message all the time is seen in some queue, or has ended.
         let mut lost = self.open_jobs().await?;
         let mut report = Report { open: lost.len() as u64, ..Report::default() };
-        let (copied, unread) = self.strike_out(&mut lost).await?;
-        report.unread = unread;
+        report.unread = self.strike_out(&mut lost).await?;
         report.waiting = report.open - lost.len() as u64;
-        let (bus, jobs, copied) = (self, &jobs, &copied);
-        let settle = |key: JobKey| async move {
-            let fate = bus.settle_lost(jobs, &key, copied.contains(&key), dry_run).await;
-            fate.map(|fate| (key, fate))
-        };
+        let (bus, jobs) = (self, &jobs);
+        let settle = |key: JobKey| async move { bus.settle_lost(jobs, &key, dry_run).await.map(|fate| (key, fate)) };
         let mut settled = stream::iter(lost.into_keys()).map(settle).buffer_unordered(AT_ONCE);
         while let Some((key, fate)) = settled.try_next().await? {
             match fate {
@@ -143,9 +139,9 @@ impl Bus {
         Ok(open)
     }
 
-    /// Takes away the jobs that have a message. Returns those of the others that have a copy of their request in the queue, which
-    /// ingest passes on only if it has not passed on the first; and how many messages could not be read.
-    async fn strike_out(&self, open: &mut HashMap<JobKey, Record>) -> Result<(HashSet<JobKey>, u64), Error> {
+    /// Takes away the jobs that have a message; how many messages could not be read. A copy of a request counts only if the first
+    /// was not passed on: otherwise ingest drops the copy.
+    async fn strike_out(&self, open: &mut HashMap<JobKey, Record>) -> Result<u64, Error> {
         let mut copied = HashSet::new();
         let mut requests = self.messages(Stage::Ingest).await?;
         while let Some(message) = requests.tasks.try_next().await? {
@@ -157,6 +153,11 @@ impl Bus {
                 _ => {}
             }
         }
+        for key in copied {
+            if !self.is_kept(&key).await? {
+                open.remove(&key);
+            }
+        }
         let mut admitted = self.messages_of(self.layout.waiting_stream(), self.layout.waiting_subjects()).await?.tasks;
         while let Some(message) = admitted.try_next().await? {
             if let Some(key) = backlog::key_of(&message) {
@@ -164,7 +165,7 @@ impl Bus {
             }
         }
         let prefill = self.strike_out_tasks::<PrefillTask>(Stage::Prefill, open).await?;
-        Ok((copied, prefill + self.strike_out_tasks::<DecodeTask>(Stage::Decode, open).await?))
+        Ok(prefill + self.strike_out_tasks::<DecodeTask>(Stage::Decode, open).await?)
     }
 
     async fn strike_out_tasks<T: Task>(&self, stage: Stage, open: &mut HashMap<JobKey, Record>) -> Result<u64, Error> {
@@ -201,12 +202,12 @@ impl Bus {
     }
 
     /// Looks again at a job that no queue has, and does about it what is to be done.
-    async fn settle_lost(&self, jobs: &Jobs, key: &JobKey, copied: bool, dry_run: bool) -> Result<Fate, Error> {
+    async fn settle_lost(&self, jobs: &Jobs, key: &JobKey, dry_run: bool) -> Result<Fate, Error> {
         let JobKey { tenant, job } = key;
         let Some(stored) = jobs.get(tenant, job).await? else { return Ok(Fate::Leave) };
         let result = jobs.told(tenant, job).await?.map(|outcome| outcome.status);
         let kept = self.admitted(key).await?;
-        let fate = fate(&stored.record, Evidence { waits: copied && kept.is_none(), result, kept: kept.is_some() });
+        let fate = fate(&stored.record, Evidence { waits: false, result, kept: kept.is_some() });
         match fate {
             _ if dry_run => {}
             Fate::Leave => {}
