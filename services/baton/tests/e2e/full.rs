@@ -28,7 +28,7 @@ async fn the_page_and_the_doctor_tell_of_a_broker_without_room() {
     let ground = Ground::small("2MB", &["models.sim.source=sim", "default_model=sim"]).await;
     let (_gateway, url) = ground.gateway(&[]).await;
     let bus = ground.bus().await;
-    assert!(bus.full().await.unwrap().is_none());
+    assert!(bus.full(bus.room().await.unwrap()).await.is_none());
     let request = |number| json!({ "id": format!("job-{number}"), "prompt": "x".repeat(100_000), "max_tokens": 1 });
     for number in 0.. {
         assert!(number < 40, "4 MB found room in 2 MB");
@@ -37,7 +37,7 @@ async fn the_page_and_the_doctor_tell_of_a_broker_without_room() {
             break;
         }
     }
-    assert!(matches!(bus.full().await.unwrap(), Some(Full::Refuses { .. })));
+    assert!(matches!(bus.full(bus.room().await.unwrap()).await, Some(Full::Refuses { .. })));
 
     let problem = first_problem(&url).await;
     assert!(problem.as_str().unwrap().starts_with("The broker stores nothing"), "{problem}");

@@ -118,7 +118,7 @@ async fn tell(bus: Bus, mut snapshots: Watch, mut teller: Teller, events: watch:
 /// What keeps jobs from ending whatever the workers do, in words.
 async fn problem_of(bus: &Bus) -> Option<&'static str> {
     // A broker that does not answer shows by the missing events.
-    match bus.full().await.ok()?? {
+    match bus.full(bus.room().await.ok()?).await? {
         Full::Limit { .. } => {
             Some("JetStream has used nearly all the storage that it may use; at its limit, jobs wait.")
         }

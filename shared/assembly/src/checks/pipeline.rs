@@ -72,7 +72,8 @@ async fn kept(bus: &Bus) -> Result<Option<Settings>, Fault> {
 
 /// The broker stores messages, and has room for more.
 async fn broker_room(bus: &Bus) -> Result<String, Fault> {
-    match bus.full().await? {
+    let room = bus.room().await?;
+    match bus.full(room).await {
         Some(Full::Limit { used, limit }) => {
             return Err(Fault(format!(
                 "JetStream holds {} of the {} that it may: raise max_file_store (or the account's limit), or keep results \
@@ -91,7 +92,6 @@ async fn broker_room(bus: &Bus) -> Result<String, Fault> {
         }
         None => {}
     }
-    let room = bus.room().await?;
     let used = BinaryBytes(room.used);
     Ok(match room.limit {
         Some(limit) => format!("JetStream holds {used} of {}", BinaryBytes(limit)),

@@ -90,11 +90,10 @@ impl Bus {
     }
 
     /// What keeps the broker from storing more, if anything does or soon will.
-    pub async fn full(&self) -> Result<Option<Full>, Error> {
-        let Room { used, limit } = self.room().await?;
+    pub async fn full(&self, Room { used, limit }: Room) -> Option<Full> {
         match limit {
-            Some(limit) if used.saturating_mul(20) >= limit.saturating_mul(19) => Ok(Some(Full::Limit { used, limit })),
-            _ => Ok(self.probe_write().await.err().map(|error| Full::Refuses { used, error })),
+            Some(limit) if used.saturating_mul(20) >= limit.saturating_mul(19) => Some(Full::Limit { used, limit }),
+            _ => self.probe_write().await.err().map(|error| Full::Refuses { used, error }),
         }
     }
 

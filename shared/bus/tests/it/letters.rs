@@ -20,18 +20,10 @@ use baton_contract::{
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Broker, PATIENCE, job, job_id, name, result};
+use crate::support::{Broker, PATIENCE, job, job_id, name, prefill, result};
 
 fn options(max_deliver: u64) -> pull::Options {
-    pull::Options {
-        stage: Stage::Prefill,
-        models: vec![name("m")],
-        lanes: vec![name("batch")],
-        slots: 2,
-        ack_wait: Duration::from_secs(1),
-        max_deliver,
-        drain: Duration::from_millis(100),
-    }
+    prefill(max_deliver, Duration::from_secs(1))
 }
 
 async fn until_waiting<T: Task>(bus: &Bus, stage: Stage, jobs: u64) {

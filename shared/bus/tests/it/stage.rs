@@ -23,7 +23,7 @@ use baton_contract::{
 use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Broker, PATIENCE, job, job_id, name, result};
+use crate::support::{Broker, PATIENCE, job, job_id, name, prefill, result};
 
 fn task(id: &str) -> PrefillTask {
     PrefillTask { job: job(id), timings: Timings::default() }
@@ -37,15 +37,7 @@ async fn publish(bus: &Bus, id: &str) {
 }
 
 fn options(max_deliver: u64) -> pull::Options {
-    pull::Options {
-        stage: Stage::Prefill,
-        models: vec![name("m")],
-        lanes: vec![name("batch")],
-        slots: 2,
-        ack_wait: Duration::from_secs(2),
-        max_deliver,
-        drain: Duration::from_millis(100),
-    }
+    prefill(max_deliver, Duration::from_secs(2))
 }
 
 fn finish(task: &PrefillTask) -> Next {

@@ -2,8 +2,14 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use baton_bus::{Bus, Options, Retention, clients::follower::Follower};
-use baton_contract::{JobId, Name, job::Job, outcome::Outcome, sampling::Sampling, subject::Layout};
+use baton_bus::{Bus, Options, Retention, clients::follower::Follower, stage::pull};
+use baton_contract::{
+    JobId, Name,
+    job::Job,
+    outcome::Outcome,
+    sampling::Sampling,
+    subject::{Layout, Stage},
+};
 use baton_provision::{
     server::{self, Server},
     setup::Setup,
@@ -87,6 +93,19 @@ pub fn job(id: &str) -> Job {
         deadline_ms: None,
         metadata: Default::default(),
         request_digest: String::new(),
+    }
+}
+
+/// How a worker of prefill pulls in these tests.
+pub fn prefill(max_deliver: u64, ack_wait: Duration) -> pull::Options {
+    pull::Options {
+        stage: Stage::Prefill,
+        models: vec![name("m")],
+        lanes: vec![name("batch")],
+        slots: 2,
+        ack_wait,
+        max_deliver,
+        drain: Duration::from_millis(100),
     }
 }
 
