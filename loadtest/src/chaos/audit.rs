@@ -346,14 +346,7 @@ mod tests {
         let id = workload().jobs[0].id.clone();
         let mut observed = Observed::default();
         let mut tell = |index, token| {
-            let delta = baton_contract::outcome::Delta {
-                choice: 0,
-                index,
-                token,
-                text: String::new(),
-                logprobs: None,
-                settled: None,
-            };
+            let delta = baton_contract::outcome::Delta { index, token: Some(token), ..Default::default() };
             observed.delta(id.clone(), &delta);
         };
         tell(0, 5);

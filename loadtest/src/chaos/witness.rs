@@ -83,13 +83,15 @@ impl Observed {
     pub fn delta(&mut self, job: JobId, delta: &Delta) {
         self.deltas += 1;
         let place = (delta.choice, delta.index);
+        // Only pieces of a foreign engine's answer have none.
+        let Some(token) = delta.token else { return };
         let Some(&before) = self.tokens.get(&job).and_then(|tokens| tokens.get(&place)) else {
-            self.tokens.entry(job).or_default().insert(place, delta.token);
+            self.tokens.entry(job).or_default().insert(place, token);
             return;
         };
         self.repeated += 1;
-        if before != delta.token {
-            let (choice, index, token) = (delta.choice, delta.index, delta.token);
+        if before != token {
+            let (choice, index) = (delta.choice, delta.index);
             self.clashes.push((job, format!("token {index} of answer {choice} was first {before}, then {token}")));
         }
     }

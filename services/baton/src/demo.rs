@@ -14,7 +14,7 @@ use baton_bus::clients::following::{Following, News};
 use baton_contract::{
     JobId, Name,
     outcome::{Outcome, Status, request_digest},
-    request::{Message, Request},
+    request::{ChatMessage, Request},
 };
 use baton_provision::{
     home::{self, PipelineHome},
@@ -221,7 +221,7 @@ fn requests() -> Vec<Request> {
     .into_iter()
     .map(|(id, content, max_tokens)| Request {
         id: Some(id.into()),
-        messages: Some(vec![Message { role: "user".into(), content }]),
+        messages: Some(vec![ChatMessage::text("user", content)]),
         max_tokens: Some(max_tokens),
         ..Request::default()
     })

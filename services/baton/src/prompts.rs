@@ -11,7 +11,9 @@ use anyhow::{Context, bail, ensure};
 use baton_contract::{
     JobId, causes,
     objects::{self, Objects},
-    request::{Deadline, FormatKind, JsonSchema, Message, Prompt, Request, ResponseFormat, Stop, StructuredOutputs},
+    request::{
+        ChatMessage, Deadline, FormatKind, JsonSchema, Prompt, Request, ResponseFormat, Stop, StructuredOutputs,
+    },
 };
 use serde::Deserialize;
 
@@ -118,7 +120,7 @@ impl PromptArguments {
             Some(path) => {
                 let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
                 let mut reader = serde_json::Deserializer::from_reader(BufReader::new(file));
-                let messages: Result<Vec<Message>, _> = Vec::deserialize(Objects(&mut reader));
+                let messages: Result<Vec<ChatMessage>, _> = Vec::deserialize(Objects(&mut reader));
                 let messages = messages.and_then(|messages| reader.end().map(|()| messages));
                 let messages =
                     messages.with_context(|| format!("{} is not a JSON list of messages", path.display()))?;
@@ -129,7 +131,7 @@ impl PromptArguments {
                 if self.raw {
                     Request { prompt: Some(Prompt::Text(text)), ..Request::default() }
                 } else {
-                    let message = Message { role: "user".into(), content: text };
+                    let message = ChatMessage::text("user", text);
                     Request { messages: Some(vec![message]), ..Request::default() }
                 }
             }

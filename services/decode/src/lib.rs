@@ -129,7 +129,7 @@ struct Decode {
 impl Handler<DecodeTask> for Decode {
     async fn handle(&self, work: Work<DecodeTask>) -> Result<Next, StageError> {
         let Work { task, claim, queue_ms, ledger, stop, ended } = work;
-        let DecodeTask { job, timings, first, pieces, fingerprint } = task;
+        let DecodeTask { job, timings, first, pieces, fingerprint, ask: _ } = task;
         let Some(pool) = self.models.get(&job.model) else {
             return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("no model {} here", job.model)));
         };

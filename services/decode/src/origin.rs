@@ -65,7 +65,7 @@ mod tests {
         let claim = Claim { stage: Stage::Decode, sequence: 1, attempt: 1, worker: "w".into() };
         let checkpoint = checkpoint.map(|fingerprint| {
             let (request_digest, timings, answers) = (String::new(), Timings::default(), Vec::new());
-            Box::new(Checkpoint { claim, request_digest, timings, answers, fingerprint })
+            Box::new(Checkpoint { claim, request_digest, timings, answers, fingerprint, partial: Vec::new() })
         });
         let first = vec![FirstToken { token: 1, logprobs: None }];
         Begun { first, pieces: vec![Piece { id: [3; 32], tokens: 1 }], fingerprint: task, checkpoint }

@@ -204,7 +204,7 @@ impl<'a> Progress<'a> {
         let settled = (logprobs.is_some() && settled <= index).then_some(settled);
         let ends = self.restore(choice, emitted);
         self.journal.note();
-        let delta = Delta { choice, index, token, text, logprobs, settled };
+        let delta = Delta { choice, index, token: Some(token), text, logprobs, settled, ..Delta::default() };
         let subject = self.bus.layout().tokens(&self.job.tenant, &self.job.id);
         // On the connection that the next checkpoint is written on, so the broker has the token before that.
         self.bus.publish_delta(subject, &delta).await?;

@@ -33,8 +33,9 @@ use baton_contract::{
     job::Job,
     outcome::{Code, Failure, Outcome, Refusal, Status, Timings, request_digest},
     record::Source,
-    request::{self, Input},
+    request::{self, Checked, Input},
     subject::Stage,
+    upstream::{Ask, Engine},
 };
 use baton_model::{chat, generation::Generator, tokenizer, vocabulary::Vocabulary};
 use bytes::Bytes;
@@ -54,9 +55,30 @@ const QUICK_BYTES: usize = 2 << 10;
 /// The models that requests may name.
 #[derive(Clone)]
 pub struct Models {
+    /// Those that Baton computes itself.
     pub generators: BTreeMap<Name, Generator>,
+    /// Those that foreign engines serve.
+    pub upstreams: BTreeMap<Name, Upstream>,
     /// Used by requests that name none.
     pub default: Name,
+}
+
+/// A model that a foreign engine serves, as far as ingest has to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    pub engine: Engine,
+    /// Whether other instances prefill than decode, so that its jobs go through prefill.
+    pub apart: bool,
+}
+
+/// A request as it goes to the next stage.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Read {
+    pub job: Job,
+    /// What a foreign engine is asked, if one answers.
+    pub ask: Option<Ask>,
+    /// Whether that engine's prefill is apart from its decode.
+    apart: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -223,18 +245,19 @@ impl Ingest {
             return self.refuse(arrival, failure).await;
         }
         match read(&self.models, &arrival, delivery.payload()).await {
-            Ok(job) => {
+            Ok(Read { job, ask, apart }) => {
                 arrival.timings.ingest_ms = started.elapsed().as_secs_f64() * 1e3;
                 let timings = arrival.timings.clone();
                 let (prompt_tokens, samples) = (job.prompt.len(), job.samples as usize);
-                let straight = prompt_tokens * samples <= self.decode_prefills;
+                let straight = if ask.is_some() { !apart } else { prompt_tokens * samples <= self.decode_prefills };
                 tracing::info!(prompt_tokens, model = %job.model, straight, "the job was admitted");
                 self.bus.counters().prompt(prompt_tokens, 0);
                 if straight {
-                    let task = DecodeTask { job, timings, first: Vec::new(), pieces: Vec::new(), fingerprint: None };
+                    let task =
+                        DecodeTask { job, timings, first: Vec::new(), pieces: Vec::new(), fingerprint: None, ask };
                     self.forward(arrival, Stage::Decode, &task, stored).await
                 } else {
-                    self.forward(arrival, Stage::Prefill, &PrefillTask { job, timings }, stored).await
+                    self.forward(arrival, Stage::Prefill, &PrefillTask { job, timings, ask }, stored).await
                 }
             }
             Err(failure) => {
@@ -303,15 +326,54 @@ impl Ingest {
 }
 
 /// Reads a request into a job that fits its model.
-pub async fn read(models: &Models, arrival: &Arrival, body: &[u8]) -> Result<Job, Failure> {
-    let checked = request::parse(body, &arrival.lane, arrival.timings.accepted_at_ms)?;
+pub async fn read(models: &Models, arrival: &Arrival, body: &[u8]) -> Result<Read, Failure> {
+    let request = request::read(body)?;
+    let upstream = Name::new(request.model.as_deref().unwrap_or(models.default.as_str())).ok();
+    let upstream = upstream.and_then(|name| models.upstreams.get(&name).copied());
+    let ask = upstream.map(|upstream| Ask::of(&request, upstream.engine)).transpose();
+    let checked = request.check(&arrival.lane, arrival.timings.accepted_at_ms)?;
     let model = checked.model.clone().unwrap_or_else(|| models.default.clone());
+    let apart = upstream.is_some_and(|upstream| upstream.apart);
+    if let Some(ask) = ask? {
+        let job = job(arrival, model, checked).0;
+        return Ok(Read { job, ask: Some(ask), apart });
+    }
     let Some(generator) = models.generators.get(&model).cloned() else {
-        let known: Vec<&str> = models.generators.keys().map(Name::as_str).collect();
+        let known = models.generators.keys().chain(models.upstreams.keys());
+        let known: Vec<&str> = known.map(Name::as_str).collect();
         let message = format!("model: the pipeline has no model {model}; it has {}", known.join(", "));
         return Err(Failure::new(Code::UnknownModel, message));
     };
-    let mut job = Job {
+    if let Some(field) = &checked.engine_field {
+        let message = format!("engine.{field}: model {model} is Baton's own, which has no further fields");
+        return Err(Failure::new(Code::UnknownField, message));
+    }
+    let (mut job, input) = job(arrival, model, checked);
+    let accepted_at_ms = arrival.timings.accepted_at_ms;
+    let quick = body.len() <= QUICK_BYTES && job.sampling.constraint.is_none();
+    let fit = move || {
+        let vocabulary = generator.vocabulary();
+        job.prompt = tokenize(vocabulary, input, accepted_at_ms)?;
+        let room = vocabulary.spec().context - job.prompt.len();
+        job.max_tokens = job.max_tokens.min(room as u32);
+        // Whether its answer can begin at all.
+        generator.start(&job, 0).map_err(|error| error.failure())?;
+        check_size(&job)?;
+        Ok(Read { job, ask: None, apart: false })
+    };
+    // Templates, tokenizers and grammars take their time, for which other requests must not wait. Handing a short request
+    // over to another thread takes longer than reading it.
+    if quick {
+        return fit();
+    }
+    spawn_blocking(fit)
+        .await
+        .map_err(|error| Failure::new(Code::Internal, format!("reading the request failed: {}", causes(&error))))?
+}
+
+/// The job that a request becomes, without its prompt, and what that is made of.
+fn job(arrival: &Arrival, model: Name, checked: Checked) -> (Job, Input) {
+    let job = Job {
         sampling: checked.sampling(&arrival.id),
         id: arrival.id.clone(),
         tenant: arrival.tenant.clone(),
@@ -325,26 +387,7 @@ pub async fn read(models: &Models, arrival: &Arrival, body: &[u8]) -> Result<Job
         metadata: checked.metadata,
         request_digest: arrival.digest.clone(),
     };
-    let (input, accepted_at_ms) = (checked.input, arrival.timings.accepted_at_ms);
-    let quick = body.len() <= QUICK_BYTES && job.sampling.constraint.is_none();
-    let fit = move || {
-        let vocabulary = generator.vocabulary();
-        job.prompt = tokenize(vocabulary, input, accepted_at_ms)?;
-        let room = vocabulary.spec().context - job.prompt.len();
-        job.max_tokens = job.max_tokens.min(room as u32);
-        // Whether its answer can begin at all.
-        generator.start(&job, 0).map_err(|error| error.failure())?;
-        check_size(&job)?;
-        Ok(job)
-    };
-    // Templates, tokenizers and grammars take their time, for which other requests must not wait. Handing a short request
-    // over to another thread takes longer than reading it.
-    if quick {
-        return fit();
-    }
-    spawn_blocking(fit)
-        .await
-        .map_err(|error| Failure::new(Code::Internal, format!("reading the request failed: {}", causes(&error))))?
+    (job, checked.input)
 }
 
 /// Refuses jobs whose result might not be one message of the broker's. One answer is bounded by the model's context.
@@ -381,6 +424,10 @@ fn tokenize(vocabulary: &Vocabulary, input: Input, accepted_at_ms: u64) -> Resul
             tokenizer::Error::TooLong { .. } => too_long(error.to_string()),
             error => Failure::new(Code::InvalidValue, format!("prompt: {}", causes(&error))),
         })?,
+        Input::Rich { at } => {
+            let message = format!("{at}: expected a role and a text, which are all that Baton's own models take");
+            return Err(Failure::new(Code::UnknownField, message));
+        }
         Input::Messages(messages) => {
             vocabulary.encode_chat(&messages, accepted_at_ms).map_err(|error| match error {
                 chat::Error::TooLong { .. } | chat::Error::Encode(tokenizer::Error::TooLong { .. }) => {

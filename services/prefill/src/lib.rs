@@ -134,7 +134,7 @@ impl Handler<PrefillTask> for Prefill {
 
 impl Prefill {
     async fn prefill(&self, work: Work<PrefillTask>) -> Result<Next, StageError> {
-        let Work { task: PrefillTask { job, mut timings }, claim, queue_ms, .. } = work;
+        let Work { task: PrefillTask { job, mut timings, ask: _ }, claim, queue_ms, .. } = work;
         let Some(pool) = self.models.get(&job.model) else {
             return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("no model {} here", job.model)));
         };
@@ -205,7 +205,7 @@ impl Prefill {
     ) -> Result<Next, StageError> {
         let pieces = pieces.iter().map(|piece| Piece { id: piece.id.0, tokens: piece.range.len() as u32 }).collect();
         let subject = self.bus.layout().decode(&job.model, &job.lane, &job.tenant);
-        let task = DecodeTask { job, timings, first, pieces, fingerprint: Some(fingerprint) };
+        let task = DecodeTask { job, timings, first, pieces, fingerprint: Some(fingerprint), ask: None };
         let payload = envelope::encode(&task).map_err(|error| {
             let code = if matches!(error, envelope::Error::TooLarge(_)) { Code::PromptTooLong } else { Code::Internal };
             StageError::new(Retry::Never, code, causes(&error))

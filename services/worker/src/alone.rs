@@ -33,7 +33,7 @@ impl Alone {
     pub fn new(vocabulary: Vocabulary, model: Box<dyn Model>) -> Result<Self, Error> {
         let (name, generator) = (Name::new("local")?, Generator::new(Arc::new(vocabulary)));
         let generators = BTreeMap::from([(name.clone(), generator.clone())]);
-        let models = baton_ingest::Models { generators, default: name.clone() };
+        let models = baton_ingest::Models { generators, upstreams: BTreeMap::new(), default: name.clone() };
         Ok(Self { name, models, generator, model })
     }
 
@@ -52,7 +52,7 @@ impl Alone {
             timings: Timings { accepted_at_ms: baton_bus::unix_ms(), ..Timings::default() },
         };
         let job = match baton_ingest::read(&self.models, &arrival, body).await {
-            Ok(job) => job,
+            Ok(read) => read.job,
             Err(failure) => return Ok((self, arrival.refused(failure))),
         };
         let answered = spawn_blocking(move || {

@@ -20,9 +20,9 @@ use std::collections::BTreeMap;
 
 use baton_assembly::{self as assembly, Found, serving::Process};
 use baton_bus::{Bus, duty::stats};
-use baton_contract::{Role, subject::Stage};
+use baton_contract::{Role, subject::Stage, upstream::Engine};
 use baton_model::generation::Generator;
-use baton_topology::Plan;
+use baton_topology::{Model, Plan};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
@@ -95,19 +95,25 @@ async fn ingest(
         worker: worker.to_owned(),
         stage: Stage::Ingest,
         roles: vec![Stage::Ingest],
-        models: models.generators.keys().cloned().collect(),
+        models: plan.models.keys().cloned().collect(),
         slots: options.pull.slots,
+        upstreams: stats::Upstreams::default(),
     };
     Ok(bus.telling(identity, &shutdown, baton_ingest::run(bus.clone(), options, models, shutdown.clone())).await?)
 }
 
 async fn ingest_models(plan: &Plan) -> Result<baton_ingest::Models, Error> {
-    let mut generators = BTreeMap::new();
+    let (mut generators, mut upstreams) = (BTreeMap::new(), BTreeMap::new());
     for (name, model) in &plan.models {
+        if let Model::Upstream(upstream) = model {
+            let apart = upstream.engine == Engine::Vllm && !upstream.prefill_urls.is_empty();
+            upstreams.insert(name.clone(), baton_ingest::Upstream { engine: upstream.engine, apart });
+            continue;
+        }
         let model = model.clone();
         let vocabulary = spawn_blocking(move || assembly::models::vocabulary(&model)).await?;
         let vocabulary = vocabulary.map_err(|source| Error::Vocabulary { model: name.clone(), source })?;
         generators.insert(name.clone(), Generator::new(vocabulary));
     }
-    Ok(baton_ingest::Models { generators, default: plan.default_model.clone() })
+    Ok(baton_ingest::Models { generators, upstreams, default: plan.default_model.clone() })
 }

@@ -134,6 +134,7 @@ impl Flexible<'_> {
             roles: self.roles.iter().map(|role| role.stage()).collect(),
             models: settings.models.clone(),
             slots: pull.slots,
+            upstreams: stats::Upstreams::default(),
         };
         match role {
             Role::Prefill => {

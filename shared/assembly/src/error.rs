@@ -51,6 +51,8 @@ pub enum Error {
     NotUtf8 { path: PathBuf },
     #[error("cannot listen for {signal}")]
     Signals { signal: &'static str, source: io::Error },
+    #[error("a model of {0} is computed by that engine; this needs one of Baton's own")]
+    Foreign(baton_contract::upstream::Engine),
     #[error("no worker is left")]
     NoWorker,
     #[error("{process} ended: {said}")]

@@ -21,6 +21,7 @@ pub fn source(model: &Model) -> Result<Source, Error> {
             let options = hub::Options::from_environment().map_err(baton_provision::Error::from)?;
             Source::Checkpoint(hub::fetch(model, &options).map_err(baton_provision::Error::from)?)
         }
+        Model::Upstream(upstream) => return Err(Error::Foreign(upstream.engine)),
         Model::Sim(sim) => Source::Sim(sim::Options {
             layers: sim.layers,
             kv_width: sim.kv_width,

@@ -6,9 +6,9 @@
 use bincode::{Decode, Encode};
 
 use crate::{
-    envelope::{self, Error, Fingerprint, NO_FINGERPRINT},
+    envelope::{self, Error, Fingerprint, NOTHING},
     job::{Answer, Job},
-    outcome::{Timings, TokenLogprob},
+    outcome::{FinishReason, Timings, TokenLogprob},
     record::Claim,
 };
 
@@ -26,6 +26,23 @@ pub struct Checkpoint {
     pub answers: Vec<Beginning>,
     /// Of the model that chose the tokens: no other goes on with them. None from a worker of the release before.
     pub fingerprint: Option<Fingerprint>,
+    /// What a foreign engine's answers had come to, in the order of their places; none of Baton's own.
+    pub partial: Vec<Partial>,
+}
+
+/// The beginning of a foreign engine's answer. Its token ids, if the engine tells them, are among the checkpoint's answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Partial {
+    /// Its text.
+    pub text: String,
+    /// Pieces that were told.
+    pub pieces: u32,
+    /// What else its message has so far: a JSON object, or nothing.
+    pub message: String,
+    /// None as long as it has not ended.
+    pub finish_reason: Option<FinishReason>,
+    /// The prompt's token ids, if the engine tells them.
+    pub prompt: Vec<u32>,
 }
 
 /// How an answer begins.
@@ -46,6 +63,7 @@ impl Checkpoint {
             timings: Timings::default(),
             answers: Vec::new(),
             fingerprint: None,
+            partial: Vec::new(),
         }
     }
 
@@ -68,7 +86,7 @@ impl Checkpoint {
 
     /// Reads what was stored. Fails on what another release wrote, and on garbage.
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        envelope::read(bytes, NO_FINGERPRINT)
+        envelope::read(bytes, NOTHING)
     }
 
     /// Whether answers of this job can go on from here: it tells of the same request, and has as many answers of fitting
@@ -126,10 +144,13 @@ mod tests {
         let bytes = written.encode().unwrap();
         assert_eq!(Checkpoint::decode(&bytes).unwrap(), written);
         // A change of these bytes is a change of the wire format: raise the envelopes' VERSION with it.
-        assert_eq!(blake3::hash(&bytes).to_hex()[..16].to_string(), "cdfbd5e24caa6a9c");
+        assert_eq!(blake3::hash(&bytes).to_hex()[..16].to_string(), "85e15423645d6d4b");
         for cut in 0..bytes.len() {
             assert!(Checkpoint::decode(&bytes[..cut]).is_err(), "{cut}");
         }
+        let piece = Partial { text: "a".into(), pieces: 1, message: "{}".into(), finish_reason: None, prompt: vec![7] };
+        let foreign = Checkpoint { partial: vec![piece], ..written };
+        assert_eq!(Checkpoint::decode(&foreign.encode().unwrap()).unwrap(), foreign);
         let trailing = [&bytes[..], &[0]].concat();
         assert!(matches!(Checkpoint::decode(&trailing), Err(Error::Trailing(1))));
     }
@@ -137,7 +158,7 @@ mod tests {
     #[test]
     fn what_the_release_before_wrote_is_read() {
         let bytes = envelope::tests::recorded(include_str!("../tests/previous/checkpoint.hex"));
-        assert_eq!(Checkpoint::decode(&bytes).unwrap(), Checkpoint { fingerprint: None, ..checkpoint(&job()) });
+        assert_eq!(Checkpoint::decode(&bytes).unwrap(), checkpoint(&job()));
     }
 
     #[test]

@@ -9,14 +9,15 @@ use crate::{
     job::Job,
     outcome::{Timings, TokenLogprob},
     request::MAX_SAMPLES,
+    upstream::Ask,
 };
 
 /// The largest envelope a stage reads; the broker's `max_payload` lies at the same value.
 pub const MAX_BYTES: usize = 8 << 20;
 
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 /// What the release before wrote.
-const PREVIOUS: u8 = 3;
+const PREVIOUS: u8 = 4;
 
 /// A model's [fingerprint](DecodeTask::fingerprint).
 pub type Fingerprint = [u8; 32];
@@ -26,8 +27,9 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The last field that version 4 added to a message, as bincode writes it when it is absent.
-pub(crate) const NO_FINGERPRINT: &[u8] = &[0];
+/// The last field that version 5 added to a message, as bincode writes it when it is absent: no request to a foreign engine,
+/// and no piece of its answer.
+pub(crate) const NOTHING: &[u8] = &[0];
 
 /// Work for prefill.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -36,6 +38,8 @@ pub struct PrefillTask {
     pub job: Job,
     /// Where its time went so far.
     pub timings: Timings,
+    /// What a foreign engine is asked, if one answers: then the job has no prompt.
+    pub ask: Option<Ask>,
 }
 
 /// Work for decode: the baton.
@@ -54,6 +58,8 @@ pub struct DecodeTask {
     /// Of the model that computed the pieces and sampled the first tokens: no other goes on with them. None if there are none,
     /// and from a worker of the release before.
     pub fingerprint: Option<Fingerprint>,
+    /// What a foreign engine is asked, if one answers: then the job has no prompt, and there are no first tokens and pieces.
+    pub ask: Option<Ask>,
 }
 
 /// How an answer begins.
@@ -98,6 +104,8 @@ pub enum Error {
     FirstTokensMismatch { first: usize, samples: u32 },
     #[error("the prompt is empty")]
     EmptyPrompt,
+    #[error("expected a prompt or a request to a foreign engine, found both")]
+    TwoPrompts,
     #[error("a piece is empty")]
     EmptyPiece,
     #[error("expected 1 to {MAX_SAMPLES} answers, found {0}")]
@@ -112,11 +120,13 @@ pub trait Task: Sized + Send + Encode + Decode<()> + 'static {
     fn job(&self) -> &Job;
     /// The job's timings so far.
     fn timings(&self) -> &Timings;
+    /// What a foreign engine is asked, if one answers.
+    fn ask(&self) -> Option<&Ask>;
     /// What the types alone don't guarantee.
     fn check(&self) -> Result<(), Error> {
         let job = self.job();
-        if job.prompt.is_empty() {
-            Err(Error::EmptyPrompt)
+        if job.prompt.is_empty() != self.ask().is_some() {
+            Err(if job.prompt.is_empty() { Error::EmptyPrompt } else { Error::TwoPrompts })
         } else if !(1..=MAX_SAMPLES).contains(&job.samples) {
             Err(Error::Samples(job.samples))
         } else {
@@ -130,7 +140,7 @@ pub trait Task: Sized + Send + Encode + Decode<()> + 'static {
 }
 
 impl Task for PrefillTask {
-    const ADDED: &'static [u8] = &[];
+    const ADDED: &'static [u8] = NOTHING;
 
     fn job(&self) -> &Job {
         &self.job
@@ -138,11 +148,15 @@ impl Task for PrefillTask {
 
     fn timings(&self) -> &Timings {
         &self.timings
+    }
+
+    fn ask(&self) -> Option<&Ask> {
+        self.ask.as_ref()
     }
 }
 
 impl Task for DecodeTask {
-    const ADDED: &'static [u8] = NO_FINGERPRINT;
+    const ADDED: &'static [u8] = NOTHING;
 
     fn job(&self) -> &Job {
         &self.job
@@ -150,13 +164,18 @@ impl Task for DecodeTask {
 
     fn timings(&self) -> &Timings {
         &self.timings
+    }
+
+    fn ask(&self) -> Option<&Ask> {
+        self.ask.as_ref()
     }
 
     fn check_own(&self) -> Result<(), Error> {
         let pieces: u64 = self.pieces.iter().map(|piece| u64::from(piece.tokens)).sum();
         let (prompt, first, samples) = (self.job.prompt.len(), self.first.len(), self.job.samples);
         // Who is to sample the first tokens needs the logits of the prompt's last, and must compute that one at least.
-        let fits = if first == 0 { pieces < prompt as u64 } else { pieces == prompt as u64 };
+        let fits =
+            if first == 0 { pieces < prompt as u64 || prompt == 0 && pieces == 0 } else { pieces == prompt as u64 };
         if first != 0 && first != samples as usize {
             Err(Error::FirstTokensMismatch { first, samples })
         } else if self.pieces.iter().any(|piece| piece.tokens == 0) {
@@ -254,6 +273,7 @@ pub(crate) mod tests {
             }],
             pieces: vec![Piece { id: [9; 32], tokens: 3 }],
             fingerprint: Some([8; 32]),
+            ask: None,
         }
     }
 
@@ -262,7 +282,7 @@ pub(crate) mod tests {
         let bytes = encode(&task()).unwrap();
         assert_eq!(decode::<DecodeTask>(&bytes).unwrap(), task());
         // A change of these bytes is a change of the wire format: raise VERSION with it.
-        assert_eq!(blake3::hash(&bytes).to_hex()[..16].to_string(), "f143d257c0273cf6");
+        assert_eq!(blake3::hash(&bytes).to_hex()[..16].to_string(), "63e30b527ea357b8");
     }
 
     /// Bytes that the release before wrote.
@@ -275,10 +295,10 @@ pub(crate) mod tests {
     fn what_the_release_before_wrote_is_read() {
         let bytes = recorded(include_str!("../tests/previous/decode.hex"));
         assert_eq!(bytes[0], PREVIOUS);
-        assert_eq!(decode::<DecodeTask>(&bytes).unwrap(), DecodeTask { fingerprint: None, ..task() });
+        assert_eq!(decode::<DecodeTask>(&bytes).unwrap(), task());
         let timings = Timings { accepted_at_ms: 1_700_000_000_000, prefill_worker: "w".into(), ..Timings::default() };
         let bytes = recorded(include_str!("../tests/previous/prefill.hex"));
-        assert_eq!(decode::<PrefillTask>(&bytes).unwrap(), PrefillTask { job: task().job, timings });
+        assert_eq!(decode::<PrefillTask>(&bytes).unwrap(), PrefillTask { job: task().job, timings, ask: None });
         for cut in 0..bytes.len() {
             assert!(decode::<PrefillTask>(&bytes[..cut]).is_err(), "{cut}");
         }
@@ -315,6 +335,14 @@ pub(crate) mod tests {
             task.job.samples = 16;
         };
         assert!(read(all).is_ok());
+        // A foreign engine gets the request, and there is no prompt beside it.
+        let ask = |task: &mut DecodeTask| {
+            (task.first, task.pieces) = (Vec::new(), Vec::new());
+            task.job.prompt.clear();
+            task.ask = Some(Ask { chat: true, body: "{}".into(), handover: Some("{}".into()) });
+        };
+        assert_eq!(read(ask).unwrap().ask.unwrap().body, "{}");
+        assert!(matches!(read(|task| task.ask = Some(Ask::default())), Err(Error::TwoPrompts)));
     }
 
     proptest! {

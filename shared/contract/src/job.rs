@@ -4,6 +4,8 @@ mod request;
 
 use std::collections::BTreeMap;
 
+use serde_json::{Map, Value};
+
 use crate::{
     JobId, Name,
     outcome::{Choice, Failure, FinishReason, Logprobs, Outcome, Status, Timings, TokenLogprob, Usage},
@@ -21,7 +23,7 @@ pub struct Job {
     pub lane: Name,
     /// The model that answers it.
     pub model: Name,
-    /// Token ids of the prompt, at least one, fewer than the model's context.
+    /// Token ids of the prompt, at least one, fewer than the model's context. None where a foreign engine answers.
     pub prompt: Vec<u32>,
     /// Tokens an answer may have; prompt and answer fit the context.
     pub max_tokens: u32,
@@ -50,6 +52,8 @@ pub struct Answer {
     pub logprobs: Vec<TokenLogprob>,
     /// None as long as it has not ended.
     pub finish_reason: Option<FinishReason>,
+    /// What else the message of a foreign engine has.
+    pub message: Map<String, Value>,
 }
 
 impl Job {
@@ -89,6 +93,7 @@ impl Job {
             text: first.text,
             tokens: first.tokens,
             logprobs: first.logprobs,
+            message: first.message,
             choices,
             usage,
             metadata: self.metadata.clone(),
@@ -108,6 +113,7 @@ impl Answer {
             tokens: self.tokens,
             finish_reason: self.finish_reason,
             logprobs: (!self.logprobs.is_empty()).then_some(Logprobs { content: self.logprobs }),
+            message: self.message,
         }
     }
 }

@@ -28,6 +28,7 @@ pub mod schema;
 pub mod size;
 pub mod stats;
 pub mod subject;
+pub mod upstream;
 
 pub use address::without_secrets;
 pub use causes::causes;

@@ -5,6 +5,7 @@ mod logprobs;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 pub use self::logprobs::{Alternative, Logprobs, TokenLogprob};
 use crate::{JobId, Name};
@@ -24,13 +25,17 @@ pub enum Status {
 }
 
 /// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, bincode::Encode, bincode::Decode)]
+#[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// The model ended it, or a stop string was found.
     Stop,
     /// `max_tokens` or the context was reached.
     Length,
+    /// The answer calls tools; foreign engines only.
+    ToolCalls,
+    /// The engine's filter ended it; foreign engines only.
+    ContentFilter,
 }
 
 /// What went wrong, for programs.
@@ -198,6 +203,9 @@ pub struct Outcome {
     /// If the request asked for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Logprobs>,
+    /// What else the message of a foreign engine has: `tool_calls`, `reasoning_content`, `refusal`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub message: Map<String, Value>,
     /// All answers, if the request asked for several; the fields above are those of the first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<Choice>,
@@ -245,13 +253,15 @@ pub enum Part {
     Choices,
     /// The first answer's text.
     Text,
+    /// What else the messages of all answers have.
+    Message,
     /// What the sender noted.
     Metadata,
 }
 
 impl Part {
     /// All parts, those first that a reader misses least.
-    pub const ALL: [Self; 5] = [Self::Logprobs, Self::Tokens, Self::Choices, Self::Text, Self::Metadata];
+    pub const ALL: [Self; 6] = [Self::Logprobs, Self::Tokens, Self::Choices, Self::Text, Self::Message, Self::Metadata];
 }
 
 impl Outcome {
@@ -268,6 +278,7 @@ impl Outcome {
             }
             Part::Choices => self.choices.clear(),
             Part::Text => self.text.clear(),
+            Part::Message => self.message.clear(),
             Part::Metadata => self.metadata.clear(),
         }
     }
@@ -286,6 +297,7 @@ impl Outcome {
             text,
             tokens: Vec::new(),
             logprobs: None,
+            message: Map::new(),
             choices: Vec::new(),
             ..self.clone()
         }
@@ -306,6 +318,7 @@ impl Outcome {
             text: String::new(),
             tokens: Vec::new(),
             logprobs: None,
+            message: Map::new(),
             choices: Vec::new(),
             usage: Usage::default(),
             metadata: BTreeMap::new(),
@@ -354,20 +367,31 @@ pub struct Choice {
     /// If the request asked for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Logprobs>,
+    /// What else the message of a foreign engine has.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub message: Map<String, Value>,
 }
 
-/// One token of a running job, as published on `<root>.tok.<tenant>.<job>`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// One token of a running job, as published on `<root>.tok.<tenant>.<job>`; from a foreign engine, a piece of its answer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Delta {
     /// Which of the job's answers it belongs to, from 0; left out for the first.
     #[serde(default, skip_serializing_if = "is_first")]
     pub choice: u32,
-    /// The token's place in the answer, from 0.
+    /// The token's place in the answer, from 0; from a foreign engine, the piece's.
     pub index: u32,
-    /// The token's id.
-    pub token: u32,
+    /// The token's id; none from a foreign engine, whose pieces may be of several tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<u32>,
     /// Text that became final with this token; may be empty.
     pub text: String,
+    /// What else a piece of a foreign engine's message has: parts of `tool_calls`, of `reasoning_content`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<Box<Map<String, Value>>>,
+    /// Whether the answer goes on from this place in other words: what was told of it with this index or a higher one no longer
+    /// counts. Such a piece has no text. Only foreign engines' answers may do so, after a crash.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub restart: bool,
     /// If the request asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<TokenLogprob>,
@@ -379,6 +403,10 @@ pub struct Delta {
 
 fn is_first(choice: &u32) -> bool {
     *choice == 0
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// The digest that tells two requests of one id apart, in hex.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{
     JobId, Name,
@@ -43,7 +44,7 @@ pub struct Request {
     pub model: Option<String>,
     /// A conversation, rendered with the model's chat template. Either this or `prompt`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub messages: Option<Vec<Message>>,
+    pub messages: Option<Vec<ChatMessage>>,
     /// Raw text, or token ids. Either this or `messages`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<Prompt>,
@@ -104,16 +105,58 @@ pub struct Request {
     /// Up to 16 pairs that come back with the result.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
+    /// Fields that only the model's engine has a meaning for, as in `tools`: passed on as they are. Only for models of foreign
+    /// engines, see [`crate::upstream`].
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub engine: Map<String, Value>,
 }
 
-/// A message of a chat.
+/// A message of a chat as it may be written. Baton's own models take a role and a text; foreign engines take more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+pub struct ChatMessage {
+    /// The part of the conversation that says it.
+    pub role: String,
+    /// A text, or for foreign engines a list of parts: texts, images, audio. None beside `tool_calls`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Content>,
+    /// What else a message has, for foreign engines: `tool_calls`, `tool_call_id`, `name`.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// What a message says, as it may be written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a text or a list of parts")]
+pub enum Content {
+    /// A text.
+    Text(String),
+    /// Parts of several kinds.
+    Parts(Vec<Value>),
+}
+
+/// A message of a chat as templates render it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Message {
-    /// Who says it.
+    /// The part of the conversation that says it.
     pub role: String,
     /// What is said.
     pub content: String,
+}
+
+impl ChatMessage {
+    /// A message that is a text.
+    pub fn text(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: Some(Content::Text(content.into())), more: Map::new() }
+    }
+
+    /// The message if it is a role and a text; else what it has that is not.
+    fn plain(self) -> Result<Message, String> {
+        match (self.content, self.more.keys().next()) {
+            (Some(Content::Text(content)), None) => Ok(Message { role: self.role, content }),
+            (_, Some(name)) => Err(name.chars().take(80).collect()),
+            (_, None) => Err("content".into()),
+        }
+    }
 }
 
 /// A prompt as it may be written.
@@ -169,6 +212,8 @@ pub struct Checked {
     pub deadline_ms: Option<u64>,
     /// What its sender noted about it.
     pub metadata: BTreeMap<String, String>,
+    /// The first of the fields that only a foreign engine has a meaning for.
+    pub engine_field: Option<String>,
 }
 
 /// What is to be answered.
@@ -176,6 +221,11 @@ pub struct Checked {
 pub enum Input {
     /// A chat.
     Messages(Vec<Message>),
+    /// A chat with more than roles and texts, which only foreign engines take.
+    Rich {
+        /// The path of the first thing that is neither.
+        at: String,
+    },
     /// A text.
     Text(String),
     /// Token ids.
@@ -195,12 +245,17 @@ impl Checked {
 
 /// Reads and checks a request that was published on `lane` and accepted by the broker at `accepted_ms` (since 1970).
 pub fn parse(body: &[u8], lane: &Name, accepted_ms: u64) -> Result<Checked, Failure> {
+    read(body)?.check(lane, accepted_ms)
+}
+
+/// Reads a request, and checks none of its values.
+pub fn read(body: &[u8]) -> Result<Request, Failure> {
     let text = std::str::from_utf8(body)
         .map_err(|error| Failure::new(Code::InvalidUtf8, format!("the request is not UTF-8: {error}")))?;
     let mut reader = serde_json::Deserializer::from_str(text);
     let request: Request = serde_path_to_error::deserialize(Objects(&mut reader)).map_err(unreadable)?;
     reader.end().map_err(|error| Failure::new(Code::InvalidJson, format!("after the request: {error}")))?;
-    request.check(lane, accepted_ms)
+    Ok(request)
 }
 
 /// The id that a request names for itself, for reporting on one that is otherwise unreadable.
@@ -255,7 +310,7 @@ impl Request {
         let empty = || Failure::new(Code::EmptyPrompt, "the prompt is empty");
         let input = match (self.messages, self.prompt) {
             (Some(messages), None) if messages.is_empty() => return Err(empty()),
-            (Some(messages), None) => Input::Messages(messages),
+            (Some(messages), None) => messages_of(messages),
             (None, Some(Prompt::Text(text))) if text.is_empty() => return Err(empty()),
             (None, Some(Prompt::Text(text))) => Input::Text(text),
             (None, Some(Prompt::Tokens(tokens))) if tokens.is_empty() => return Err(empty()),
@@ -296,8 +351,20 @@ impl Request {
             stop,
             deadline_ms,
             metadata: self.metadata,
+            engine_field: self.engine.keys().next().cloned(),
         })
     }
+}
+
+fn messages_of(messages: Vec<ChatMessage>) -> Input {
+    let mut plain = Vec::with_capacity(messages.len());
+    for (place, message) in messages.into_iter().enumerate() {
+        match message.plain() {
+            Ok(message) => plain.push(message),
+            Err(name) => return Input::Rich { at: format!("messages[{place}].{name}") },
+        }
+    }
+    Input::Messages(plain)
 }
 
 fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Failure> {

@@ -43,6 +43,41 @@ pub struct Worker {
     pub compute_ms: u64,
     /// Prompts (prefill) or answers (decode) in the last pass of its engine; 0 while that waits for work.
     pub engine_batch: u64,
+    /// The instances of foreign engines that it asks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub upstreams: Vec<Upstream>,
+}
+
+/// An instance of a foreign engine as one worker sees it. Whatever is counted is counted since the worker's start.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Upstream {
+    /// The model that it answers for.
+    pub model: String,
+    /// Its URL, without secrets.
+    pub url: String,
+    /// Whether it takes requests, as far as is known.
+    pub up: bool,
+    /// Why not, if it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// Requests that this worker may have there at once.
+    pub limit: u64,
+    /// Requests that it has there.
+    pub running: u64,
+    /// Requests that wait inside the engine, everybody's, if the engine tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<u64>,
+    /// Requests that were answered to their end.
+    pub answered: u64,
+    /// Requests that the engine put off (429, 503).
+    pub put_off: u64,
+    /// Requests that failed otherwise.
+    pub failed: u64,
+    /// KV caches of prompts that came from another instance.
+    pub transfers: u64,
+    /// Prompts that were computed again because their KV cache did not come.
+    pub transfer_fallbacks: u64,
 }
 
 /// What a worker has done.
@@ -238,6 +273,7 @@ mod tests {
             counts: Counts { completion_tokens: tokens, ..Counts::default() },
             compute_ms: tokens,
             engine_batch: 1,
+            upstreams: Vec::new(),
             version: String::new(),
         }
     }

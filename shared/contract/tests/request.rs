@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use baton_contract::{
     JobId, Name,
     outcome::{Code, Failure},
-    request::{Checked, MAX_LOGIT_BIAS, parse},
+    request::{Checked, Input, MAX_LOGIT_BIAS, parse},
     sampling::{Constraint, Sampling},
 };
 use serde_json::{Value, json};
@@ -22,7 +22,6 @@ fn bad_requests_are_told_by_code_and_field() {
         (r#"{"prompt":"a","best_of":2}"#, Code::UnknownField, "unknown field `best_of`"),
         (r#"{"prompt":"a","n":0}"#, Code::InvalidValue, "n: expected 1 to 16, found 0"),
         (r#"{"prompt":"a","n":17}"#, Code::InvalidValue, "n: expected 1 to 16, found 17"),
-        (r#"{"messages":[{"role":"user","content":"a","name":"b"}]}"#, Code::UnknownField, "messages[0]"),
         (r#"{"prompt":"a","max_tokens":"b"}"#, Code::InvalidValue, "max_tokens"),
         (r#"{"prompt":{}}"#, Code::InvalidValue, "prompt"),
         (r#"{"prompt":""}"#, Code::EmptyPrompt, "empty"),
@@ -258,4 +257,20 @@ fn schemas_regexes_and_biases_are_bounded() {
         assert_eq!(failure.code, code, "{failure}");
         assert!(failure.message.contains(part), "{failure}");
     }
+}
+
+#[test]
+fn what_only_foreign_engines_take_is_told_by_its_path() {
+    let read = |body: &str| parse(body.as_bytes(), &Name::new("batch").unwrap(), 0).unwrap();
+    for (message, at) in [
+        (r#"{"role":"user","content":"a","name":"b"}"#, "name"),
+        (r#"{"role":"assistant","tool_calls":[]}"#, "tool_calls"),
+        (r#"{"role":"assistant","content":null}"#, "content"),
+        (r#"{"role":"user","content":[{"type":"text","text":"a"}]}"#, "content"),
+    ] {
+        let body = format!(r#"{{"messages":[{{"role":"user","content":"a"}},{message}]}}"#);
+        assert_eq!(read(&body).input, Input::Rich { at: format!("messages[1].{at}") });
+    }
+    let checked = read(r#"{"prompt":"a","engine":{"tools":[]}}"#);
+    assert_eq!(checked.engine_field.as_deref(), Some("tools"));
 }

@@ -6,8 +6,8 @@ use baton_contract::{
     Name, causes,
     outcome::Code,
     request::{
-        FormatKind, JsonSchema, MAX_METADATA, MAX_METADATA_VALUE_BYTES, Message, Prompt, Request, ResponseFormat, Stop,
-        StructuredOutputs,
+        ChatMessage, FormatKind, JsonSchema, MAX_METADATA, MAX_METADATA_VALUE_BYTES, Prompt, Request, ResponseFormat,
+        Stop, StructuredOutputs,
     },
 };
 use serde::Deserialize;
@@ -237,7 +237,7 @@ fn tokens(items: Vec<Value>, place: &str) -> Result<Vec<u32>, ApiError> {
     items.into_iter().enumerate().map(token).collect()
 }
 
-fn read_message(message: Value, place: usize) -> Result<Message, ApiError> {
+fn read_message(message: Value, place: usize) -> Result<ChatMessage, ApiError> {
     let place = format!("messages[{place}]");
     let mut fields = Fields::of(message, &place)?;
     let missing = |name: &str| ApiError::field(format!("{place}.{name}"), format!("{place}.{name}: expected a text"));
@@ -263,7 +263,7 @@ fn read_message(message: Value, place: usize) -> Result<Message, ApiError> {
     // What the SDKs' messages have when they are sent back as they came.
     fields.refuse("annotations", &[json!([])], "messages are text")?;
     fields.finish()?;
-    Ok(Message { role, content })
+    Ok(ChatMessage::text(role, content))
 }
 
 /// A text, or a list of texts, which are lines of one.

@@ -49,6 +49,7 @@ pub(crate) fn choices(outcome: &Outcome) -> Vec<Choice> {
         tokens: outcome.tokens.clone(),
         finish_reason: outcome.finish_reason,
         logprobs: outcome.logprobs.clone(),
+        message: outcome.message.clone(),
     }]
 }
 
@@ -99,6 +100,8 @@ pub(crate) fn finish(reason: Option<FinishReason>) -> Option<&'static str> {
     reason.map(|reason| match reason {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
+        FinishReason::ToolCalls => "tool_calls",
+        FinishReason::ContentFilter => "content_filter",
     })
 }
 

@@ -8,7 +8,7 @@ use baton_contract::{
         Alternative, Choice, Code, Delta, Failure, FinishReason, Logprobs, Outcome, Status, Timings, TokenLogprob,
         Usage,
     },
-    request::{Prompt, Stop},
+    request::{ChatMessage, Prompt, Stop},
 };
 use serde_json::{Value, json};
 
@@ -44,8 +44,8 @@ fn every_supported_field_arrives() {
     .unwrap();
     let request = &call.request;
     let messages = request.messages.as_ref().unwrap();
-    let said: Vec<_> = messages.iter().map(|message| (message.role.as_str(), message.content.as_str())).collect();
-    assert_eq!(said, [("system", "Be brief."), ("user", "One\ntwo"), ("assistant", "ok")]);
+    let said = [("system", "Be brief."), ("user", "One\ntwo"), ("assistant", "ok")];
+    assert_eq!(*messages, said.map(|(role, content)| ChatMessage::text(role, content)));
     assert!(call.stream && call.include_usage);
     assert_eq!(call.model.as_deref(), Some("m"));
     assert_eq!(
@@ -155,6 +155,7 @@ fn choice(index: u32, tokens: &[&str]) -> Choice {
         tokens: (0..tokens.len() as u32).collect(),
         finish_reason: Some(FinishReason::Stop),
         logprobs: Some(Logprobs { content: tokens.iter().map(|token| logprob(token)).collect() }),
+        message: Default::default(),
     }
 }
 
@@ -171,6 +172,7 @@ fn outcome(choices: Vec<Choice>) -> Outcome {
         text: first.text,
         tokens: first.tokens,
         logprobs: first.logprobs,
+        message: Default::default(),
         choices: if choices.len() > 1 { choices } else { Vec::new() },
         usage: Usage { prompt_tokens: 5, completion_tokens: 3, cached_tokens: 4 },
         metadata: Default::default(),
@@ -224,7 +226,7 @@ fn answers_have_openais_shape() {
     let mut streamed = Vec::new();
     for (index, (piece, text)) in pieces.into_iter().zip(["a", "", "", "中", "", "é", ""]).enumerate() {
         let (text, logprobs) = (text.into(), Some(piece));
-        let chunks = stream.token(&Delta { choice: 0, index: index as u32, token: 1, text, logprobs, settled: None });
+        let chunks = stream.token(&Delta { index: index as u32, token: Some(1), text, logprobs, ..Delta::default() });
         streamed.extend(chunks.iter().map(|chunk| chunk["choices"][0]["logprobs"]["text_offset"][0].clone()));
     }
     assert_eq!(json!(streamed), json!(expected));
@@ -265,10 +267,10 @@ fn a_stream_is_the_whole_answer_once_whatever_is_missing_or_doubled() {
             tokens[choice].iter().enumerate().map(move |(index, text)| Delta {
                 choice: choice as u32,
                 index: index as u32,
-                token: index as u32,
+                token: Some(index as u32),
                 text: (*text).into(),
                 logprobs: Some(logprob(text)),
-                settled: None,
+                ..Delta::default()
             })
         })
         .collect();

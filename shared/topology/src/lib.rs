@@ -21,8 +21,9 @@ use std::fmt;
 pub use bytes::Bytes;
 pub use hub::Hub;
 pub use plan::{
-    AnswerTokens, Bounds, Broker, BrokerUrl, Codec, Compute, Decode, Device, Gateway, Limits, LogFormat, Mode, Model,
-    Plan, Planner, Prefill, Reach, Results, Roles, Sim, Stage, Stages, Store, StoreUrl, Telemetry, Tenant,
+    AnswerTokens, Bounds, Broker, BrokerUrl, Codec, Compute, Decode, Device, Fallback, Gateway, Limits, LogFormat,
+    MaxRunning, Mode, Model, Plan, Planner, Prefill, Reach, Results, Roles, Sim, Stage, Stages, Store, StoreUrl,
+    Telemetry, Tenant, Upstream,
 };
 pub use settings::{Difference, Settings, Standing};
 pub use told::{Refused, Told};

@@ -2,6 +2,7 @@
 
 mod services;
 mod stages;
+mod upstream;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -11,6 +12,7 @@ use serde::{Serialize, Serializer};
 pub use self::{
     services::{Bounds, Gateway, Planner, Roles},
     stages::{Compute, Decode, Device, Prefill, Stage, Stages},
+    upstream::{Fallback, MaxRunning, Upstream},
 };
 use crate::{Bytes, Hub};
 
@@ -160,6 +162,8 @@ pub enum Model {
     Hub(Hub),
     /// The sim engine: no weights, a calibrated clock, a deterministic text.
     Sim(Sim),
+    /// A foreign engine that serves OpenAI's interface.
+    Upstream(Upstream),
 }
 
 /// How the sim engine behaves.
@@ -257,12 +261,13 @@ impl Default for Sim {
 }
 
 impl Model {
-    /// The model that a text names as its source: `default`, `sim` (with its default settings), `hf:owner/name` as
-    /// [`Hub`] describes it, or else a path. None if it starts like a model of the hub and is none.
+    /// The model that a text names as its source: `default`, `sim` (with its default settings), `openai` (without its URLs),
+    /// `hf:owner/name` as [`Hub`] describes it, or else a path. None if it starts like a model of the hub and is none.
     pub fn from_source(source: &str) -> Option<Self> {
         Some(match source {
             "default" => Self::Default,
             "sim" => Self::Sim(Sim::default()),
+            "openai" => Self::Upstream(Upstream::default()),
             source if source.starts_with(Hub::PREFIX) => Self::Hub(Hub::parse(source)?),
             path => Self::File(path.to_owned()),
         })
@@ -334,12 +339,16 @@ impl Serialize for Model {
             source: &'a str,
             #[serde(skip_serializing_if = "Option::is_none")]
             sim: Option<&'a Sim>,
+            #[serde(flatten, skip_serializing_if = "Option::is_none")]
+            upstream: Option<&'a Upstream>,
         }
+        let table = |source, sim, upstream| Table { source, sim, upstream };
         match self {
-            Self::Default => Table { source: "default", sim: None }.serialize(serializer),
-            Self::File(path) => Table { source: path, sim: None }.serialize(serializer),
-            Self::Hub(hub) => Table { source: &hub.to_string(), sim: None }.serialize(serializer),
-            Self::Sim(sim) => Table { source: "sim", sim: Some(sim) }.serialize(serializer),
+            Self::Default => table("default", None, None).serialize(serializer),
+            Self::File(path) => table(path, None, None).serialize(serializer),
+            Self::Hub(hub) => table(&hub.to_string(), None, None).serialize(serializer),
+            Self::Sim(sim) => table("sim", Some(sim), None).serialize(serializer),
+            Self::Upstream(upstream) => table("openai", None, Some(upstream)).serialize(serializer),
         }
     }
 }

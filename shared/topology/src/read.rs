@@ -1,6 +1,7 @@
 //! Turns the merged layers into a plan: which keys there are, what they may hold, and what must hold between them.
 
 mod stages;
+mod upstream;
 
 use core::net::SocketAddr;
 use std::{collections::BTreeMap, time::Duration};
@@ -172,7 +173,7 @@ fn models(mut section: Section<'_>) -> BTreeMap<Name, Model> {
     for key in section.keys() {
         let name = Name::new(&key).map_err(|error| section.note(&key, format!("the model's name: {error}"))).ok();
         let mut model = section.table(&key);
-        let expected = "\"default\", \"sim\", the path of a .gguf file, the path of a folder with a slash in it, or \
+        let expected = "\"default\", \"sim\", \"openai\", the path of a .gguf file, the path of a folder with a slash in it, or \
                         hf:owner/name, perhaps with @revision and /file.gguf";
         let source = model.text("source", expected, |text| match Model::from_source(text) {
             // A folder's name can't be told from a slip of the pen, its path can.
@@ -181,6 +182,7 @@ fn models(mut section: Section<'_>) -> BTreeMap<Name, Model> {
         });
         let parsed = match Model::from_source(&source) {
             Some(Model::Sim(_)) => Model::Sim(sim(model.table("sim"))),
+            Some(Model::Upstream(_)) => Model::Upstream(upstream::upstream(&mut model)),
             // A source that is none was noted, and such a pipeline has no plan.
             other => other.unwrap_or(Model::Default),
         };
@@ -191,6 +193,7 @@ fn models(mut section: Section<'_>) -> BTreeMap<Name, Model> {
         model.finish();
         models.extend(name.map(|name| (name, parsed)));
     }
+    upstream::check_fallbacks(&section, &models);
     section.finish();
     models
 }

@@ -186,6 +186,41 @@ impl<'r> Section<'r> {
             .unwrap_or_default()
     }
 
+    /// A list of `http://` or `https://` URLs without repetitions, or a single one.
+    pub(crate) fn urls(&mut self, key: &str) -> Vec<String> {
+        let is_url = |text: &String| {
+            let rest = ["http://", "https://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+            let foreign = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '?' | '#');
+            rest.is_some_and(|rest| rest.starts_with(|c: char| c != '/') && !rest.contains(foreign))
+        };
+        let expected = "a list of http:// or https:// URLs such as \"http://127.0.0.1:8000\"";
+        let parse =
+            |value: &Value, text| strings(value, text).filter(|texts| !texts.is_empty() && texts.iter().all(is_url));
+        let mut urls = self.required(key, expected, parse).unwrap_or_default();
+        let all = urls.len();
+        urls.sort();
+        urls.dedup();
+        if urls.len() < all {
+            self.note(key, "a URL is there twice");
+        }
+        urls
+    }
+
+    /// `"auto"`, or a number.
+    pub(crate) fn auto_or(&mut self, key: &str, range: RangeInclusive<usize>) -> Option<usize> {
+        let expected = format!("\"auto\" or an integer from {} to {}", range.start(), range.end());
+        let parse = |value: &Value, text: bool| match value {
+            Value::Integer(number) => usize::try_from(*number).ok(),
+            Value::String(number) if text => number.trim().parse().ok(),
+            _ => None,
+        };
+        let read = self.required(key, &expected, |value, text| match value.as_str() {
+            Some("auto") => Some(None),
+            _ => parse(value, text).filter(|count| range.contains(count)).map(Some),
+        });
+        read.flatten()
+    }
+
     /// A text that `accept` takes.
     pub(crate) fn text(&mut self, key: &str, expected: &str, accept: impl Fn(&str) -> bool) -> String {
         self.required(key, expected, |value, _| value.as_str().filter(|text| accept(text)).map(str::to_owned))

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What must be the same in all processes; `*` is any name. A process that was told another value is refused.
-pub(crate) const AGREED: [&str; 32] = [
+pub(crate) const AGREED: [&str; 35] = [
     "default_model",
     "lanes",
     "compute",
@@ -26,6 +26,9 @@ pub(crate) const AGREED: [&str; 32] = [
     "store.max_bytes",
     "store.gc_interval",
     "models.*.source",
+    "models.*.engine",
+    "models.*.model",
+    "models.*.fallback",
     "models.*.sim.layers",
     "models.*.sim.kv_width",
     "models.*.sim.context",
@@ -49,7 +52,12 @@ pub(crate) const AGREED: [&str; 32] = [
 ];
 
 /// What a process takes over where it was told nothing, and may have otherwise all the same.
-const SUGGESTED: [&str; 10] = [
+const SUGGESTED: [&str; 15] = [
+    "models.*.urls",
+    "models.*.prefill_urls",
+    "models.*.max_running",
+    "models.*.timeout",
+    "models.*.fallback_after",
     "models.*.sim.prefill_s_per_token",
     "models.*.sim.decode_s_per_step",
     "stages.prefill.batch_tokens",

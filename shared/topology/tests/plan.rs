@@ -246,7 +246,7 @@ fn all_mistakes_are_listed_with_their_keys() {
       store.max_age: expected a duration from 1h to 1year such as "90s", found "1m"
       store.max_bytes: expected a size from 1MiB to 1024TiB such as "2GiB", found 0
       store.gc_interval: expected a duration from 1m to 1year such as "90s", found "often"
-      models.one.source: expected "default", "sim", the path of a .gguf file, the path of a folder with a slash in it, or hf:owner/name, perhaps with @revision and /file.gguf, found "model.bin"
+      models.one.source: expected "default", "sim", "openai", the path of a .gguf file, the path of a folder with a slash in it, or hf:owner/name, perhaps with @revision and /file.gguf, found "model.bin"
       models.three.sim.prefill_s_per_token: expected a number from 0 to 3600, found -1
       models.three.sim.answer_tokens.min: expected at most max, 3, found 9
       models.two.sim: only a model whose source is "sim" has this table

@@ -40,6 +40,7 @@ fn task(id: &str) -> PrefillTask {
             request_digest: String::new(),
         },
         timings: Timings::default(),
+        ask: None,
     }
 }
 

@@ -56,7 +56,7 @@ fn job(id: &str) -> Job {
 }
 
 async fn begin(bus: &Bus, id: &str) {
-    let task = PrefillTask { job: job(id), timings: Timings::default() };
+    let task = PrefillTask { job: job(id), timings: Timings::default(), ask: None };
     let mut headers = HeaderMap::new();
     headers.insert("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"));
     let subject = bus.layout().prefill(&task.job.model, &task.job.lane, &task.job.tenant);
@@ -223,7 +223,7 @@ async fn what_is_not_the_requests_fault_leaves_a_dead_letter() {
 
     // What nobody can read belongs to no job; it goes back to its queue, and comes again as another message.
     let subject = bus.layout().prefill(&name("m"), &name("batch"), &name("acme"));
-    let mut garbage = envelope::encode(&PrefillTask { job: job("x"), timings: Timings::default() }).unwrap();
+    let mut garbage = envelope::encode(&PrefillTask { job: job("x"), timings: Timings::default(), ask: None }).unwrap();
     garbage.truncate(20);
     bus.forward(subject, &job("x"), (Stage::Ingest, 1), garbage).await.unwrap();
     let mut ids: Vec<String> = Vec::new();

@@ -82,7 +82,8 @@ impl Hoarder {
                 let tokens: Vec<u32> = (0..job.max_tokens / 2).collect();
                 for token in tokens.iter().take(1).chain(&tokens) {
                     let (text, logprobs, settled) = (String::new(), None, None);
-                    let delta = Delta { choice: 0, index: *token, token: *token, text, logprobs, settled };
+                    let delta =
+                        Delta { index: *token, token: Some(*token), text, logprobs, settled, ..Delta::default() };
                     let subject = self.bus.layout().tokens(&job.tenant, &job.id);
                     self.bus.publish_delta(subject, &delta).await.expect("a published token");
                 }

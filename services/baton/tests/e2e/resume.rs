@@ -55,7 +55,7 @@ impl Live {
     /// Takes the next token or result; true if it is a token that nobody has seen.
     async fn next(&mut self) -> bool {
         match timeout(PATIENCE, self.follower.next(&self.pending)).await.expect("nothing came in time").unwrap() {
-            Event::Delta { job, delta: Delta { choice, index, token, .. } } => {
+            Event::Delta { job, delta: Delta { choice, index, token: Some(token), .. } } => {
                 let key = (job, choice);
                 let answer = self.answers.entry(key.clone()).or_default();
                 assert!(index as usize <= answer.len(), "{key:?}: tokens {}..{index} are missing", answer.len());

@@ -100,7 +100,7 @@ async fn several_answers_share_one_prefill_and_stream_beside_each_other() {
                 Event::Delta { delta, .. } => {
                     let answer: &mut Vec<u32> = &mut streamed[delta.choice as usize];
                     assert_eq!(delta.index as usize, answer.len());
-                    answer.push(delta.token);
+                    answer.extend(delta.token);
                 }
                 Event::Result(outcome) => break *outcome,
                 Event::Refused(refusal) => panic!("{refusal:?}"),

@@ -138,6 +138,7 @@ mod tests {
             counts: Counts { completion_tokens: 42, ..Counts::default() },
             compute_ms: 1_500,
             engine_batch: 0,
+            upstreams: Vec::new(),
             version: String::new(),
         };
         let mut text = String::new();

@@ -225,6 +225,7 @@ mod tests {
             counts: Counts { prompt_tokens, cached_tokens, ..Counts::default() },
             compute_ms: 0,
             engine_batch: 0,
+            upstreams: Vec::new(),
             version: String::new(),
         };
         Arc::new(Snapshot { at_ms, workers: vec![worker], ..Snapshot::default() })

@@ -23,6 +23,7 @@ fn worker(stage: Stage, name: &str, started_ms: u64, at_ms: u64, jobs: u64) -> W
         },
         compute_ms: jobs * 50,
         engine_batch: 1,
+        upstreams: Vec::new(),
         version: String::new(),
     }
 }

@@ -309,14 +309,7 @@ mod tests {
     #[tokio::test]
     async fn slow_readers_are_behind_with_a_bounded_part_each_and_together() {
         let all: Arc<AtomicUsize> = Arc::default();
-        let payload = serde_json::to_vec(&Delta {
-            choice: 0,
-            index: 0,
-            token: 7,
-            text: "x".repeat(100),
-            logprobs: None,
-            settled: None,
-        });
+        let payload = serde_json::to_vec(&Delta { token: Some(7), text: "x".repeat(100), ..Delta::default() });
         let payload = payload.unwrap();
         let each = payload.len() + TOKEN_BYTES;
         let reader = || {

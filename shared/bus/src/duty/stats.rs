@@ -1,11 +1,11 @@
 //! How the pipeline is doing: what each worker counts and tells every second, and a watch over all of them and the queues.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use async_nats::jetstream;
 use baton_contract::{
     Name, causes,
-    stats::{Queue, Snapshot, Worker},
+    stats::{Queue, Snapshot, Upstream, Worker},
     subject::Stage,
 };
 use futures::{TryStreamExt, future::try_join_all};
@@ -24,6 +24,23 @@ const FORGOTTEN: Duration = Duration::from_secs(5);
 /// How long a worker that stops tries to say so.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
+/// What is known of the foreign engines that a worker asks, at any moment.
+#[derive(Clone)]
+pub struct Upstreams(pub Arc<dyn Fn() -> Vec<Upstream> + Send + Sync>);
+
+impl Default for Upstreams {
+    /// There are none.
+    fn default() -> Self {
+        Self(Arc::new(Vec::new))
+    }
+}
+
+impl fmt::Debug for Upstreams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0()).finish()
+    }
+}
+
 /// Who a worker is.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -35,8 +52,10 @@ pub struct Identity {
     pub roles: Vec<Stage>,
     /// The models that it serves; none for ingest.
     pub models: Vec<Name>,
-    /// Jobs that it takes at once.
+    /// Jobs that it takes at once, without those of foreign engines.
     pub slots: usize,
+    /// The foreign engines that it asks.
+    pub upstreams: Upstreams,
 }
 
 impl Bus {
@@ -91,6 +110,7 @@ impl Bus {
             counts: self.counters.counts(),
             compute_ms: self.counters.compute_ms(),
             engine_batch: self.counters.engine_batch(),
+            upstreams: (identity.upstreams.0)(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let subject = self.layout.stats(identity.stage, &identity.worker);

@@ -90,7 +90,7 @@ async fn a_message_of_another_release_ends_the_job_that_it_was_published_for() {
 async fn a_job_has_one_dead_letter_however_often_it_is_buried() {
     let broker = Broker::start().await;
     let bus = broker.provisioned().await;
-    let task = PrefillTask { job: job("buried"), timings: Timings::default() };
+    let task = PrefillTask { job: job("buried"), timings: Timings::default(), ask: None };
     let subject = bus.layout().prefill(&task.job.model, &task.job.lane, &task.job.tenant);
     let payload = envelope::encode(&task).unwrap();
     bus.begin(subject, &task.job, Source::KEPT, HeaderMap::new(), payload).await.unwrap();

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::{Broker, PATIENCE, job, job_id, name, prefill, result};
 
 fn task(id: &str) -> PrefillTask {
-    PrefillTask { job: job(id), timings: Timings::default() }
+    PrefillTask { job: job(id), timings: Timings::default(), ask: None }
 }
 
 async fn publish(bus: &Bus, id: &str) {
@@ -190,7 +190,7 @@ async fn a_job_has_one_result_whoever_publishes_another() {
     let broker = Broker::start().await;
     let bus = broker.provisioned().await;
     let jobs = bus.jobs().await.unwrap();
-    let PrefillTask { job, timings } = task("twice");
+    let PrefillTask { job, timings, .. } = task("twice");
     let answer = |text: &str| vec![Answer { text: text.into(), tokens: vec![1], ..Answer::default() }];
     let first = job.completed(answer("first"), timings.clone());
     let second = job.failed(Failure::new(Code::Internal, "late"), answer("second"), timings);

@@ -66,6 +66,7 @@ impl Job {
             lane: Some(self.lane.into()),
             deadline: self.deadline_ms.map(|deadline| Deadline::At(time(deadline))),
             metadata: self.metadata,
+            engine: serde_json::Map::new(),
         }
     }
 }

@@ -26,6 +26,7 @@ fn outcome(samples: u32) -> Outcome {
         tokens: vec![4, 5],
         logprobs: vec![TokenLogprob { chosen, top_logprobs: Vec::new() }; 2],
         finish_reason: Some(FinishReason::Length),
+        message: [("refusal".to_owned(), "no".into())].into_iter().collect(),
     };
     job.completed(vec![answer; samples as usize], Timings::default())
 }

@@ -1,0 +1,125 @@
+//! Which fields each engine understands, besides those that Baton's requests have. Engines ignore what they don't know, so a field
+//! that is in none of its lists is refused.
+
+use super::Engine;
+
+/// Of conversations, in all engines.
+const TOOLS: [&str; 3] = ["tools", "tool_choice", "parallel_tool_calls"];
+
+/// Sampling, guidance, templates and adapters, as vLLM's `ChatCompletionRequest` and `CompletionRequest` have them.
+const VLLM: [&str; 35] = [
+    "add_generation_prompt",
+    "add_special_tokens",
+    "allowed_token_ids",
+    "bad_words",
+    "cache_salt",
+    "chat_template",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "documents",
+    "echo",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "ignore_eos",
+    "include_reasoning",
+    "include_stop_str_in_output",
+    "length_penalty",
+    "logits_processors",
+    "media_io_kwargs",
+    "min_tokens",
+    "mm_processor_kwargs",
+    "priority",
+    "prompt_logprobs",
+    "reasoning_effort",
+    "repetition_detection",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "stop_token_ids",
+    "structured_outputs",
+    "suffix",
+    "thinking_token_budget",
+    "truncate_prompt_tokens",
+    "use_beam_search",
+    "vllm_xargs",
+];
+
+/// The same of SGLang.
+const SGLANG: [&str; 24] = [
+    "chat_template_kwargs",
+    "continue_final_message",
+    "custom_logit_processor",
+    "custom_params",
+    "ebnf",
+    "echo",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "ignore_eos",
+    "json_schema",
+    "lora_path",
+    "min_tokens",
+    "no_stop_trim",
+    "priority",
+    "reasoning_effort",
+    "regex",
+    "separate_reasoning",
+    "skip_special_tokens",
+    "stop_regex",
+    "stop_token_ids",
+    "stream_reasoning",
+    "suffix",
+];
+
+/// The same of llama.cpp's server.
+const LLAMA_CPP: [&str; 38] = [
+    "add_generation_prompt",
+    "cache_prompt",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "dry_allowed_length",
+    "dry_base",
+    "dry_multiplier",
+    "dry_penalty_last_n",
+    "dry_sequence_breakers",
+    "dynatemp_exponent",
+    "dynatemp_range",
+    "grammar",
+    "guided_json",
+    "id_slot",
+    "ignore_eos",
+    "json_schema",
+    "lora",
+    "min_keep",
+    "mirostat",
+    "mirostat_eta",
+    "mirostat_tau",
+    "n_discard",
+    "n_indent",
+    "n_keep",
+    "n_probs",
+    "parse_tool_calls",
+    "post_sampling_probs",
+    "reasoning_budget",
+    "reasoning_format",
+    "repeat_last_n",
+    "samplers",
+    "t_max_predict_ms",
+    "thinking_forced_open",
+    "top_n_sigma",
+    "typical_p",
+    "xtc_probability",
+    "xtc_threshold",
+    "reasoning_effort",
+];
+
+pub(super) fn takes(engine: Engine, field: &str) -> bool {
+    match engine {
+        Engine::OpenAi => true,
+        Engine::Vllm => TOOLS.contains(&field) || VLLM.contains(&field),
+        Engine::Sglang => TOOLS.contains(&field) || SGLANG.contains(&field),
+        Engine::LlamaCpp => TOOLS.contains(&field) || LLAMA_CPP.contains(&field),
+    }
+}

@@ -1,0 +1,63 @@
+//! What is asked of engines that others wrote: which there are, which fields of a request each understands, and how a request
+//! that Baton has admitted is put to one.
+
+mod ask;
+mod fields;
+mod message;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    ask::Ask,
+    message::{merge, whole},
+};
+
+/// An engine that serves OpenAI's interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Engine {
+    /// vLLM.
+    #[serde(rename = "vllm")]
+    Vllm,
+    /// SGLang.
+    #[serde(rename = "sglang")]
+    Sglang,
+    /// llama.cpp's server.
+    #[serde(rename = "llama.cpp")]
+    LlamaCpp,
+    /// Any other: what it understands is not known, and left to its own answer.
+    #[serde(rename = "openai")]
+    OpenAi,
+}
+
+impl Engine {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Vllm, Self::Sglang, Self::LlamaCpp, Self::OpenAi];
+
+    /// As in a pipeline's file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Vllm => "vllm",
+            Self::Sglang => "sglang",
+            Self::LlamaCpp => "llama.cpp",
+            Self::OpenAi => "openai",
+        }
+    }
+
+    /// Whether instances of it can hand a prompt's KV cache to each other.
+    pub fn hands_over(self) -> bool {
+        matches!(self, Self::Vllm | Self::Sglang)
+    }
+
+    /// Whether it understands a field of requests that Baton has no meaning for. One of which nothing is known may.
+    pub fn takes(self, field: &str) -> bool {
+        fields::takes(self, field)
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
