@@ -57,6 +57,7 @@ fn options(max_deliver: u64) -> pull::Options {
         models: vec![name("m")],
         lanes: vec![name("batch")],
         slots: 2,
+        room: None,
         ack_wait: Duration::from_secs(2),
         max_deliver,
         drain: Duration::from_millis(100),

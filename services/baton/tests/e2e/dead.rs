@@ -69,6 +69,7 @@ fn options(max_deliver: u64) -> pull::Options {
         models: vec![name("m")],
         lanes: vec![name("batch")],
         slots: 2,
+        room: None,
         ack_wait: Duration::from_secs(1),
         max_deliver,
         drain: Duration::from_millis(100),

@@ -125,6 +125,7 @@ async fn all_requests_go_out_before_any_answer_and_each_is_counted_once() {
         models: Vec::new(),
         lanes: vec![lane],
         slots: 1,
+        room: None,
         ack_wait: Duration::from_secs(30),
         max_deliver: 1,
         drain: Duration::from_secs(1),

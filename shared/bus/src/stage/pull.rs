@@ -1,6 +1,7 @@
 //! Taking messages from the work queues: a permit first, then as many messages as there are permits, never more.
 
 mod order;
+mod slots;
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,12 +13,15 @@ use futures::{
     stream::{self, FuturesUnordered},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, watch},
     time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use self::order::{Turn, Turns};
+use self::{
+    order::{Turn, Turns},
+    slots::Slots,
+};
 use crate::{
     Bus, Error,
     connection::entropy::entropy,
@@ -45,6 +49,8 @@ pub struct Options {
     /// Messages worked on at once. Where slots are many and queues several, one more for each further queue: a slot waits at
     /// every idle one, and the busy one must not miss it.
     pub slots: usize,
+    /// How many of the slots there are now, if that changes while the worker runs. Fewer come into force as messages are settled.
+    pub room: Option<watch::Receiver<usize>>,
     /// After this long without a sign of life the broker gives a message to another worker; heartbeats come thrice as often.
     pub ack_wait: Duration,
     /// Deliveries after which a job fails instead of being tried again.
@@ -101,15 +107,12 @@ pub async fn run<R: Receiver>(
             shutdown: shutdown.clone(),
         }));
     }
-    let turns = Turns::new(&lanes, options.slots);
-    let all = options.slots + turns.waiting_slots();
-    let slots = Arc::new(Semaphore::new(all));
-    take(pullers, turns, &slots, &shutdown).await;
-    // Every slot free again means that every message is settled.
-    let all = all as u32;
-    if timeout(options.drain, slots.acquire_many(all)).await.is_err() {
+    let mut slots = Slots::new(options.slots, options.room.clone());
+    let turns = Turns::new(&lanes, slots.room());
+    take(pullers, turns, &mut slots, &shutdown).await;
+    if timeout(options.drain, slots.all_back()).await.is_err() {
         abandon.cancel();
-        let _ = timeout(Duration::from_secs(5), slots.acquire_many(all)).await;
+        let _ = timeout(Duration::from_secs(5), slots.all_back()).await;
     }
     bus.flush().await
 }
@@ -118,9 +121,12 @@ pub async fn run<R: Receiver>(
 async fn take<R: Receiver>(
     mut pullers: Vec<Option<Puller<R>>>,
     mut turns: Turns,
-    slots: &Arc<Semaphore>,
+    slots: &mut Slots,
     shutdown: &CancellationToken,
 ) {
+    let room = slots.room();
+    slots.resize(room + turns.waiting_slots());
+    let (free, changes) = (slots.semaphore(), slots.can_change());
     let mut pulls: FuturesUnordered<BoxFuture<'static, Ended<R>>> = FuturesUnordered::new();
     while !shutdown.is_cancelled() {
         let permit = tokio::select! {
@@ -146,15 +152,22 @@ async fn take<R: Receiver>(
                 pullers[index] = Some(puller);
                 continue;
             }
-            permit = slots.clone().acquire_owned(), if turns.wanted(Instant::now()) => permit,
+            () = slots.changed(), if changes => {
+                let room = slots.room();
+                turns.share(room);
+                slots.resize(room + turns.waiting_slots());
+                continue;
+            }
+            permit = free.clone().acquire_owned(), if turns.wanted(Instant::now()) => permit,
         };
         let Ok(permit) = permit else { return };
-        if let Some(turn) = turns.next(1 + slots.available_permits(), Instant::now())
+        let Some(permit) = slots.keep(permit) else { continue };
+        if let Some(turn) = turns.next(1 + slots.free(), Instant::now())
             && let Some(puller) = pullers[turn.queue].take()
         {
             let mut permits = vec![permit];
             while permits.len() < turn.count
-                && let Ok(permit) = slots.clone().try_acquire_owned()
+                && let Some(permit) = slots.another()
             {
                 permits.push(permit);
             }

@@ -3,5 +3,6 @@
 mod checkpoints;
 mod letters;
 mod prefixes;
+mod slots;
 mod stage;
 mod support;

@@ -103,6 +103,7 @@ pub fn prefill(max_deliver: u64, ack_wait: Duration) -> pull::Options {
         models: vec![name("m")],
         lanes: vec![name("batch")],
         slots: 2,
+        room: None,
         ack_wait,
         max_deliver,
         drain: Duration::from_millis(100),

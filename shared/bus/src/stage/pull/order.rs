@@ -77,16 +77,30 @@ impl Turns {
     /// For queues of these lanes, 0 being the most urgent one, shared among `slots`.
     pub(super) fn new(lanes: &[usize], slots: usize) -> Self {
         let queue = |&lane| Queue { lane, state: State::Free, empty: None, stale: false, appetite: 1, asked: 0 };
-        let count = lanes.len();
-        // An idle queue keeps no more than its share of half the slots from a busy one.
-        let most = if count == 1 { slots } else { slots / (2 * count) };
-        Self {
+        let mut turns = Self {
             queues: lanes.iter().map(queue).collect(),
             passed: vec![0; lanes.iter().max().map_or(0, |last| last + 1)],
-            standing: count == 1 || slots >= 2 * count,
-            look_again: LOOK_AGAIN * count as u32,
-            most: most.clamp(1, BURST),
+            standing: false,
+            look_again: LOOK_AGAIN * lanes.len() as u32,
+            most: 1,
             turn: 0,
+        };
+        turns.share(slots);
+        turns
+    }
+
+    /// Shares so many slots among the queues from now on.
+    pub(super) fn share(&mut self, slots: usize) {
+        let count = self.queues.len();
+        self.standing = count == 1 || slots >= 2 * count;
+        // An idle queue keeps no more than its share of half the slots from a busy one.
+        let most = if count == 1 { slots } else { slots / (2 * count) };
+        self.most = most.clamp(1, BURST);
+        for queue in &mut self.queues {
+            queue.appetite = queue.appetite.min(self.most);
+            if self.standing {
+                (queue.empty, queue.stale) = (None, false);
+            }
         }
     }
 

@@ -168,6 +168,30 @@ proptest! {
     }
 
     #[test]
+    fn whatever_becomes_of_the_slots_a_message_never_waits_for_a_free_one(
+        lanes in 1..5usize,
+        steps in vec((1..40usize, 0..10usize, 0..12usize, 0..300u32), 1..80),
+    ) {
+        let mut worker = Worker::new(lanes, 1, 8, 0);
+        for (slots, queue, messages, pause) in steps {
+            // What is out comes back before the number falls.
+            worker.slots = slots.max(worker.slots - worker.free());
+            worker.turns.share(worker.slots);
+            worker.backlog[queue % lanes] += messages;
+            // Looks in vain and short waits are over.
+            for _ in 0..4 {
+                worker.now += SHORT_WAIT;
+                worker.settle(false);
+            }
+            worker.now += WAIT;
+            worker.settle(false);
+            prop_assert!(worker.backlog.iter().sum::<usize>() == 0 || worker.free() == 0);
+            worker.now += pause * MS;
+            worker.running /= 2;
+        }
+    }
+
+    #[test]
     fn idle_queues_keep_no_slot_from_a_busy_one(queues in 1..5usize, extra in 0..40usize, busy in 0..5usize) {
         let slots = 2 * queues + extra;
         let mut worker = Worker::new(queues, 1, slots, 0);
