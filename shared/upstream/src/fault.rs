@@ -9,11 +9,13 @@ use baton_contract::outcome::{Code, Failure};
 pub enum Retry {
     /// No: the engine refuses the request itself.
     Never,
-    /// Yes, after a pause if the engine names one: it is busy, gone or silent, through no fault of the request.
+    /// Yes, through no fault of the request: after the pause, if the engine has no room now; else it is gone, silent, or not to be
+    /// used as the pipeline says it is.
     Later(Option<Duration>),
     /// Yes, but it may be the request's fault: one that fails so again and again fails for good.
     Elsewhere,
-    /// Yes, without the KV cache that another instance was to bring.
+    /// Yes, and from the start: without what it was to build on, which is the KV cache of another instance or the beginning of an
+    /// answer.
     Recompute,
 }
 
@@ -32,12 +34,22 @@ pub struct Fault {
 impl Fault {
     /// A fault of the surroundings that may pass.
     pub fn later(message: impl Into<String>) -> Self {
-        Self { retry: Retry::Later(None), code: Code::Internal, message: message.into() }
+        Self::new(Retry::Later(None), Code::Internal, message)
+    }
+
+    /// The engine has no room now.
+    pub fn busy(pause: Duration, message: impl Into<String>) -> Self {
+        Self::new(Retry::Later(Some(pause)), Code::Internal, message)
     }
 
     /// A fault that may be the request's.
     pub fn elsewhere(message: impl Into<String>) -> Self {
-        Self { retry: Retry::Elsewhere, code: Code::Internal, message: message.into() }
+        Self::new(Retry::Elsewhere, Code::Internal, message)
+    }
+
+    /// A message longer than 2,000 bytes is cut.
+    pub(crate) fn new(retry: Retry, code: Code, message: impl Into<String>) -> Self {
+        Self { retry, code, message: Failure::new(code, message).message }
     }
 
     /// The end of a job that fails so.

@@ -8,20 +8,31 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, unreachable_pub)]
 
+mod dialect;
 mod event;
 mod fault;
+mod http;
 mod instance;
+mod key;
+mod logprobs;
 mod pool;
+mod probe;
+mod reader;
+mod refusal;
+mod reply;
+mod sse;
 
 use std::{path::PathBuf, time::Duration};
 
 use baton_contract::upstream::Engine;
 
 pub use self::{
+    dialect::Resume,
     event::{Event, Piece},
     fault::{Fault, Retry},
-    instance::{Call, Instance, Reply, Resume},
+    instance::{Call, Instance},
     pool::{Ended, Place, Upstream},
+    reply::Reply,
 };
 
 /// A model that foreign engines serve.
@@ -55,6 +66,10 @@ pub enum Error {
     Read { path: PathBuf, source: std::io::Error },
     #[error("{path}: expected a key of printable ASCII in one line, found something else")]
     Key { path: PathBuf },
+    #[error("{path}: expected certificates in PEM, found none")]
+    Ca { path: PathBuf },
+    #[error("{model}: expected URLs such as http://127.0.0.1:8000")]
+    Url { model: String },
     #[error("cannot make an HTTP client for {model}")]
     Client { model: String, source: reqwest::Error },
 }
