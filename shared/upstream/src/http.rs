@@ -59,6 +59,11 @@ impl Limit {
         Self { until: Instant::now() + within, within }
     }
 
+    /// Whether the wait took too long.
+    pub(crate) fn is_over(self) -> bool {
+        Instant::now() >= self.until
+    }
+
     /// Waits for what an instance says.
     pub(crate) async fn wait<T>(self, at: &str, what: impl Future<Output = T>) -> Result<T, Fault> {
         let silent = |_| Fault::later(format!("{at} said nothing of use for {:?}", self.within));
@@ -217,9 +222,10 @@ pub(crate) fn lost(at: &str, error: &reqwest::Error) -> Fault {
     Fault::later(format!("the connection to {at} was lost: {said}"))
 }
 
-/// What is below the client's own words, which hold the URL.
+/// What is below the client's own words, which hold the URL, and those of its layers, which say nothing.
 fn sources(error: &reqwest::Error) -> Option<&(dyn std::error::Error + 'static)> {
-    std::error::Error::source(error)
+    let first = std::error::Error::source(error)?;
+    if error.is_body() || error.is_decode() { Some(first) } else { first.source().or(Some(first)) }
 }
 
 /// Whether an engine closed the connection before it said anything.
@@ -233,17 +239,17 @@ fn is_closed(error: &reqwest::Error) -> bool {
 
 /// The first cause of a kind.
 fn find<E: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&E> {
-    let mut next = sources(error);
+    let mut next = std::error::Error::source(error);
     while let Some(one) = next {
         if let Some(found) = one.downcast_ref::<E>() {
             return Some(found);
         }
         // Such an error does not name what it holds as its source.
         let within = one.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if let Some(found) = within.and_then(|within| within.downcast_ref::<E>()) {
-            return Some(found);
-        }
-        next = one.source();
+        next = match within {
+            Some(within) => Some(within),
+            None => one.source(),
+        };
     }
     None
 }

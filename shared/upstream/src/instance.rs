@@ -4,6 +4,7 @@ use std::{
     fmt,
     hash::{BuildHasher, RandomState},
     sync::Arc,
+    time::Duration,
 };
 
 use baton_contract::{
@@ -20,13 +21,17 @@ use crate::{
     http::{Http, Limit, Sent, body},
     reader::Reader,
     refusal,
-    reply::{Reply, recompute, until_failed},
+    reply::{Base, Beside, Reply, patience, until_failed, without},
 };
 
 /// SGLang's bootstrap server listens here unless it is told otherwise.
 const BOOTSTRAP_PORT: u16 = 8998;
 /// An answer of an instance that only prefills.
 const MOST_PREFILL_BYTES: usize = 4 << 20;
+
+/// An instance that has prefilled keeps the KV cache for so long at least (vLLM's `kv_lease_duration`, 30 seconds unless it is told
+/// otherwise), and until it has been fetched. No handover may be used later.
+pub const HANDOVER_KEPT: Duration = Duration::from_secs(20);
 
 /// A request to an instance.
 #[derive(Clone, Copy, Debug)]
@@ -110,9 +115,9 @@ impl Instance {
 
     /// Puts a request. Returns once the engine has begun to answer.
     ///
-    /// With an `ask.handover` (vLLM), the instance fetches the KV cache that another one keeps for it. A handover is good for one call, and
-    /// soon: the other instance forgets the cache once it was fetched, and after some minutes, and what lies in its place
-    /// then may be somebody else's. A call that goes on with an answer does without.
+    /// With an `ask.handover` (vLLM), the instance fetches the KV cache that another one keeps for it. A handover is good for one call, within
+    /// [`HANDOVER_KEPT`]: what lies in the cache's place after that is another prompt's, and the instance would answer that
+    /// without a word. A call that goes on with an answer does without.
     ///
     /// # Errors
     ///
@@ -124,11 +129,14 @@ impl Instance {
                 return Ok(Reply::over(self.http.clone(), self.shown.clone(), self.engine, reason, usage));
             }
         };
-        let builds = asked.begun.is_some() || asked.body.contains_key("kv_transfer_params");
-        match self.begin(&asked, call.trace).await {
-            Ok(reply) if builds => Ok(reply.on_handover()),
-            Err(fault) if builds => Err(recompute(fault)),
-            begun => begun,
+        let builds_on = match asked.begun {
+            Some(_) => Some(Base::Beginning),
+            None => asked.body.contains_key("kv_transfer_params").then_some(Base::Handover),
+        };
+        let limit = Limit::within(patience(self.http.timeout, builds_on));
+        match self.begin(&asked, call.trace, limit).await {
+            Ok(reply) => Ok(reply.on(builds_on)),
+            Err(fault) => Err(without(builds_on, limit, fault)),
         }
     }
 
@@ -149,12 +157,13 @@ impl Instance {
         let host = prefill.base.host_str().unwrap_or_default().to_owned();
         Meeting { host, port: prefill.bootstrap_port().await?, room }.tell(&mut asked.body);
         let (other, same, trace) = (prefill.clone(), asked.clone(), call.trace.to_vec());
-        let mut beside: Option<crate::reply::Beside> = Some(Box::pin(async move {
-            let mut reply = other.begin(&same, &trace).await?;
+        let limit = Limit::within(self.http.timeout);
+        let mut beside: Option<Beside> = Some(Box::pin(async move {
+            let mut reply = other.begin(&same, &trace, limit).await?;
             while reply.next().await?.is_some() {}
             Ok(())
         }));
-        let reply = until_failed(&mut beside, self.begin(&asked, call.trace)).await?;
+        let reply = until_failed(&mut beside, self.begin(&asked, call.trace, limit)).await?;
         Ok(match beside {
             Some(beside) => reply.beside(beside),
             None => reply,
@@ -178,8 +187,8 @@ impl Instance {
         }
         let handover = dialect::handed_over(&answer).ok_or_else(|| {
             Fault::elsewhere(format!(
-                "{} computed the prompt and told no kv_transfer_params; start it with --kv-transfer-config, or name it among urls \
-                 instead of prefill_urls",
+                "{} computed the prompt and told no kv_transfer_params of NixlConnector; start it with --kv-transfer-config, or name it \
+                 among urls instead of prefill_urls",
                 self.shown
             ))
         })?;
@@ -198,8 +207,8 @@ impl Instance {
         dialect::ask(self.engine, &self.model, call.ask, call.resume).ok_or_else(begins)
     }
 
-    async fn begin(&self, asked: &Asked, trace: &[(String, String)]) -> Result<Reply, Fault> {
-        let sent = self.sent(asked, trace, Limit::within(self.http.timeout));
+    async fn begin(&self, asked: &Asked, trace: &[(String, String)], limit: Limit) -> Result<Reply, Fault> {
+        let sent = self.sent(asked, trace, limit);
         let response = self.http.send(&self.shown, &sent).await?;
         let reader = Reader::new(self.engine, asked.choices, asked.begun);
         Reply::new(self.http.clone(), self.shown.clone(), response, reader)

@@ -30,7 +30,7 @@ pub use self::{
     dialect::Resume,
     event::{Event, Piece},
     fault::{Fault, Retry},
-    instance::{Call, Instance},
+    instance::{Call, HANDOVER_KEPT, Instance},
     pool::{Ended, Place, Upstream},
     reply::Reply,
 };

@@ -19,6 +19,9 @@ use crate::{
 
 /// An answer that is not streamed may have so many bytes.
 const MOST_WHOLE_BYTES: usize = 16 << 20;
+/// How long the first word of an answer may take for which a KV cache has to come first. vLLM waits for one without end if the instance that has it
+/// is gone.
+const TRANSFER: Duration = Duration::from_secs(60);
 /// How long the usage may take after the last word of an answer.
 const USAGE: Duration = Duration::from_secs(10);
 /// What may come after an answer's end, and for how long, before its connection is given up.
@@ -35,8 +38,18 @@ pub struct Reply {
     source: Source,
     reader: Reader,
     beside: Option<Beside>,
-    /// Whether it builds on something that another request for it would do without.
-    can_recompute: bool,
+    /// What another request for it would do without.
+    /// What it is built on, until that is known to have worked.
+    builds_on: Option<Base>,
+}
+
+/// What an answer is built on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Base {
+    /// The KV cache of another instance.
+    Handover,
+    /// Its own beginning.
+    Beginning,
 }
 
 enum Source {
@@ -60,13 +73,13 @@ impl Reply {
             true => Source::Whole(response),
             false => Source::Stream { response, events: Events::default() },
         };
-        Ok(Self { http, url, source, reader, beside: None, can_recompute: false })
+        Ok(Self { http, url, source, reader, beside: None, builds_on: None })
     }
 
     /// One that is whole already.
     pub(crate) fn over(http: Arc<Http>, url: Arc<str>, engine: Engine, reason: FinishReason, usage: Usage) -> Self {
         let reader = Reader::over(engine, reason, usage);
-        Self { http, url, source: Source::Over, reader, beside: None, can_recompute: false }
+        Self { http, url, source: Source::Over, reader, beside: None, builds_on: None }
     }
 
     /// The same while something goes on beside it.
@@ -75,9 +88,9 @@ impl Reply {
         self
     }
 
-    /// The same if it builds on another instance's KV cache.
-    pub(crate) fn on_handover(mut self) -> Self {
-        self.can_recompute = true;
+    /// The same if it builds on something.
+    pub(crate) fn on(mut self, builds_on: Option<Base>) -> Self {
+        self.builds_on = builds_on;
         self
     }
 
@@ -87,9 +100,11 @@ impl Reply {
     ///
     /// The answer will not become whole. An engine that says nothing but comments for the model's timeout is silent.
     pub async fn next(&mut self) -> Result<Option<Event>, Fault> {
-        let limit = Limit::within(self.http.timeout);
+        let limit = Limit::within(patience(self.http.timeout, self.builds_on));
         loop {
             if let Some(event) = self.reader.next() {
+                // What it was to build on was there.
+                self.builds_on.take_if(|_| matches!(event, Event::Piece(_)));
                 return Ok(Some(event));
             }
             if self.reader.is_over() {
@@ -98,8 +113,7 @@ impl Reply {
             }
             if let Err(fault) = self.read(limit).await {
                 self.source = Source::Over;
-                let fault = self.http.told(fault);
-                return Err(if self.can_recompute { recompute(fault) } else { fault });
+                return Err(without(self.builds_on, limit, self.http.told(fault)));
             }
         }
     }
@@ -187,10 +201,18 @@ fn fault(http: &Http, url: &str, broken: Broken) -> Fault {
     }
 }
 
-/// A fault of a request that built on something: the engine does not say whether it was this that failed.
-pub(crate) fn recompute(fault: Fault) -> Fault {
+/// How long the wait for an answer's beginning may be.
+pub(crate) fn patience(timeout: Duration, builds_on: Option<Base>) -> Duration {
+    if builds_on == Some(Base::Handover) { timeout.min(TRANSFER) } else { timeout }
+}
+
+/// A fault of a request that built on something. The engine does not say whether it was this that failed, and keeps silent where a KV cache
+/// does not come.
+pub(crate) fn without(builds_on: Option<Base>, limit: Limit, fault: Fault) -> Fault {
+    let is_silent = builds_on == Some(Base::Handover) && limit.is_over();
     match fault.retry {
-        Retry::Never | Retry::Elsewhere => Fault { retry: Retry::Recompute, ..fault },
-        Retry::Later(_) | Retry::Recompute => fault,
+        Retry::Never | Retry::Elsewhere if builds_on.is_some() => Fault { retry: Retry::Recompute, ..fault },
+        Retry::Later(None) if is_silent => Fault { retry: Retry::Recompute, ..fault },
+        _ => fault,
     }
 }

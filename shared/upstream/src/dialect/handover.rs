@@ -36,12 +36,16 @@ pub(crate) fn prefill(model: &str, ask: &Ask) -> Asked {
     Asked { choices: 1, ..asked }
 }
 
-/// What the instance that decodes is to be told, from the answer of the one that prefilled.
+/// What the instance that decodes is to be told, from the answer of the one that prefilled. An instance that is told half of it may end
+/// itself.
 pub(crate) fn handed_over(answer: &Value) -> Option<String> {
-    answer
-        .get("kv_transfer_params")
-        .filter(|told| told.as_object().is_some_and(|told| !told.is_empty()))
-        .map(Value::to_string)
+    let told = &answer["kv_transfer_params"];
+    let is_whole = told["do_remote_prefill"] == true
+        && told["remote_block_ids"].is_array()
+        && told["remote_engine_id"].is_string()
+        && told["remote_host"].is_string()
+        && told["remote_port"].is_u64();
+    is_whole.then(|| told.to_string())
 }
 
 /// Where two instances of SGLang find each other: at the prefill instance's bootstrap server, under a number of their own.
@@ -82,12 +86,16 @@ mod tests {
     }
 
     #[test]
-    fn a_handover_is_an_object_that_says_something() {
-        let of = |told: Value| handed_over(&json!({ "kv_transfer_params": told }));
-        assert_eq!(of(json!({ "remote_port": 1 })), Some(r#"{"remote_port":1}"#.into()));
-        for nothing in [Value::Null, json!({}), json!([1]), json!("a")] {
-            assert_eq!(of(nothing), None);
+    fn a_handover_says_all_that_it_takes() {
+        let whole = json!({ "do_remote_prefill": true, "remote_block_ids": [[1, 2]], "remote_engine_id": "e",
+            "remote_host": "10.0.0.1", "remote_port": 5601, "more": null });
+        let of = |told: &Value| handed_over(&json!({ "kv_transfer_params": told }));
+        assert_eq!(of(&whole), Some(whole.to_string()));
+        for name in ["do_remote_prefill", "remote_block_ids", "remote_engine_id", "remote_host", "remote_port"] {
+            let mut half = whole.clone();
+            half[name] = Value::Null;
+            assert_eq!(of(&half), None, "{name}");
         }
-        assert_eq!(handed_over(&json!({ "choices": [] })), None);
+        assert_eq!((of(&Value::Null), handed_over(&json!({ "choices": [] }))), (None, None));
     }
 }

@@ -11,7 +11,7 @@ use baton_contract::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{Asked, CHAT, COMPLETION, Next, plain};
+use super::{Asked, COMPLETION, Next, plain};
 
 /// Where another worker left an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +62,9 @@ const PROMPT: [&str; 9] = [
     "truncate_prompt_tokens",
 ];
 
+/// Tokens of vLLM's completions that name no `max_tokens`.
+const VLLM_MOST_TOKENS: u64 = 16;
+
 /// Whether an engine can go on with an answer.
 pub(crate) fn resumes(engine: Engine, ask: &Ask, resume: &Resume) -> bool {
     rest(engine, ask, resume).is_some()
@@ -79,19 +82,25 @@ pub(super) fn rest(engine: Engine, ask: &Ask, resume: &Resume) -> Option<Next> {
     if let Some(finish_reason) = partial.finish_reason {
         return Some(Next::Over(finish_reason, usage(partial, begun)));
     }
-    let by_ids = engine == Engine::Vllm && !tokens.is_empty() && !partial.prompt.is_empty();
-    let mut body = if by_ids { by_ids_of(&asked, resume) } else { None };
-    let path = if body.is_some() { COMPLETION } else { asked.path };
-    if body.is_none() {
-        body = by_text(engine, &asked, &partial.text);
-    }
-    let mut body = body?;
-    let most = asked.body.get("max_tokens").and_then(Value::as_u64);
+    let most = match asked.body.get("max_tokens").and_then(Value::as_u64) {
+        None if asked.path == COMPLETION => match engine {
+            Engine::Vllm => Some(VLLM_MOST_TOKENS),
+            Engine::LlamaCpp => None,
+            // How many that are differs from release to release.
+            Engine::Sglang | Engine::OpenAi => return None,
+        },
+        most => most,
+    };
+    // A chat may have as many tokens as there is room for, which a completion has no word for.
+    let has_ids = !tokens.is_empty() && !partial.prompt.is_empty() && most.is_some();
+    let by_ids = if engine == Engine::Vllm && has_ids { by_ids(&asked, resume) } else { None };
+    let (path, mut body) = match by_ids {
+        Some(body) => (COMPLETION, body),
+        None => (asked.path, by_text(engine, &asked, &partial.text)?),
+    };
     match most.map(|most| most.saturating_sub(begun.into())) {
         Some(0) => return Some(Next::Over(FinishReason::Length, usage(partial, begun))),
         Some(left) => drop(body.insert("max_tokens".into(), left.into())),
-        // Without a bound completions have 16 tokens, chats as many as there is room for.
-        None if asked.path == CHAT && path == COMPLETION => drop(body.insert("max_tokens".into(), Value::Null)),
         None => {}
     }
     Some(Next::Ask(Asked { path, body, choices: 1, begun: Some(begun) }))
@@ -103,7 +112,7 @@ fn usage(partial: &Partial, completion_tokens: u32) -> Usage {
 
 /// As a prompt of token ids: those of the prompt, and those of the answer so far. Where texts end answers the engine holds back what may be the
 /// beginning of one, so that its ids are ahead of its text.
-fn by_ids_of(asked: &Asked, resume: &Resume) -> Option<Map<String, Value>> {
+fn by_ids(asked: &Asked, resume: &Resume) -> Option<Map<String, Value>> {
     let mut body = asked.body.clone();
     let has_text_alone = |message: &Value| match &message["content"] {
         Value::Array(parts) => parts.iter().all(|part| part["type"] == "text"),
@@ -181,7 +190,7 @@ fn is_default(name: &str, value: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::CHAT, *};
 
     fn left(tokens: &[u32], prompt: &[u32]) -> Resume {
         let partial = Partial { text: "One, two".into(), pieces: 3, prompt: prompt.into(), ..Partial::default() };
@@ -208,10 +217,9 @@ mod tests {
         let expected = json!({ "prompt": [1, 2, 5, 6], "max_tokens": 6, "temperature": 0.5, "repetition_penalty": 1.1, "logit_bias": { "7": 1.0 } });
         assert_eq!(rest_of(Engine::Vllm, true, &chat, &known), Some((COMPLETION, expected)));
         let unbounded = json!({ "messages": user });
-        let expected = json!({ "prompt": [1, 2, 5, 6], "max_tokens": null });
-        assert_eq!(rest_of(Engine::Vllm, true, &unbounded, &known), Some((COMPLETION, expected)));
+        assert_eq!(rest_of(Engine::Vllm, true, &unbounded, &known).unwrap().0, CHAT);
         let completion = json!({ "prompt": "count" });
-        let expected = json!({ "prompt": [1, 2, 5, 6] });
+        let expected = json!({ "prompt": [1, 2, 5, 6], "max_tokens": 14 });
         assert_eq!(rest_of(Engine::Vllm, false, &completion, &known), Some((COMPLETION, expected)));
     }
 
@@ -247,9 +255,9 @@ mod tests {
 
     #[test]
     fn a_prompt_goes_on_as_a_longer_one() {
-        let text = json!({ "prompt": "Count: " });
+        let text = json!({ "prompt": "Count: ", "max_tokens": 7 });
         for engine in [Engine::Vllm, Engine::Sglang, Engine::LlamaCpp] {
-            let expected = json!({ "prompt": "Count: One, two" });
+            let expected = json!({ "prompt": "Count: One, two", "max_tokens": 4 });
             assert_eq!(rest_of(engine, false, &text, &left(&[], &[])), Some((COMPLETION, expected)));
         }
         let ids = json!({ "prompt": [1, 2] });
