@@ -14,11 +14,14 @@ mod fault;
 mod http;
 mod instance;
 mod key;
+mod limit;
 mod logprobs;
+mod metrics;
 mod pool;
 mod probe;
 mod reader;
 mod refusal;
+mod replicas;
 mod reply;
 mod sse;
 

@@ -1,15 +1,18 @@
 //! The instances of a model, and which of them gets the next request.
 
+mod look;
+mod side;
+#[cfg(test)]
+mod tests;
+
 use std::{sync::Arc, time::Duration};
 
 use baton_contract::stats;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::side::{Held, Side};
 use crate::{Error, Instance, Options};
-
-/// Requests at an instance while nothing is known of it.
-const FIRST: usize = 8;
 
 /// A model that foreign engines serve. Cheap to clone; clones share what they learn.
 #[derive(Clone, Debug)]
@@ -18,18 +21,13 @@ pub struct Upstream(Arc<Pool>);
 #[derive(Debug)]
 struct Pool {
     options: Options,
-    instances: Vec<Instance>,
-    prefills: Vec<Instance>,
-    room: Arc<Semaphore>,
-    slots: watch::Sender<usize>,
+    decodes: Arc<Side>,
+    prefills: Arc<Side>,
 }
 
 /// A request's place at an instance; given up when it is dropped.
 #[derive(Debug)]
-pub struct Place {
-    instance: Instance,
-    _room: OwnedSemaphorePermit,
-}
+pub struct Place(Held);
 
 /// What came of a request, as far as the instance is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,10 +54,10 @@ impl Upstream {
     ///
     /// Files of keys and certificates that can't be used.
     pub fn new(options: Options) -> Result<Self, Error> {
-        let (instances, prefills) = Instance::all(&options)?;
-        let all = options.max_running.unwrap_or(FIRST) * instances.len();
-        let (room, slots) = (Arc::new(Semaphore::new(all)), watch::Sender::new(all));
-        Ok(Self(Arc::new(Pool { options, instances, prefills, room, slots })))
+        let (decodes, prefills) = Instance::all(&options)?;
+        let side = |instances| Arc::new(Side::new(instances, options.max_running));
+        let (decodes, prefills) = (side(decodes), side(prefills));
+        Ok(Self(Arc::new(Pool { options, decodes, prefills })))
     }
 
     /// What it was made with.
@@ -69,53 +67,60 @@ impl Upstream {
 
     /// How many jobs a worker may hold for this model now; it changes as the engine's load does.
     pub fn slots(&self) -> watch::Receiver<usize> {
-        self.0.slots.subscribe()
+        self.0.decodes.slots()
     }
 
-    /// Looks after the instances until `stop`: whether they are there, and what they tell of their queues.
+    /// The same for jobs that are prefilled apart.
+    pub fn prefill_slots(&self) -> watch::Receiver<usize> {
+        self.0.prefills.slots()
+    }
+
+    /// Looks after the instances until `stop`: whether they are there, and what they tell of their queues. Those that nobody
+    /// has wanted a place at, or slots of, are left alone.
     pub async fn run(&self, stop: CancellationToken) {
-        stop.cancelled().await;
+        let both = futures::future::join(self.0.decodes.look_after(), self.0.prefills.look_after());
+        tokio::select! {
+            _ = both => {}
+            () = stop.cancelled() => {}
+        }
     }
 
     /// Waits for room at an instance. Requests of equal `affinity` (tenant and beginning of the prompt) go to the same one
     /// while it is not overloaded.
     pub async fn place(&self, affinity: u64) -> Place {
-        let pool = &self.0;
-        let instance = pool.instances[affinity as usize % pool.instances.len()].clone();
-        match pool.room.clone().acquire_owned().await {
-            Ok(room) => Place { instance, _room: room },
-            // It is never closed.
-            Err(_) => std::future::pending().await,
-        }
+        Place(Side::place(&self.0.decodes, affinity).await)
     }
 
-    /// The same at an instance that only prefills.
+    /// The same at an instance that only prefills; without any of those it waits for ever.
     pub async fn place_prefill(&self, affinity: u64) -> Place {
-        let mut place = self.place(affinity).await;
-        if let Some(instance) = self.0.prefills.first() {
-            place.instance = instance.clone();
-        }
-        place
+        Place(Side::place(&self.0.prefills, affinity).await)
     }
 
-    /// What is told of the instances.
+    /// What is told of the instances that are looked after.
     pub fn stats(&self) -> Vec<stats::Upstream> {
-        Vec::new()
+        let sides = [&self.0.decodes, &self.0.prefills];
+        sides.into_iter().flat_map(|side| side.stats(&self.0.options.name)).collect()
     }
 }
 
 impl Place {
     /// Where the request is to be put.
     pub fn instance(&self) -> &Instance {
-        &self.instance
+        self.0.instance()
     }
 
     /// The answer's first token has come.
-    pub fn first_token(&mut self) {}
+    pub fn first_token(&mut self) {
+        self.0.first_token();
+    }
 
     /// The prompt's KV cache came from another instance, or was to come and was computed again.
-    pub fn transferred(&mut self, _came: bool) {}
+    pub fn transferred(&mut self, came: bool) {
+        self.0.transferred(came);
+    }
 
     /// The request has ended.
-    pub fn end(self, _ended: Ended) {}
+    pub fn end(self, ended: Ended) {
+        self.0.end(ended);
+    }
 }
