@@ -1,4 +1,4 @@
-//! What the fuzz targets do with bytes. A panic is a finding. The tests of `baton-model` run it, too (`tests/gguf/fuzz.rs`).
+//! What the fuzz targets do with bytes. A panic is a finding. The tests of `baton-model` run it, too (`tests/it/gguf/fuzz.rs`).
 
 use std::io::Write;
 

@@ -1,4 +1,4 @@
-//! What the fuzz targets do with bytes. A panic is a finding. The tests of `baton-storage` run it, too (`tests/hostile.rs`).
+//! What the fuzz targets do with bytes. A panic is a finding. The tests of `baton-storage` run it, too (`tests/it/hostile.rs`).
 //!
 //! Checksums are made right before the bytes are read, as by somebody who writes to the store: otherwise nothing but the
 //! comparison of checksums would be tried.

@@ -41,7 +41,9 @@ mod trace;
 
 #[path = "../../../../shared/telemetry/tests/support/receiver.rs"]
 mod receiver;
-#[path = "../../../../shared/storage/tests/support/refusals.rs"]
+#[path = "../../../../shared/storage/tests/it/refusals.rs"]
 mod refusals;
-#[path = "../../../../shared/storage/tests/support/seaweed.rs"]
+#[path = "../../../../shared/storage/tests/it/seaweed.rs"]
 mod seaweed;
+#[path = "../../../../shared/storage/tests/it/wheel.rs"]
+mod wheel;

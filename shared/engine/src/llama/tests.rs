@@ -11,7 +11,7 @@ use super::Llama;
 use super::operators::Operators;
 use crate::kernels::Mode;
 
-#[path = "../../../model/tests/gguf/writer.rs"]
+#[path = "../../../model/tests/it/gguf/writer.rs"]
 mod writer;
 
 /// Logits of a long and a short sequence, which run together, the long one in two parts; and the long one's KV.

@@ -3,7 +3,7 @@
 
 mod failure;
 mod parity;
-#[path = "../../../model/tests/gguf/writer.rs"]
+#[path = "../../../model/tests/it/gguf/writer.rs"]
 mod writer;
 
 use baton_engine::llama::{self, Llama};

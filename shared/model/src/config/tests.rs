@@ -6,7 +6,7 @@ use super::error::ARCHITECTURES;
 use super::*;
 use crate::gguf;
 
-#[path = "../../tests/gguf/writer.rs"]
+#[path = "../../tests/it/gguf/writer.rs"]
 mod writer;
 
 use writer::{F32, Writer};
