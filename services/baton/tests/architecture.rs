@@ -272,6 +272,22 @@ fn what_is_shared_is_documented() {
     }
 }
 
+/// No library runs doc-tests, each of which would be a build of its own.
+#[test]
+fn documentation_holds_no_code_that_nobody_runs() {
+    let (root, members) = workspace();
+    for path in members.iter().flat_map(|member| sources(&root.join(&member.folder).join("src"))) {
+        let source = fs::read_to_string(&path).unwrap();
+        let lines = source.lines().map(str::trim_start);
+        let text = lines.filter_map(|line| line.strip_prefix("//!").or_else(|| line.strip_prefix("///")));
+        let fences = text.map(str::trim).filter(|text| text.starts_with("```"));
+        // Every second ends what the one before began.
+        for fence in fences.step_by(2) {
+            assert_eq!(fence, "```text", "{}: an example is a test, for nobody runs it here", path.display());
+        }
+    }
+}
+
 /// An error whose text holds its source says it twice where the chain is printed, and the shorthands print the error alone.
 #[test]
 fn a_cause_is_printed_by_the_chain_alone() {
