@@ -4,6 +4,7 @@ mod answers;
 mod bad;
 mod connections;
 mod handover;
+mod llama;
 mod probes;
 mod secrets;
 mod support;
