@@ -121,7 +121,8 @@ async fn show(pipeline: &mut Pipeline, json: bool, started: Instant) -> anyhow::
                 outcomes.insert(outcome.id.clone(), *outcome);
             }
             News::Refused(refusal) => bail!(refusal.error),
-            News::Waits(_) => {}
+            // Baton's own models say the same again.
+            News::Waits(_) | News::Restarted { .. } => {}
         }
     }
     let outcomes: Vec<Outcome> = order.iter().filter_map(|id| outcomes.remove(id)).collect();

@@ -99,7 +99,7 @@ async fn serve(mut arguments: Arguments) -> anyhow::Result<()> {
     arguments.pipeline.set.extend(arguments.listen.map(|listen| format!("gateway.listen={listen}")));
     let found = arguments.pipeline.find()?;
     let name = arguments.name.unwrap_or_else(|| format!("gateway-{}", std::process::id()));
-    let process = Process { kind: "gateway", service: "gateway", name: &name, uses_store: true };
+    let process = Process { kind: "gateway", service: "gateway", name: &name, uses_store: &|_| true };
     process
         .serve(&found, async |plan, bus, shutdown| {
             // Chunks can be computed again, files can't.

@@ -34,7 +34,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let found = arguments.pipeline.find()?;
     let name = arguments.name.unwrap_or_else(|| format!("planner-{}", std::process::id()));
     let dry_run = arguments.dry_run;
-    let process = Process { kind: "planner", service: "planner", name: &name, uses_store: false };
+    let process = Process { kind: "planner", service: "planner", name: &name, uses_store: &|_| false };
     process
         .serve(&found, async |plan, bus, shutdown| {
             let profile = plan.planner.profile.as_deref().map(Path::new).map(read).transpose()?;

@@ -169,7 +169,8 @@ fn print_id(id: &JobId, json: bool) -> io::Result<()> {
 async fn print_until_done(mut following: Following, arguments: &Arguments) -> anyhow::Result<bool> {
     let total = following.pending();
     let bar = progress(total);
-    let mut text = String::new();
+    // Of the first answer, each with its token or piece.
+    let mut texts = Vec::new();
     let mut complete = true;
     while let Some(news) = following.next().await? {
         match news {
@@ -180,16 +181,29 @@ async fn print_until_done(mut following: Following, arguments: &Arguments) -> an
                     writeln!(out, "{}", serde_json::to_string(&delta)?)?;
                 } else if delta.choice == 0 {
                     // Of several answers the others are printed when all have ended.
-                    text.push_str(&delta.text);
                     write!(out, "{}", delta.text)?;
+                    texts.push(delta.text);
                 }
                 out.flush()?;
             }
-            News::Token { .. } => {}
+            News::Restarted { delta, .. } if arguments.stream => {
+                let mut out = stdout();
+                if arguments.json {
+                    writeln!(out, "{}", serde_json::to_string(&delta)?)?;
+                } else if delta.choice == 0 {
+                    texts.truncate(delta.index as usize);
+                    writeln!(out)?;
+                    note!("another worker took the answer over, which reads from here on:");
+                    write!(out, "{}", texts.concat())?;
+                }
+                out.flush()?;
+            }
+            News::Token { .. } | News::Restarted { .. } => {}
             News::Ended(outcome) => {
                 bar.inc(1);
                 complete &= outcome.status == Status::Completed;
-                let shown = arguments.stream.then_some(&text);
+                let shown = arguments.stream.then(|| texts.concat());
+                let shown = shown.as_ref();
                 bar.suspend(|| print_outcome(&mut stdout(), &outcome, arguments.json, shown, total > 1))?;
             }
             News::Refused(refusal) => {

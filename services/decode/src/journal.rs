@@ -4,9 +4,9 @@ use std::{future::pending, time::Duration};
 
 use baton_bus::stage::{
     Retry, StageError,
-    checkpoints::{Ledger, Written},
+    checkpoints::{Found, Ledger, Written},
 };
-use baton_contract::{causes, checkpoint::Checkpoint, outcome::Code};
+use baton_contract::{causes, checkpoint::Checkpoint, job::Job, outcome::Code};
 use futures::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 
@@ -56,7 +56,9 @@ impl Journal {
         self.began = Instant::now();
         self.fresh = 0;
         let logprobs = checkpoint.answers.iter().flat_map(|answer| &answer.logprobs);
+        let texts = checkpoint.partial.iter().map(|answer| answer.text.len() + answer.message.len());
         let bytes: usize = 4 * checkpoint.tokens() + logprobs.map(|told| told.json_bytes() / 4).sum::<usize>();
+        let bytes = bytes + texts.sum::<usize>();
         self.rest = (self.every / LEAST).max(Duration::from_secs_f64(bytes as f64 / BYTES_PER_SECOND));
         self.write = Some(async move { ledger.write(&checkpoint).await }.boxed());
     }
@@ -97,7 +99,17 @@ impl Journal {
     }
 }
 
+/// What earlier tries have left of a job's answers. They can write no more.
+pub(crate) async fn left(ledger: &Ledger, job: &Job, attempt: u64) -> Result<Option<Box<Checkpoint>>, StageError> {
+    let found = if attempt > 1 { ledger.take_over(job).await? } else { Found::Nothing };
+    match found {
+        Found::Nothing => Ok(None),
+        Found::Checkpoint(checkpoint) => Ok(Some(checkpoint)),
+        Found::Superseded => Err(lost()),
+    }
+}
+
 /// The job is another worker's.
-pub(crate) fn lost() -> StageError {
+fn lost() -> StageError {
     StageError::new(Retry::Lost, Code::Internal, "another worker holds the job and has taken its checkpoint over")
 }

@@ -1,6 +1,7 @@
 //! Decode: fetches a prompt's KV cache from the object store and generates its answers in a continuous batch, streaming
 //! each token as it comes and publishing the one result at the end. Where the pipeline says so, it prefills short prompts,
-//! or their short rest, itself.
+//! or their short rest, itself. Jobs of foreign engines' models are answered by these ([`foreign`]), and by Baton's own in their stead
+//! where these wait for long (`overflow`).
 //!
 //! A piece of the cache that is missing or damaged is computed again, never a reason to fail. It must never publish a
 //! result for a job that another worker holds.
@@ -27,21 +28,31 @@
 mod batch;
 mod beginning;
 mod engine;
+pub mod foreign;
 mod generating;
 mod journal;
 mod kv_import;
 mod messages;
 mod origin;
+mod overflow;
 mod pool;
 mod progress;
 pub mod schedule;
 mod tails;
+mod telling;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use baton_bus::{
     Bus,
-    stage::{self, Handler, Next, Retry, StageError, Work, checkpoints::Found, pull},
+    stage::{self, Handler, Next, Retry, StageError, Work, pull},
 };
 use baton_contract::{
     Name,
@@ -54,7 +65,8 @@ use baton_model::{
     threads::{ComputeThreads, ThreadsError},
 };
 use baton_storage::kv::KvStore;
-use tokio::{task::spawn_blocking, time::Instant};
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -63,9 +75,11 @@ use crate::{
     journal::Journal,
     messages::NewAnswer,
     origin::Origin,
+    overflow::Overflow,
     pool::Pool,
     progress::Progress,
     tails::{Tail, Tails},
+    telling::Telling,
 };
 
 pub use crate::{
@@ -102,8 +116,25 @@ pub enum Error {
     Thread { model: Name, source: std::io::Error },
 }
 
+/// A foreign engine's model whose jobs a served one answers, too, when they wait for long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fallback {
+    /// The engine's.
+    pub model: Name,
+    /// The served one.
+    pub own: Name,
+    /// How long a job waits for the engine.
+    pub after: Duration,
+}
+
 /// Runs until `shutdown`, then hands what is running over to other workers.
-pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    bus: Bus,
+    options: Options,
+    served: Vec<Served>,
+    fallbacks: Vec<Fallback>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let ended = CancellationToken::new();
     let mut models = BTreeMap::new();
     let engines = served.len();
@@ -113,38 +144,117 @@ pub async fn run(bus: Bus, options: Options, served: Vec<Served>, shutdown: Canc
             .map_err(|source| Error::Thread { model: name.clone(), source })?;
         models.insert(name, Arc::new(Pool { engine, generator, store, fingerprint }));
     }
-    let (checkpoint, shutdown_too, tails) = (options.checkpoint, shutdown.clone(), Tails::start());
-    let decode = Decode { bus: bus.clone(), models, checkpoint, shutdown: shutdown_too, tails };
-    Ok(stage::run(&bus, options.pull, options.worker, decode, ended, shutdown).await?)
+    let Options { pull, worker, checkpoint } = options;
+    let stands_in = fallbacks.iter().map(|fallback| (fallback.model.clone(), fallback.own.clone())).collect();
+    let (tails, own_jobs) = (Tails::start(), Arc::default());
+    let decode =
+        Decode { bus: bus.clone(), models, stands_in, checkpoint, shutdown: shutdown.clone(), tails, own_jobs };
+    let decode = Arc::new(decode);
+    if fallbacks.is_empty() {
+        return Ok(stage::run(&bus, pull, worker, decode, ended, shutdown).await?);
+    }
+    let (watch, stop) = (bus.watch_stats().await?, shutdown.child_token());
+    let mut overflows = FuturesUnordered::new();
+    for Fallback { model, own: _, after } in fallbacks {
+        let overflow = Overflow {
+            bus: bus.clone(),
+            watch: watch.clone(),
+            model: model.clone(),
+            pull: pull.clone(),
+            after,
+            own_jobs: decode.own_jobs.clone(),
+            room: tokio::sync::watch::Sender::new(0),
+        };
+        let pull = pull::Options { models: vec![model], room: Some(overflow.room.subscribe()), ..pull.clone() };
+        let (bus, decode, worker) = (bus.clone(), decode.clone(), worker.clone());
+        let (broken, stop) = (ended.clone(), stop.clone());
+        overflows.push(async move {
+            tokio::select! {
+                ended = stage::run(&bus, pull, worker, decode, broken, stop) => ended,
+                never = overflow.watch() => match never {},
+            }
+        });
+    }
+    let own = async {
+        let ended = stage::run(&bus, pull, worker, decode, ended, shutdown).await;
+        stop.cancel();
+        ended
+    };
+    let overflows = async {
+        let mut result = Ok(());
+        while let Some(ended) = overflows.next().await {
+            result = result.and(ended);
+        }
+        result
+    };
+    let (own, overflows) = tokio::join!(own, overflows);
+    Ok(own.and(overflows)?)
 }
 
 struct Decode {
     bus: Bus,
     models: BTreeMap<Name, Arc<Pool>>,
+    /// Which of them answers for a foreign engine's.
+    stands_in: BTreeMap<Name, Name>,
     checkpoint: Duration,
     shutdown: CancellationToken,
     tails: Tails,
+    /// Jobs in hand of the models' own queues.
+    own_jobs: Arc<AtomicUsize>,
+}
+
+/// A job in hand of a model's own queue.
+struct OwnJob(Arc<AtomicUsize>);
+
+impl OwnJob {
+    fn count(jobs: &Arc<AtomicUsize>) -> Self {
+        jobs.fetch_add(1, Relaxed);
+        Self(jobs.clone())
+    }
+}
+
+impl Drop for OwnJob {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Handler<DecodeTask> for Decode {
     async fn handle(&self, work: Work<DecodeTask>) -> Result<Next, StageError> {
         let Work { task, claim, queue_ms, ledger, stop, ended } = work;
-        let DecodeTask { job, timings, first, pieces, fingerprint, ask: _ } = task;
-        let Some(pool) = self.models.get(&job.model) else {
+        let DecodeTask { mut job, timings, first, pieces, fingerprint, ask } = task;
+        let own = if ask.is_some() { self.stands_in.get(&job.model) } else { Some(&job.model) }.cloned();
+        let Some(pool) = own.as_ref().and_then(|own| self.models.get(own)) else {
             return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("no model {} here", job.model)));
         };
-        let found = if claim.attempt > 1 { ledger.take_over(&job).await? } else { Found::Nothing };
-        let checkpoint = match found {
-            Found::Nothing => None,
-            Found::Checkpoint(checkpoint) => Some(checkpoint),
-            Found::Superseded => return Err(journal::lost()),
-        };
+        let _counted = ask.is_none().then(|| OwnJob::count(&self.own_jobs));
+        // A job that this worker is not to go on with may have to end all the same.
+        let stopped = || stop.called().now_or_never();
+        let stands_in = ask.is_some();
+        if let Some(ask) = ask {
+            job = match overflow::fit(&pool.generator, job.clone(), &ask, timings.accepted_at_ms).await {
+                Ok(fitted) => fitted,
+                Err(error) => {
+                    let failure = stopped().ok_or(error)?;
+                    return foreign::end(&self.bus, &job, timings, claim, ledger, failure).await;
+                }
+            };
+        }
+        let attempt = claim.attempt;
+        let checkpoint = journal::left(&ledger, &job, attempt).await?;
         let tail = pool.tail(&job, &pieces, &fingerprint.unwrap_or(pool.fingerprint));
         let begun = origin::Begun { first, pieces, fingerprint, checkpoint };
         let (begun, again) = match begun.origin(&pool.fingerprint, claim.attempt) {
             Origin::Ours { begun, again } => (begun, again),
-            Origin::Theirs(theirs) => return Err(unlike(&theirs, &pool.fingerprint)),
+            Origin::Theirs(theirs) => {
+                let failure = stopped().filter(|_| stands_in).ok_or_else(|| unlike(&theirs, &pool.fingerprint))?;
+                return foreign::end(&self.bus, &job, timings, claim, ledger, failure).await;
+            }
         };
+        if stands_in {
+            self.bus.counters().fallback();
+            tracing::info!(model = %job.model, "the job waited for its engine for long; a model of Baton's answers it");
+        }
         if again {
             tracing::warn!("no worker has the model that began the job; it begins again with this one's");
         }
@@ -170,12 +280,12 @@ impl Handler<DecodeTask> for Decode {
             }
         };
         let journal = Journal::new(ledger, self.checkpoint);
-        // By the broker's clock, for the request was accepted by it and perhaps on another machine.
-        let now = self.bus.clock().about_now_ms().await;
-        let accepted =
-            now.map(|now| (Duration::from_millis(now.saturating_sub(timings.accepted_at_ms)), Instant::now()));
-        let mut progress =
-            Progress::new(&self.bus, &job, pool.fingerprint, claim, timings, prefills, journal).since(accepted);
+        let telling = Telling::new(&self.bus, &job, pool.fingerprint, claim, timings, journal).await;
+        let mut progress = Progress::new(telling, prefills);
+        if stands_in && attempt > 1 && resumed == 0 {
+            // The engine may have begun to answer.
+            progress.begin_again().await?;
+        }
         let begun = match beginning {
             Ok(beginning) => beginning.answers,
             Err(error) => return Ok(progress.failed(error.failure())),

@@ -35,7 +35,7 @@ pub(crate) async fn ready(FromState(state): FromState<State>) -> Result<&'static
     let staffed = async {
         let mut watch = state.watch.get_or_try_init(|| state.bus.watch_stats()).await?.clone();
         loop {
-            let stages = unserved(&watch.snapshot());
+            let stages = unserved(&state.facts.stages, &watch.snapshot());
             if stages.is_empty() {
                 return Ok(());
             }
@@ -61,10 +61,10 @@ fn silent() -> ApiError {
     ApiError::unavailable(format!("the broker did not answer within {ANSWER_WITHIN:?}"))
 }
 
-/// The stages that no worker takes jobs of.
-fn unserved(pipeline: &Snapshot) -> Vec<Stage> {
+/// Those of the stages that no worker takes jobs of.
+fn unserved(stages: &[Stage], pipeline: &Snapshot) -> Vec<Stage> {
     let serves = |stage| pipeline.workers.iter().any(|worker| worker.stage == stage && !worker.draining);
-    Stage::ALL.into_iter().filter(|&stage| !serves(stage)).collect()
+    stages.iter().copied().filter(|&stage| !serves(stage)).collect()
 }
 
 pub(crate) async fn metrics(FromState(state): FromState<State>) -> Result<Response, Refusal> {

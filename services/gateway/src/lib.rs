@@ -32,7 +32,7 @@ pub mod webhooks;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use baton_bus::{Bus, clients::answers::Answers, connection::clock::Clock, duty::stats::Watch, stage::jobs::Jobs};
-use baton_contract::Name;
+use baton_contract::{Name, subject::Stage};
 use baton_storage::{Store, files::Files, seal::SealKey};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
@@ -87,6 +87,8 @@ pub struct Facts {
     pub default_model: Name,
     /// At least one; the first is the lane of a request that names none.
     pub lanes: Vec<Name>,
+    /// The stages that jobs pass.
+    pub stages: Vec<Stage>,
 }
 
 impl Facts {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use baton_contract::subject::Stage;
 use baton_storage::{seal, seal::SealKey, store::Store};
 use baton_topology::Plan;
 
@@ -36,6 +37,7 @@ impl Options {
                 models: plan.models.keys().cloned().collect(),
                 default_model: plan.default_model.clone(),
                 lanes: plan.lanes.clone(),
+                stages: Stage::ALL.into_iter().filter(|&stage| stage != Stage::Prefill || plan.has_prefill()).collect(),
             },
             store: Some(store),
             seal: plan.store.key_file.as_ref().map(|path| SealKey::read(path.as_ref())).transpose()?,

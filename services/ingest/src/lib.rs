@@ -37,7 +37,7 @@ use baton_contract::{
     subject::Stage,
     upstream::{Ask, Engine},
 };
-use baton_model::{chat, generation::Generator, tokenizer, vocabulary::Vocabulary};
+use baton_model::{generation::Generator, prompt};
 use bytes::Bytes;
 use tokio::{task::spawn_blocking, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -352,12 +352,7 @@ pub async fn read(models: &Models, arrival: &Arrival, body: &[u8]) -> Result<Rea
     let accepted_at_ms = arrival.timings.accepted_at_ms;
     let quick = body.len() <= QUICK_BYTES && job.sampling.constraint.is_none();
     let fit = move || {
-        let vocabulary = generator.vocabulary();
-        job.prompt = tokenize(vocabulary, input, accepted_at_ms)?;
-        let room = vocabulary.spec().context - job.prompt.len();
-        job.max_tokens = job.max_tokens.min(room as u32);
-        // Whether its answer can begin at all.
-        generator.start(&job, 0).map_err(|error| error.failure())?;
+        prompt::fit(&generator, &mut job, input, accepted_at_ms)?;
         check_size(&job)?;
         Ok(Read { job, ask: None, apart: false })
     };
@@ -400,48 +395,4 @@ fn check_size(job: &Job) -> Result<(), Failure> {
         return Err(Failure::new(Code::InvalidValue, message));
     }
     Ok(())
-}
-
-/// The prompt's token ids: at least one, fewer than the context. Templates are told the time at which the request was
-/// accepted, so that a retry has the same prompt.
-fn tokenize(vocabulary: &Vocabulary, input: Input, accepted_at_ms: u64) -> Result<Vec<u32>, Failure> {
-    let spec = vocabulary.spec();
-    let too_long = |found: String| {
-        Failure::new(
-            Code::PromptTooLong,
-            format!("expected a prompt of fewer than {} tokens, the model's context; found {found}", spec.context),
-        )
-    };
-    let prompt = match input {
-        Input::Tokens(tokens) => {
-            if let Some(token) = tokens.iter().find(|token| **token as usize >= spec.vocabulary) {
-                let message = format!("prompt: token id {token} is outside the vocabulary of {}", spec.vocabulary);
-                return Err(Failure::new(Code::InvalidValue, message));
-            }
-            tokens
-        }
-        Input::Text(text) => vocabulary.encode(&text, false).map_err(|error| match error {
-            tokenizer::Error::TooLong { .. } => too_long(error.to_string()),
-            error => Failure::new(Code::InvalidValue, format!("prompt: {}", causes(&error))),
-        })?,
-        Input::Rich { at } => {
-            let message = format!("{at}: expected a role and a text, which are all that Baton's own models take");
-            return Err(Failure::new(Code::UnknownField, message));
-        }
-        Input::Messages(messages) => {
-            vocabulary.encode_chat(&messages, accepted_at_ms).map_err(|error| match error {
-                chat::Error::TooLong { .. } | chat::Error::Encode(tokenizer::Error::TooLong { .. }) => {
-                    too_long(error.to_string())
-                }
-                error => Failure::new(Code::InvalidTemplateInput, format!("messages: {}", causes(&error))),
-            })?
-        }
-    };
-    if prompt.is_empty() {
-        return Err(Failure::new(Code::EmptyPrompt, "the prompt is empty"));
-    }
-    if prompt.len() >= spec.context {
-        return Err(too_long(prompt.len().to_string()));
-    }
-    Ok(prompt)
 }

@@ -9,6 +9,7 @@
 mod batch;
 mod computing;
 mod engine;
+pub mod foreign;
 mod inflight;
 mod messages;
 mod reuse;

@@ -40,8 +40,6 @@ pub enum Error {
     Lost(#[from] tokio::task::JoinError),
     #[error("{0}")]
     NotInterchangeable(String),
-    #[error("expected a model to serve, found none")]
-    NoModel,
     #[error("model {model}")]
     Vocabulary { model: Name, source: assembly::Error },
     #[error("cannot load model {model}")]

@@ -1,6 +1,6 @@
 //! A worker: one process that serves one stage at a time.
 //!
-//! It turns a plan into the options of ingest, prefill and decode, loads the models once ([`models`]), changes between prefill
+//! It turns a plan into the options of ingest, prefill and decode, loads the models once ([`models`]), asks foreign engines (`upstreams`), changes between prefill
 //! and decode when it is asked to ([`roles`]), and looks after the store in its turn ([`collector`]). [`alone`]
 //! answers without broker and store.
 //!
@@ -15,12 +15,13 @@ pub mod models;
 mod options;
 mod roles;
 pub mod stock;
+mod upstreams;
 
 use std::collections::BTreeMap;
 
 use baton_assembly::{self as assembly, Found, serving::Process};
 use baton_bus::{Bus, duty::stats};
-use baton_contract::{Role, subject::Stage, upstream::Engine};
+use baton_contract::{Role, subject::Stage};
 use baton_model::generation::Generator;
 use baton_topology::{Model, Plan};
 use tokio::task::spawn_blocking;
@@ -60,19 +61,24 @@ impl Assignment {
 
 /// Serves the pipeline until the process is asked to stop and has drained. `worker` names it in claims, results and traces.
 pub async fn run(found: &Found, assignment: Assignment, worker: &str, ready: Ready<'_>) -> Result<(), Error> {
-    let uses_store = !matches!(assignment, Assignment::Ingest);
+    let uses_store = |plan: &Plan| match &assignment {
+        Assignment::Ingest => false,
+        Assignment::Compute { roles, .. } => roles.iter().any(|&role| options::has_own(plan, role)),
+    };
     let ready = || {
         tracing::info!(worker, "the worker is ready");
         ready()
     };
-    Process { kind: "worker", service: assignment.service(), name: worker, uses_store }
+    Process { kind: "worker", service: assignment.service(), name: worker, uses_store: &uses_store }
         .serve(found, async |plan, bus, shutdown| {
-            match assignment {
+            match &assignment {
                 Assignment::Ingest => ingest(plan, bus, worker, &ready, shutdown).await?,
                 Assignment::Compute { roles, first } => {
-                    // The stages that use the store look after it, too.
-                    tokio::spawn(collector::keep(plan.clone(), bus.clone(), shutdown.clone()));
-                    Flexible { plan, worker, roles, ready: &ready, shutdown }.serve(bus, first).await?;
+                    if uses_store(plan) {
+                        // The stages that use the store look after it, too.
+                        tokio::spawn(collector::keep(plan.clone(), bus.clone(), shutdown.clone()));
+                    }
+                    Flexible { plan, worker, roles: roles.clone(), ready: &ready, shutdown }.serve(bus, *first).await?;
                 }
             }
             tracing::info!("the worker has drained");
@@ -106,7 +112,7 @@ async fn ingest_models(plan: &Plan) -> Result<baton_ingest::Models, Error> {
     let (mut generators, mut upstreams) = (BTreeMap::new(), BTreeMap::new());
     for (name, model) in &plan.models {
         if let Model::Upstream(upstream) = model {
-            let apart = upstream.engine == Engine::Vllm && !upstream.prefill_urls.is_empty();
+            let apart = upstream.is_prefilled_apart();
             upstreams.insert(name.clone(), baton_ingest::Upstream { engine: upstream.engine, apart });
             continue;
         }

@@ -41,13 +41,16 @@ pub struct Lent {
 }
 
 impl Models {
-    /// Loads the models that `settings` name, with `kv_bytes` for the KV caches of all of them together.
-    pub async fn load(plan: &Plan, settings: &Compute, kv_bytes: u64) -> Result<Self, Error> {
-        let each = kv_bytes / settings.models.len().max(1) as u64;
+    /// Loads the models of these names, with `kv_bytes` for the KV caches of all of them together.
+    pub async fn load(plan: &Plan, settings: &Compute, names: &[Name], kv_bytes: u64) -> Result<Self, Error> {
+        if names.is_empty() {
+            return Ok(Self(Vec::new()));
+        }
+        let each = kv_bytes / names.len() as u64;
         tracing::info!(mib = each >> 20, "memory for each model's KV caches");
         let cache = open_cache(plan)?;
         let mut loaded = Vec::new();
-        for name in &settings.models {
+        for name in names {
             let model = load(plan, settings, name, each).await?;
             let store = kv_store(plan, model.spec().kv, &cache)?;
             let generator = Generator::new(models::vocabulary(&plan.models[name])?);

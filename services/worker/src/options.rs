@@ -4,8 +4,37 @@ use std::time::Duration;
 
 use baton_assembly::signals;
 use baton_bus::{stage::pull, tenants};
-use baton_contract::{Name, subject::Stage};
-use baton_topology::Plan;
+use baton_contract::{Name, Role, subject::Stage};
+use baton_topology::{Compute, Model, Plan, Upstream};
+use tokio::sync::watch;
+
+/// Jobs of one model that a worker may have at foreign engines, however many these take.
+const MOST_FOREIGN: usize = 65_536;
+
+/// What a role of computing workers has.
+pub(crate) fn compute(role: Role, plan: &Plan) -> &Compute {
+    match role {
+        Role::Prefill => &plan.stages.prefill.compute,
+        Role::Decode => &plan.stages.decode.compute,
+    }
+}
+
+/// Those of a role's models that the worker computes itself.
+pub(crate) fn own(plan: &Plan, role: Role) -> Vec<Name> {
+    let own = |name: &&Name| plan.models.get(name).is_some_and(|model| model.is_own());
+    compute(role, plan).models.iter().filter(own).cloned().collect()
+}
+
+/// Whether there are any.
+pub(crate) fn has_own(plan: &Plan, role: Role) -> bool {
+    !own(plan, role).is_empty()
+}
+
+/// How a stage takes the jobs of a foreign model, as many at once as there is `room` for.
+pub(crate) fn pull_foreign(plan: &Plan, role: Role, model: &Name, room: watch::Receiver<usize>) -> pull::Options {
+    let pull = pull(plan, role.stage(), &compute(role, plan).stage, std::slice::from_ref(model));
+    pull::Options { slots: MOST_FOREIGN, room: Some(room), ..pull }
+}
 
 pub(crate) fn ingest(plan: &Plan) -> baton_ingest::Options {
     baton_ingest::Options {
@@ -28,6 +57,18 @@ pub(crate) fn prefill(plan: &Plan, pull: pull::Options, worker: String) -> baton
 pub(crate) fn decode(plan: &Plan, pull: pull::Options, worker: String) -> baton_decode::Options {
     let checkpoint = Duration::from_millis(plan.stages.decode.checkpoint_ms as u64);
     baton_decode::Options { pull, worker, checkpoint }
+}
+
+/// The foreign models whose jobs `own` ones answer, too.
+pub(crate) fn fallbacks(plan: &Plan, own: &[Name]) -> Vec<baton_decode::Fallback> {
+    let fallback = |(model, foreign): (&Name, &Model)| match foreign {
+        Model::Upstream(Upstream { fallback: Some(fallback), .. }) if own.contains(&fallback.model) => {
+            let (model, own, after) = (model.clone(), fallback.model.clone(), fallback.after);
+            Some(baton_decode::Fallback { model, own, after })
+        }
+        _ => None,
+    };
+    plan.models.iter().filter_map(fallback).collect()
 }
 
 /// How a stage takes its jobs.

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use baton_contract::Name;
+
 /// What stands between a plan and a pipeline.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say what the variants mean")]
@@ -53,6 +55,8 @@ pub enum Error {
     Signals { signal: &'static str, source: io::Error },
     #[error("a model of {0} is computed by that engine; this needs one of Baton's own")]
     Foreign(baton_contract::upstream::Engine),
+    #[error("cannot use the engine of model {model}")]
+    Upstream { model: Name, source: Box<baton_upstream::Error> },
     #[error("no worker is left")]
     NoWorker,
     #[error("{process} ended: {said}")]

@@ -21,6 +21,9 @@ use crate::{
 /// How often settings that others keep changing are read again.
 pub(crate) const RACES: usize = 8;
 
+/// Whether a process uses the store of a plan.
+type UsesStore<'a> = &'a (dyn Fn(&Plan) -> bool + Sync);
+
 /// A pipeline whose broker is known.
 pub struct Found {
     /// What this process was given.
@@ -73,7 +76,7 @@ impl Found {
 
     /// What holds for a process that serves the pipeline. Makes what is missing of it. A process that uses the store must find the
     /// pipeline's mark in it.
-    pub async fn take_part(&self, bus: &Bus, uses_store: bool) -> Result<Plan, Error> {
+    pub async fn take_part(&self, bus: &Bus, uses_store: UsesStore<'_>) -> Result<Plan, Error> {
         let attempt = || self.try_to_take_part(bus, uses_store);
         electing::patiently("joining the pipeline", attempt, |error| {
             // The broker's word, that is, and no refusal.
@@ -82,7 +85,7 @@ impl Found {
         .await
     }
 
-    async fn try_to_take_part(&self, bus: &Bus, uses_store: bool) -> Result<Plan, Error> {
+    async fn try_to_take_part(&self, bus: &Bus, uses_store: UsesStore<'_>) -> Result<Plan, Error> {
         bus.check().await?;
         let attempt = || async {
             match bus.settings().await? {
@@ -98,11 +101,11 @@ impl Found {
     }
 
     /// Takes over the settings of a pipeline. None if they changed meanwhile.
-    async fn adopt(&self, bus: &Bus, kept: &Kept, uses_store: bool) -> Result<Option<Plan>, Error> {
+    async fn adopt(&self, bus: &Bus, kept: &Kept, uses_store: UsesStore<'_>) -> Result<Option<Plan>, Error> {
         let settings = read(kept)?;
         let mut plan = self.told.adopt(&settings)?;
         self.place_store(&mut plan);
-        if !uses_store {
+        if !uses_store(&plan) {
             return Ok(Some(plan));
         }
         if plan.store.url == StoreUrl::Embedded {
@@ -124,7 +127,7 @@ impl Found {
     }
 
     /// Makes a pipeline that has no settings yet. None if somebody else did meanwhile.
-    async fn begin(&self, bus: &Bus, uses_store: bool) -> Result<Option<Plan>, Error> {
+    async fn begin(&self, bus: &Bus, uses_store: UsesStore<'_>) -> Result<Option<Plan>, Error> {
         let mut plan = match bus.standing_retention().await? {
             // Made by a release that kept no settings: what its streams tell holds.
             Some(standing) => self.told.adopt(&Settings::standing(&of_streams(&standing)))?,
@@ -132,6 +135,7 @@ impl Found {
         };
         self.place_store(&mut plan);
         let mut settings = Settings::of(&anywhere(&plan)?, uuid::Uuid::now_v7().to_string());
+        let uses_store = uses_store(&plan);
         match (&plan.store.url, uses_store) {
             (StoreUrl::Embedded, true) => return Err(Error::NoStore),
             (StoreUrl::Embedded, false) => {}
@@ -181,13 +185,25 @@ pub fn of_streams(standing: &baton_bus::provision::settings::Standing) -> Standi
 pub fn anywhere(plan: &Plan) -> Result<Plan, Error> {
     let mut plan = plan.clone();
     for model in plan.models.values_mut() {
-        if let Model::File(path) = model {
-            let given = PathBuf::from(&*path);
-            let absolute = std::path::absolute(&given).map_err(|source| Error::UnknownPlace { path: given, source })?;
-            *path = absolute.into_os_string().into_string().map_err(|path| Error::NotUtf8 { path: path.into() })?;
+        match model {
+            Model::File(path) => make_absolute(path)?,
+            Model::Upstream(upstream) => {
+                [&mut upstream.api_key_file, &mut upstream.ca_file]
+                    .into_iter()
+                    .flatten()
+                    .try_for_each(make_absolute)?;
+            }
+            Model::Default | Model::Hub(_) | Model::Sim(_) => {}
         }
     }
     Ok(plan)
+}
+
+fn make_absolute(path: &mut String) -> Result<(), Error> {
+    let given = PathBuf::from(&*path);
+    let absolute = std::path::absolute(&given).map_err(|source| Error::UnknownPlace { path: given, source })?;
+    *path = absolute.into_os_string().into_string().map_err(|path| Error::NotUtf8 { path: path.into() })?;
+    Ok(())
 }
 
 /// Lets a fault of a remote store pass: it may be over soon, and until then jobs wait and say why.

@@ -1,7 +1,7 @@
 //! A plan becomes what it names: a connected bus, an open store, a model's source, telemetry, running processes.
 //!
 //! - [`join`] finds a pipeline and takes over what its broker keeps of it; [`change`] makes a pipeline or changes it.
-//! - [`bus`], [`store`], [`models`] and [`telemetry`] turn one part of a plan each into the thing itself.
+//! - [`bus`], [`store`], [`models`], [`upstreams`] and [`telemetry`] turn one part of a plan each into the thing itself.
 //! - [`serving`] is the life of a process that serves a pipeline; [`signals`] tells when it ends.
 //! - [`checks`] tells whether everything works that a pipeline needs.
 //! - [`pipeline`] runs a whole pipeline on this machine; [`room`] watches its disks.
@@ -25,5 +25,6 @@ pub mod serving;
 pub mod signals;
 pub mod store;
 pub mod telemetry;
+pub mod upstreams;
 
 pub use crate::{error::Error, join::Found};

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::commands::Process;
-use crate::{Error, Found, bus, change, contexts::CONTEXT_VARIABLE, models, room, signals::DRAIN};
+use crate::{Error, Found, bus, change, contexts::CONTEXT_VARIABLE, join::anywhere, models, room, signals::DRAIN};
 
 /// How often a start that takes long says what it waits for.
 const SAY_EVERY: Duration = Duration::from_secs(10);
@@ -61,10 +61,10 @@ impl Pipeline {
         let embedded = server.is_some();
         let plan = settle(Found { told, reach, embedded: embedded.then(|| home.clone()) }).await?;
         // Once here rather than by every worker at the same time.
-        for model in plan.models.values().cloned().collect::<Vec<_>>() {
+        for model in plan.models.values().filter(|model| model.is_own()).cloned().collect::<Vec<_>>() {
             spawn_blocking(move || models::source(&model)).await??;
         }
-        private::write(&home.plan_file(), plan.machine_toml().as_bytes())?;
+        private::write(&home.plan_file(), anywhere(&plan)?.machine_toml().as_bytes())?;
         let announcement = Announcement { home: home.clone(), nats_url: plan.broker.url.as_str().to_owned() };
         if embedded {
             announcement.make(None)?;

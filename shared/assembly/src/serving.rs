@@ -16,8 +16,8 @@ pub struct Process<'a> {
     pub service: &'a str,
     /// Names it in claims, results and traces.
     pub name: &'a str,
-    /// Whether it must find the pipeline's mark in the store.
-    pub uses_store: bool,
+    /// Whether it must find the pipeline's mark in the store, with this plan.
+    pub uses_store: &'a (dyn Fn(&Plan) -> bool + Sync),
 }
 
 impl Process<'_> {

@@ -2,6 +2,7 @@
 
 pub mod changes;
 pub mod latest;
+pub mod oldest;
 pub mod queue_peek;
 pub(crate) mod scan;
 pub mod summary;

@@ -90,15 +90,16 @@ impl Checkpoint {
     }
 
     /// Whether answers of this job can go on from here: it tells of the same request, and has as many answers of fitting
-    /// lengths.
+    /// lengths. What a foreign engine told has the lengths that the engine chose.
     pub fn fits(&self, job: &Job) -> bool {
-        let wants_logprobs = job.sampling.logprobs.is_some();
+        let (samples, wants_logprobs) = (job.samples as usize, job.sampling.logprobs.is_some());
+        let own = |Beginning { tokens, logprobs }: &Beginning| {
+            tokens.len() <= job.max_tokens as usize && logprobs.len() == if wants_logprobs { tokens.len() } else { 0 }
+        };
+        let foreign = self.partial.len() == samples;
         self.request_digest == job.request_digest
-            && self.answers.len() == job.samples as usize
-            && self.answers.iter().all(|Beginning { tokens, logprobs }| {
-                tokens.len() <= job.max_tokens as usize
-                    && logprobs.len() == if wants_logprobs { tokens.len() } else { 0 }
-            })
+            && self.answers.len() == samples
+            && (foreign || self.partial.is_empty() && self.answers.iter().all(own))
     }
 
     /// Tokens of all answers.
@@ -185,5 +186,12 @@ mod tests {
         assert!(!told.fits(&asked), "those of the first answer are missing");
         told.answers[0].logprobs = vec![likelihood(); 3];
         assert!(told.fits(&asked));
+        // An engine may tell likelihoods without ids, ids without likelihoods, and more than Baton would have asked for.
+        let mut foreign = Checkpoint { partial: vec![Partial::default(); 2], ..told };
+        foreign.answers[0].tokens.clear();
+        foreign.answers[1].tokens = vec![4; 9];
+        assert!(foreign.fits(&asked) && foreign.fits(&Job { sampling: Sampling::GREEDY, ..asked.clone() }));
+        foreign.partial.truncate(1);
+        assert!(!foreign.fits(&asked), "an answer is missing");
     }
 }

@@ -356,7 +356,7 @@ impl Request {
     }
 }
 
-fn messages_of(messages: Vec<ChatMessage>) -> Input {
+pub(crate) fn messages_of(messages: Vec<ChatMessage>) -> Input {
     let mut plain = Vec::with_capacity(messages.len());
     for (place, message) in messages.into_iter().enumerate() {
         match message.plain() {

@@ -94,6 +94,8 @@ pub struct Counts {
     pub cached_tokens: u64,
     /// Tokens of answers that were told; decode's only, with the first, which prefill samples.
     pub completion_tokens: u64,
+    /// Jobs of foreign engines that it answered with a model of Baton's in their stead.
+    pub fallback_jobs: u64,
     /// KV cache that was handed to the store, in bytes before packing.
     pub kv_raw_bytes: u64,
     /// What of it was written, in bytes after packing: a chunk that was there already is not written.

@@ -15,6 +15,7 @@ pub mod gguf;
 pub mod hugging_face;
 pub mod loan;
 pub mod model;
+pub mod prompt;
 pub mod quants;
 pub mod sampling;
 pub mod sim;

@@ -260,7 +260,27 @@ impl Default for Sim {
     }
 }
 
+impl Plan {
+    /// Whether jobs of any model pass through prefill.
+    pub fn has_prefill(&self) -> bool {
+        self.models.values().any(Model::is_prefilled)
+    }
+}
+
 impl Model {
+    /// Whether its jobs pass through the prefill stage, as those of Baton's own models do.
+    pub fn is_prefilled(&self) -> bool {
+        match self {
+            Self::Upstream(upstream) => upstream.is_prefilled_apart(),
+            Self::Default | Self::File(_) | Self::Hub(_) | Self::Sim(_) => true,
+        }
+    }
+
+    /// Whether Baton computes it itself.
+    pub fn is_own(&self) -> bool {
+        !matches!(self, Self::Upstream(_))
+    }
+
     /// The model that a text names as its source: `default`, `sim` (with its default settings), `openai` (without its URLs),
     /// `hf:owner/name` as [`Hub`] describes it, or else a path. None if it starts like a model of the hub and is none.
     pub fn from_source(source: &str) -> Option<Self> {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::side::{Held, Side};
-use crate::{Error, Instance, Options};
+use crate::{Error, Fault, Instance, Options, Retry};
 
 /// A model that foreign engines serve. Cheap to clone; clones share what they learn.
 #[derive(Clone, Debug)]
@@ -45,6 +45,17 @@ pub enum Ended {
     Faulty,
     /// Nobody wants it any more.
     Left,
+}
+
+impl From<&Fault> for Ended {
+    /// An instance that fails one request fails others, too, as far as is known: they are better put elsewhere.
+    fn from(fault: &Fault) -> Self {
+        match fault.retry {
+            Retry::Never | Retry::Recompute => Self::Refused,
+            Retry::Later(Some(pause)) => Self::PutOff(Some(pause)),
+            Retry::Later(None) | Retry::Elsewhere => Self::Faulty,
+        }
+    }
 }
 
 impl Upstream {

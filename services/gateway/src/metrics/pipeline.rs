@@ -29,12 +29,13 @@ struct StageLabels {
 /// A counter's name, what it counts, and where that is found.
 type Counted = (&'static str, &'static str, fn(&Counts) -> u64);
 
-const COUNTED: [Counted; 8] = [
+const COUNTED: [Counted; 9] = [
     ("jobs_done", "Jobs passed on, or brought to an end that is no failure", |counts| counts.jobs_done),
     ("jobs_failed", "Jobs ended as failed", |counts| counts.jobs_failed),
     ("prompt_tokens", "Prompt tokens read, computed or brought from the store", |counts| counts.prompt_tokens),
     ("cached_tokens", "Prompt tokens that came from the store", |counts| counts.cached_tokens),
     ("completion_tokens", "Tokens of answers", |counts| counts.completion_tokens),
+    ("fallback_jobs", "Jobs of foreign engines that Baton's own models answered", |counts| counts.fallback_jobs),
     ("kv_raw_bytes", "KV cache handed to the store, before packing", |counts| counts.kv_raw_bytes),
     ("kv_put_bytes", "Packed KV chunks written", |counts| counts.kv_put_bytes),
     ("kv_get_bytes", "Packed KV chunks read", |counts| counts.kv_get_bytes),

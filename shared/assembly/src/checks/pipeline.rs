@@ -7,7 +7,7 @@ use baton_bus::{
     provision::{Change, settings::Full},
 };
 use baton_contract::{
-    causes,
+    Name, causes,
     stats::{Snapshot, Worker},
     subject::Stage,
 };
@@ -140,6 +140,7 @@ async fn workers(plan: &Plan, bus: &Bus) -> Vec<Check> {
     };
     let mut checks: Vec<_> = Stage::ALL
         .into_iter()
+        .filter(|&stage| stage != Stage::Prefill || plan.has_prefill())
         .map(|stage| Check::new(format!("workers of {stage}"), serving(plan, stage, &heard)))
         .collect();
     checks.push(Check::new("versions", versions(&heard.workers)));
@@ -151,8 +152,9 @@ fn serving(plan: &Plan, stage: Stage, heard: &Snapshot) -> Result<String, Fault>
     if of_stage.is_empty() {
         return Err(Fault(format!("none, so jobs wait: start one with `baton worker {stage} --nats URL`")));
     }
-    let unserved: Vec<_> =
-        plan.models.keys().filter(|model| !of_stage.iter().any(|worker| worker.models.contains(model))).collect();
+    let passing = plan.models.iter().filter(|(_, model)| stage != Stage::Prefill || model.is_prefilled());
+    let served = |name: &Name| of_stage.iter().any(|worker| worker.models.contains(name));
+    let unserved: Vec<_> = passing.map(|(name, _)| name).filter(|name| !served(name)).collect();
     if !unserved.is_empty() {
         let unserved = unserved.iter().map(|model| model.as_str()).collect::<Vec<_>>().join(", ");
         return Err(Fault(format!("{}, but none of them serves {unserved}, so its jobs wait", of_stage.len())));

@@ -24,7 +24,11 @@ fn workers(plan: &Plan) -> Vec<Start> {
         (1..=replicas).map(move |number| Start { stage, flexible: false, name: format!("{stage}-{number}") })
     };
     let ingest = fixed(Stage::Ingest, stages.ingest.replicas);
-    let (prefill, decode) = (stages.prefill.compute.stage.replicas, stages.decode.compute.stage.replicas);
+    let (mut prefill, decode) = (stages.prefill.compute.stage.replicas, stages.decode.compute.stage.replicas);
+    if prefill > 0 && !plan.has_prefill() {
+        tracing::info!("no prefill worker is started, for foreign engines prefill the prompts of all models");
+        prefill = 0;
+    }
     match plan.planner.roles {
         Roles::Fixed => ingest.chain(fixed(Stage::Prefill, prefill)).chain(fixed(Stage::Decode, decode)).collect(),
         // Named for what they are all their life.
@@ -93,5 +97,9 @@ mod tests {
             started(&replicas),
             ["ingest-1 ingest false", "worker-1 prefill true", "worker-2 decode true", "worker-3 decode true"]
         );
+        let foreign = |more: &'static str| {
+            started(&["models.e.source=openai", "models.e.urls=http://e", "default_model=e", more, replicas[1]])
+        };
+        assert_eq!(foreign("models.e.engine=vllm"), ["ingest-1 ingest false", "worker-1 decode true"]);
     }
 }

@@ -20,9 +20,12 @@ pub struct Following {
     pending: HashSet<JobId>,
     /// Of the requests, by which their results are told from others' under the same id.
     digests: HashMap<JobId, String>,
-    /// The next token of each answer.
-    next: HashMap<(JobId, u32), u32>,
+    told: Told,
 }
+
+/// How much of each answer was told.
+#[derive(Default)]
+struct Told(HashMap<(JobId, u32), u32>);
 
 /// What is heard of the requests.
 #[derive(Debug)]
@@ -32,6 +35,14 @@ pub enum News {
         /// The job that it is of.
         job: JobId,
         /// The token.
+        delta: Delta,
+    },
+    /// An answer goes on in other words from a place before the last that was told: what was told of it from there on counts no
+    /// more.
+    Restarted {
+        /// The job that it is of.
+        job: JobId,
+        /// The marker, whose index is that place.
         delta: Delta,
     },
     /// A job has ended.
@@ -47,7 +58,7 @@ impl Following {
     pub async fn new(bus: &Bus, tenant: &Name) -> Result<Self, Error> {
         let waits = Waits::new(bus.jobs().await?, tenant.clone());
         let follower = bus.follow(tenant).await?;
-        Ok(Self { follower, waits, pending: HashSet::new(), digests: HashMap::new(), next: HashMap::new() })
+        Ok(Self { follower, waits, pending: HashSet::new(), digests: HashMap::new(), told: Told::default() })
     }
 
     /// Follows a request that was submitted.
@@ -91,12 +102,7 @@ impl Following {
 
     fn news(&mut self, event: Event) -> Option<News> {
         match event {
-            Event::Delta { job, delta } => {
-                let next = self.next.entry((job.clone(), delta.choice)).or_default();
-                let news = delta.index == *next;
-                *next += u32::from(news);
-                news.then_some(News::Token { job, delta })
-            }
+            Event::Delta { job, delta } => self.told.news(job, delta),
             Event::Result(outcome) => {
                 self.pending.remove(&outcome.id);
                 match self.digests.get(&outcome.id) {
@@ -114,5 +120,40 @@ impl Following {
             }
             Event::Refused(_) => None,
         }
+    }
+}
+
+impl Told {
+    fn news(&mut self, job: JobId, delta: Delta) -> Option<News> {
+        let next = self.0.entry((job.clone(), delta.choice)).or_default();
+        if delta.restart {
+            let told = delta.index < *next;
+            *next = delta.index.min(*next);
+            return told.then_some(News::Restarted { job, delta });
+        }
+        let news = delta.index == *next;
+        *next += u32::from(news);
+        news.then_some(News::Token { job, delta })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_token_is_news_once_and_again_after_the_answer_began_again_before_it() {
+        let job = JobId::new("j").unwrap();
+        let mut told = Told::default();
+        let mut news = |index, restart| {
+            let delta = Delta { index, restart, ..Delta::default() };
+            told.news(job.clone(), delta).map(|news| matches!(news, News::Restarted { .. }))
+        };
+        let (token, restarted) = (Some(false), Some(true));
+        assert_eq!([news(0, false), news(1, false), news(1, false), news(0, false)], [token, token, None, None]);
+        assert_eq!([news(2, true), news(2, false)], [None, token], "nothing was told from there on");
+        assert_eq!([news(1, true), news(2, false), news(1, false)], [restarted, None, token]);
+        assert_eq!([news(0, true), news(0, true), news(0, false)], [restarted, None, token]);
+        assert_eq!([news(9, true), news(9, false), news(1, false)], [None, None, token], "the reader missed some");
     }
 }

@@ -56,6 +56,12 @@ pub fn headers_of(span: &tracing::Span) -> HeaderMap {
     headers
 }
 
+/// The same for another protocol than the broker's.
+pub fn pairs_of(span: &tracing::Span) -> Vec<(String, String)> {
+    let headers = headers_of(span);
+    headers.iter().flat_map(|(name, values)| values.iter().map(|value| (name.to_string(), value.to_string()))).collect()
+}
+
 fn inject(context: &Context, headers: &mut HeaderMap) {
     global::get_text_map_propagator(|propagator| propagator.inject_context(context, &mut HeadersMut(headers)));
 }

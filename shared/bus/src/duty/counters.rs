@@ -22,6 +22,7 @@ struct Cells {
     prompt_tokens: AtomicU64,
     cached_tokens: AtomicU64,
     completion_tokens: AtomicU64,
+    fallback_jobs: AtomicU64,
     kv_raw_bytes: AtomicU64,
     kv_put_bytes: AtomicU64,
     kv_get_bytes: AtomicU64,
@@ -48,9 +49,14 @@ impl Counters {
         self.0.cached_tokens.fetch_add(cached as u64, Relaxed);
     }
 
-    /// A token of an answer was told.
-    pub fn completion_token(&self) {
-        self.0.completion_tokens.fetch_add(1, Relaxed);
+    /// So many tokens of an answer were told.
+    pub fn completion(&self, tokens: usize) {
+        self.0.completion_tokens.fetch_add(tokens as u64, Relaxed);
+    }
+
+    /// A job of a foreign engine is answered by a model of Baton's.
+    pub fn fallback(&self) {
+        self.0.fallback_jobs.fetch_add(1, Relaxed);
     }
 
     /// So many bytes of KV cache were stored as `written` packed bytes, 0 if they were there already.
@@ -98,6 +104,7 @@ impl Counters {
             prompt_tokens: cells.prompt_tokens.load(Relaxed),
             cached_tokens: cells.cached_tokens.load(Relaxed),
             completion_tokens: cells.completion_tokens.load(Relaxed),
+            fallback_jobs: cells.fallback_jobs.load(Relaxed),
             kv_raw_bytes: cells.kv_raw_bytes.load(Relaxed),
             kv_put_bytes: cells.kv_put_bytes.load(Relaxed),
             kv_get_bytes: cells.kv_get_bytes.load(Relaxed),

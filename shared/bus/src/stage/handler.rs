@@ -1,5 +1,7 @@
 //! What a stage's own work on a job gets, and what comes of it.
 
+use std::{sync::Arc, time::Duration};
+
 use baton_contract::{
     causes,
     envelope::Task,
@@ -60,6 +62,8 @@ pub enum Next {
 pub enum Retry {
     /// After a pause, as often as it takes: the fault is the surroundings' and may pass.
     Backoff,
+    /// The same after this pause, which the surroundings ask for; at most a minute, for the job may be cancelled meanwhile.
+    After(Duration),
     /// At once, on whichever worker is free; a job that fails so again and again fails for good.
     Elsewhere,
     /// Not at all: it would fail again.
@@ -94,6 +98,11 @@ impl StageError {
         Self::new(Retry::Backoff, Code::Internal, causes(error.into().as_ref()))
     }
 
+    /// The same with its failure, after a pause if the surroundings ask for one.
+    pub fn put_off(failure: Failure, pause: Option<Duration>) -> Self {
+        Self { retry: pause.map_or(Retry::Backoff, Retry::After), failure }
+    }
+
     /// The job is to end so.
     pub fn ended(failure: Failure) -> Self {
         Self { retry: Retry::Never, failure }
@@ -111,6 +120,12 @@ impl From<Error> for StageError {
 pub trait Handler<T: Task>: Send + Sync + 'static {
     /// Does a job's work in this stage, and says what comes of it.
     fn handle(&self, work: Work<T>) -> impl Future<Output = Result<Next, StageError>> + Send;
+}
+
+impl<T: Task, H: Handler<T>> Handler<T> for Arc<H> {
+    fn handle(&self, work: Work<T>) -> impl Future<Output = Result<Next, StageError>> + Send {
+        H::handle(self, work)
+    }
 }
 
 /// Why a job whose message is too large for the broker can't go on.

@@ -40,6 +40,8 @@ use crate::{
 
 /// The pause of a job that waits for a worker with the same model.
 const UNLIKE_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause that the surroundings may ask for.
+const LONGEST_ASKED: Duration = Duration::from_secs(60);
 /// A job that waits for room is tried again after pauses that grow; from this one on its record tells of it.
 const NOTED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -203,8 +205,11 @@ impl<T: Task + Sync, H: Handler<T>> StageLoop<T, H> {
         let reason = causes(&error);
         let settle = match error.retry {
             Retry::Never => return Ok(attempt.end(error.failure)),
-            Retry::Backoff => {
-                let pause = pause(delivery.attempt);
+            Retry::Backoff | Retry::After(_) => {
+                let pause = match error.retry {
+                    Retry::After(pause) => pause.min(LONGEST_ASKED),
+                    _ => pause(delivery.attempt),
+                };
                 tracing::warn!(error = reason, ?pause, "a fault that may pass; the job is tried again");
                 self.give_back_for(delivery, Some(pause), Some(&reason)).await
             }

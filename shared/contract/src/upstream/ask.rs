@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::Engine;
 use crate::{
+    Name,
     outcome::{Code, Failure},
     request::{Prompt, Request, invalid},
 };
@@ -24,6 +25,9 @@ const SET: [&str; 10] = [
     "bootstrap_room",
     "return_token_ids",
 ];
+
+/// Bytes of a prompt's beginning by which requests are told that are likely to share it.
+const BEGINNING: usize = 4 << 10;
 
 /// What an engine is asked, whichever of its instances that will be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -90,6 +94,23 @@ impl Ask {
             Ok(Value::Object(body)) => body,
             _ => Map::new(),
         }
+    }
+
+    /// A number that requests of one tenant have in common whose prompts begin alike: their first message, or the first bytes of
+    /// their text. An instance that has answered one of them has the beginning of the others in its KV cache.
+    pub fn affinity(&self, tenant: &Name) -> u64 {
+        let body = self.object();
+        let beginning = match (body.get("messages"), body.get("prompt")) {
+            (Some(messages), _) => messages.get(0).map(Value::to_string),
+            (None, Some(Value::String(text))) => Some(text.clone()),
+            (None, prompt) => prompt.map(Value::to_string),
+        };
+        let beginning = beginning.unwrap_or_default();
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(tenant.as_str().as_bytes()).update(&[0]);
+        hasher.update(&beginning.as_bytes()[..beginning.len().min(BEGINNING)]);
+        let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
     }
 }
 
@@ -187,6 +208,22 @@ mod tests {
             ask(r#"{"prompt":"a","logprobs":true}"#, Engine::OpenAi).unwrap(),
             json!({ "prompt": "a", "logprobs": 0 })
         );
+    }
+
+    #[test]
+    fn requests_of_a_tenant_that_begin_alike_have_one_affinity() {
+        let affinity = |tenant: &str, body: Value| {
+            let ask = Ask { body: body.to_string(), ..Ask::default() };
+            ask.affinity(&Name::new(tenant).unwrap())
+        };
+        let chat = |system: &str, user: &str| json!({ "messages": [{ "role": "system", "content": system }, { "role": "user", "content": user }], "seed": user.len() });
+        assert_eq!(affinity("acme", chat("be brief", "a")), affinity("acme", chat("be brief", "bb")));
+        assert_ne!(affinity("acme", chat("be brief", "a")), affinity("acme", chat("be kind", "a")));
+        assert_ne!(affinity("acme", chat("be brief", "a")), affinity("zeta", chat("be brief", "a")));
+        let text = |end: &str| json!({ "prompt": format!("{}{end}", "x".repeat(BEGINNING)) });
+        assert_eq!(affinity("acme", text("a")), affinity("acme", text("b")));
+        assert_ne!(affinity("acme", json!({ "prompt": "a" })), affinity("acme", json!({ "prompt": "b" })));
+        assert_ne!(affinity("acme", json!({ "prompt": [1, 2] })), affinity("acme", json!({ "prompt": [1, 3] })));
     }
 
     #[test]

@@ -4,10 +4,13 @@
 mod ask;
 mod fields;
 mod message;
+mod own;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use crate::envelope::Fingerprint;
 
 pub use self::{
     ask::Ask,
@@ -54,6 +57,13 @@ impl Engine {
     pub fn takes(self, field: &str) -> bool {
         fields::takes(self, field)
     }
+}
+
+/// Says of an answer that this model at such an engine gave it, whichever of its instances; of its weights nothing is known.
+pub fn fingerprint(engine: Engine, model: &str) -> Fingerprint {
+    let mut hasher = blake3::Hasher::new_derive_key("baton foreign model 1");
+    hasher.update(engine.as_str().as_bytes()).update(&[0]).update(model.as_bytes());
+    *hasher.finalize().as_bytes()
 }
 
 impl fmt::Display for Engine {

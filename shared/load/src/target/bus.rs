@@ -102,7 +102,7 @@ impl Session {
                 Some(Ok(submitted)) = self.submissions.join_next() => self.submitted(submitted),
                 heard = heard, if !pending.is_empty() => match heard {
                     // Other answers to the same prompt would not be what the reader of the first one sees.
-                    Ok(follower::Event::Delta { job, delta }) if delta.choice == 0 => {
+                    Ok(follower::Event::Delta { job, delta }) if delta.choice == 0 && !delta.restart => {
                         let what = What::Token { position: delta.index };
                         self.ready.extend(self.places.get(&job).map(|index| Event { index: *index, at: Instant::now(), what }));
                     }

@@ -54,6 +54,13 @@ pub enum MaxRunning {
     Fixed(usize),
 }
 
+impl Upstream {
+    /// Whether its prompts are prefilled as a stage apart, which vLLM's are. SGLang's instances are asked both at once.
+    pub fn is_prefilled_apart(&self) -> bool {
+        self.engine == Engine::Vllm && !self.prefill_urls.is_empty()
+    }
+}
+
 impl Default for Upstream {
     /// One without any instance.
     fn default() -> Self {
