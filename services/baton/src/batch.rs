@@ -144,8 +144,12 @@ async fn answer(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         let models = plan.models.keys();
         ensure!(plan.models.contains_key(model), "the pipeline has no model {model}; it has {}", join(models));
     }
-    let settings =
-        Settings { salt: arguments.salt.clone(), model: arguments.model.clone(), lane, lanes: plan.lanes.clone() };
+    let engines = match &arguments.model {
+        Some(model) => plan.engines().fixed(model),
+        None => plan.engines(),
+    };
+    let (salt, model) = (arguments.salt.clone(), arguments.model.clone());
+    let settings = Settings { salt, model, lane, lanes: plan.lanes.clone(), engines };
     let total = if stdin { None } else { Some(count(&arguments.input).await?) };
     let lines = read(if stdin { Source::Stdin } else { Source::File(&arguments.input) }, settings)?;
     let (sink, answered) = sink(&arguments).await?;

@@ -19,7 +19,7 @@ use baton_contract::{
     outcome::{Outcome, Refusal, Status, request_digest},
 };
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tracing::{Instrument, info_span};
 
 use crate::{
@@ -249,11 +249,30 @@ pub fn print_outcome(
     if many {
         write!(out, "{}: ", outcome.id)?;
     }
-    writeln!(out, "{rest}")?;
+    let shown = streamed.is_some_and(|shown| !shown.is_empty());
+    print_answer(out, rest, &outcome.message, shown)?;
     for choice in outcome.choices.iter().skip(1) {
-        writeln!(out, "--- answer {} of {} ---\n{}", choice.index + 1, outcome.choices.len(), choice.text)?;
+        writeln!(out, "--- answer {} of {} ---", choice.index + 1, outcome.choices.len())?;
+        print_answer(out, &choice.text, &choice.message, false)?;
     }
     print_error(outcome);
+    Ok(())
+}
+
+/// Prints an answer, and a line for each tool that it calls; `begun` is whether some of its text is on the screen already.
+fn print_answer(out: &mut impl Write, text: &str, message: &Map<String, Value>, begun: bool) -> io::Result<()> {
+    let calls = message.get("tool_calls").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let refusal = message.get("refusal").and_then(Value::as_str);
+    if begun || !text.is_empty() || (calls.is_empty() && refusal.is_none()) {
+        writeln!(out, "{text}")?;
+    }
+    if let Some(refusal) = refusal {
+        writeln!(out, "refused: {refusal}")?;
+    }
+    for function in calls.iter().map(|call| &call["function"]) {
+        let text = |name: &str| function[name].as_str().map_or_else(|| function[name].to_string(), str::to_owned);
+        writeln!(out, "calls {} {}", text("name"), text("arguments"))?;
+    }
     Ok(())
 }
 

@@ -100,7 +100,7 @@ struct Posting {
 
 impl Posting {
     fn read(state: &State, endpoint: Endpoint, headers: &HeaderMap, body: JsonBody) -> Result<Self, ApiError> {
-        let mut call = baton_openai::read(endpoint, &body.bytes)?;
+        let mut call = baton_openai::read(endpoint, &body.bytes, &state.facts.engines)?;
         let facts = &state.facts;
         let model = match &call.model {
             None => facts.default_model.clone(),

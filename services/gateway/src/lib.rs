@@ -32,7 +32,7 @@ pub mod webhooks;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use baton_bus::{Bus, clients::answers::Answers, connection::clock::Clock, duty::stats::Watch, stage::jobs::Jobs};
-use baton_contract::{Name, subject::Stage};
+use baton_contract::{Name, subject::Stage, upstream::Engines};
 use baton_storage::{Store, files::Files, seal::SealKey};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
@@ -83,6 +83,8 @@ pub struct Facts {
     pub root: Name,
     /// At least one.
     pub models: Vec<Name>,
+    /// Which of them foreign engines serve.
+    pub engines: Engines,
     /// One of them: that of a request that names none.
     pub default_model: Name,
     /// At least one; the first is the lane of a request that names none.

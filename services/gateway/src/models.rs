@@ -4,6 +4,7 @@ use axum::{
     Json,
     extract::{Path, State as FromState},
 };
+use baton_contract::upstream::Engine;
 use baton_openai::ApiError;
 use serde_json::{Value, json};
 
@@ -26,5 +27,6 @@ pub(crate) async fn one(
 }
 
 fn describe(model: &str, state: &State) -> Value {
-    json!({ "id": model, "object": "model", "created": state.started, "owned_by": "baton" })
+    let owner = state.facts.engines.of(Some(model)).map_or("baton", Engine::as_str);
+    json!({ "id": model, "object": "model", "created": state.started, "owned_by": owner })
 }

@@ -35,6 +35,7 @@ impl Options {
             facts: Facts {
                 root: plan.root.clone(),
                 models: plan.models.keys().cloned().collect(),
+                engines: plan.engines(),
                 default_model: plan.default_model.clone(),
                 lanes: plan.lanes.clone(),
                 stages: Stage::ALL.into_iter().filter(|&stage| stage != Stage::Prefill || plan.has_prefill()).collect(),

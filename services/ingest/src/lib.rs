@@ -331,11 +331,13 @@ pub async fn read(models: &Models, arrival: &Arrival, body: &[u8]) -> Result<Rea
     let upstream = Name::new(request.model.as_deref().unwrap_or(models.default.as_str())).ok();
     let upstream = upstream.and_then(|name| models.upstreams.get(&name).copied());
     let ask = upstream.map(|upstream| Ask::of(&request, upstream.engine)).transpose();
+    // Without it the engine's own limit holds.
+    let most_tokens = request.most_tokens().unwrap_or(u32::MAX);
     let checked = request.check(&arrival.lane, arrival.timings.accepted_at_ms)?;
     let model = checked.model.clone().unwrap_or_else(|| models.default.clone());
     let apart = upstream.is_some_and(|upstream| upstream.apart);
     if let Some(ask) = ask? {
-        let job = job(arrival, model, checked).0;
+        let job = Job { max_tokens: most_tokens, ..job(arrival, model, checked).0 };
         return Ok(Read { job, ask: Some(ask), apart });
     }
     let Some(generator) = models.generators.get(&model).cloned() else {

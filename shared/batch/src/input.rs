@@ -2,7 +2,9 @@
 
 use std::io::{self, BufRead};
 
-use baton_contract::{JobId, Name, envelope, objects::Objects, outcome::request_digest, request::Request};
+use baton_contract::{
+    JobId, Name, envelope, objects::Objects, outcome::request_digest, request::Request, upstream::Engines,
+};
 use baton_openai::{ApiError, Endpoint, RawLine, Splitter};
 use serde_json::Value;
 
@@ -20,6 +22,8 @@ pub struct Settings {
     pub lane: Name,
     /// Those there are.
     pub lanes: Vec<Name>,
+    /// Which models foreign engines serve.
+    pub engines: Engines,
 }
 
 /// What tells lines apart: of what a line is called, or of a whole line. 128 bits of BLAKE3.
@@ -215,7 +219,7 @@ impl Settings {
     /// A line as OpenAI's batches have it.
     fn openai(&self, bytes: &[u8]) -> Result<(Endpoint, Asked), ApiError> {
         let line = baton_openai::read_line(bytes)?;
-        let call = baton_openai::read(line.endpoint, line.body.get().as_bytes())?;
+        let call = baton_openai::read(line.endpoint, line.body.get().as_bytes(), &self.engines)?;
         if call.stream {
             return Err(ApiError::field("stream", "stream: answers of a batch come whole; leave it out"));
         }
@@ -266,7 +270,8 @@ mod tests {
 
     fn lines(text: &str, salt: &str) -> Vec<Line> {
         let lane = Name::new("batch").unwrap();
-        let settings = Settings { salt: salt.into(), model: None, lanes: vec![lane.clone()], lane };
+        let settings =
+            Settings { salt: salt.into(), model: None, lanes: vec![lane.clone()], lane, engines: Engines::default() };
         let mut lines = Lines::new(text.as_bytes(), settings);
         std::iter::from_fn(|| lines.next().unwrap()).collect()
     }

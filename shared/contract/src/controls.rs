@@ -77,6 +77,11 @@ impl Request {
 }
 
 impl ResponseFormat {
+    /// Whether Baton's own models can follow it.
+    pub fn can_be_followed(&self) -> bool {
+        self.constraint().is_ok()
+    }
+
     fn constraint(&self) -> Result<Option<Constraint>, Failure> {
         let refused = |expected: &str, found: String| {
             Err(invalid(format!("response_format.json_schema{expected}, found {found}")))

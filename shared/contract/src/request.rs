@@ -289,6 +289,12 @@ pub(crate) fn invalid(message: String) -> Failure {
 }
 
 impl Request {
+    /// Tokens that an answer may have, as far as the request says so to a foreign engine.
+    pub fn most_tokens(&self) -> Option<u32> {
+        let newer_name = || self.engine.get("max_completion_tokens")?.as_u64()?.try_into().ok();
+        self.max_tokens.or_else(newer_name)
+    }
+
     /// Checks every field of a request that was published on `lane` and accepted by the broker at `accepted_ms` (since 1970).
     pub fn check(self, lane: &Name, accepted_ms: u64) -> Result<Checked, Failure> {
         // Told after what comes before it in a request; taken first, because the rest takes the request apart.

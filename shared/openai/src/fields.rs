@@ -63,6 +63,23 @@ impl Fields {
         }
     }
 
+    /// Leaves a field as it is for [`Self::rest`].
+    pub(crate) fn put(&mut self, name: &str, value: Value) {
+        self.map.insert(name.to_owned(), value);
+    }
+
+    /// Leaves a field out if it says what is the case anyway.
+    pub(crate) fn leave_out(&mut self, name: &str, neutral: &[Value]) {
+        if self.map.get(name).is_some_and(|value| neutral.contains(value)) {
+            self.map.remove(name);
+        }
+    }
+
+    /// What was not asked for; null is as if it were not there.
+    pub(crate) fn rest(self) -> Map<String, Value> {
+        self.map.into_iter().filter(|(_, value)| !value.is_null()).collect()
+    }
+
     /// Refuses what was not asked for.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
         match self.map.keys().next() {

@@ -7,15 +7,19 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, unreachable_pub)]
 
+mod alike;
 mod answer;
 mod chunks;
 mod endpoint;
 mod error;
 mod fields;
+mod foreign;
 mod line;
+mod own;
 mod request;
 mod response;
 mod split;
+mod told;
 
 pub use answer::{AnswerLine, LineError, LineResponse};
 pub use chunks::Chunks;

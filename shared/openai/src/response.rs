@@ -1,6 +1,9 @@
 //! Writes results as OpenAI's answers.
 
-use baton_contract::outcome::{Alternative, Choice, Code, Failure, FinishReason, Outcome, Status, TokenLogprob, Usage};
+use baton_contract::{
+    outcome::{Alternative, Choice, Code, Failure, FinishReason, Outcome, Status, TokenLogprob, Usage},
+    upstream::whole,
+};
 use serde_json::{Value, json};
 
 use crate::{endpoint::Endpoint, error::ApiError};
@@ -88,12 +91,22 @@ fn of_choice(endpoint: Endpoint, choice: &Choice) -> Value {
     let mut value =
         json!({ "index": choice.index, "logprobs": logprobs, "finish_reason": finish(choice.finish_reason) });
     match endpoint {
-        Endpoint::ChatCompletions => {
-            value["message"] = json!({ "role": "assistant", "content": choice.text, "refusal": null });
-        }
+        Endpoint::ChatCompletions => value["message"] = message(choice),
         Endpoint::Completions => value["text"] = choice.text.as_str().into(),
     }
     value
+}
+
+/// A message without a text has none, and not an empty one, where it calls tools.
+fn message(choice: &Choice) -> Value {
+    let more = whole(&choice.message);
+    let calls = ["tool_calls", "function_call"].iter().any(|name| more.contains_key(*name));
+    let content = Some(choice.text.as_str()).filter(|text| !calls || !text.is_empty());
+    let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
+    if let Value::Object(message) = &mut message {
+        message.extend(more);
+    }
+    message
 }
 
 pub(crate) fn finish(reason: Option<FinishReason>) -> Option<&'static str> {

@@ -9,21 +9,24 @@ use baton_contract::{
         Usage,
     },
     request::{ChatMessage, Prompt, Stop},
+    upstream::Engines,
 };
 use serde_json::{Value, json};
 
 use super::*;
 
+mod foreign;
+
 fn chat(extra: Value) -> Result<Call, ApiError> {
     let mut body = json!({ "model": "m", "messages": [{ "role": "user", "content": "Hi" }] });
     body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-    read(Endpoint::ChatCompletions, body.to_string().as_bytes())
+    read(Endpoint::ChatCompletions, body.to_string().as_bytes(), &Engines::default())
 }
 
 fn completion(extra: Value) -> Result<Call, ApiError> {
     let mut body = json!({ "prompt": "Hi" });
     body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-    read(Endpoint::Completions, body.to_string().as_bytes())
+    read(Endpoint::Completions, body.to_string().as_bytes(), &Engines::default())
 }
 
 #[test]
@@ -138,7 +141,7 @@ fn what_can_not_be_followed_is_refused_by_name() {
         assert_eq!((error.status, error.param.as_deref()), (400, Some(param)), "{extra}: {error}");
     }
     for body in [&b"\xff{}"[..], b"", b"[]", b"{", b"{} x", "[".repeat(100_000).as_bytes()] {
-        assert_eq!(read(Endpoint::Completions, body).unwrap_err().status, 400);
+        assert_eq!(read(Endpoint::Completions, body, &Engines::default()).unwrap_err().status, 400);
     }
 }
 

@@ -21,6 +21,7 @@ mod http;
 mod inputs;
 mod lanes;
 mod large;
+mod llama_server;
 mod load;
 mod memory;
 mod models;

