@@ -9,6 +9,7 @@
 #![warn(missing_docs, unreachable_pub)]
 
 mod dialect;
+mod ended;
 mod event;
 mod fault;
 mod http;
@@ -31,10 +32,11 @@ use baton_contract::upstream::Engine;
 
 pub use self::{
     dialect::Resume,
+    ended::Ended,
     event::{Event, Piece},
     fault::{Fault, Retry},
     instance::{Call, HANDOVER_KEPT, Instance},
-    pool::{Ended, Place, Upstream},
+    pool::{Place, Upstream},
     reply::Reply,
 };
 

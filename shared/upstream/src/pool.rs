@@ -5,14 +5,14 @@ mod side;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use baton_contract::stats;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::side::{Held, Side};
-use crate::{Error, Fault, Instance, Options, Retry};
+use crate::{Ended, Error, Instance, Options};
 
 /// A model that foreign engines serve. Cheap to clone; clones share what they learn.
 #[derive(Clone, Debug)]
@@ -28,35 +28,6 @@ struct Pool {
 /// A request's place at an instance; given up when it is dropped.
 #[derive(Debug)]
 pub struct Place(Held);
-
-/// What came of a request, as far as the instance is concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// It was answered, with so many tokens.
-    Answered {
-        /// Of all answers.
-        tokens: u32,
-    },
-    /// The engine refused it, through the request's own fault.
-    Refused,
-    /// The engine has no room (429, 503), and names a pause.
-    PutOff(Option<Duration>),
-    /// The instance can't be reached, is silent, or says what no engine says.
-    Faulty,
-    /// Nobody wants it any more.
-    Left,
-}
-
-impl From<&Fault> for Ended {
-    /// An instance that fails one request fails others, too, as far as is known: they are better put elsewhere.
-    fn from(fault: &Fault) -> Self {
-        match fault.retry {
-            Retry::Never | Retry::Recompute => Self::Refused,
-            Retry::Later(Some(pause)) => Self::PutOff(Some(pause)),
-            Retry::Later(None) | Retry::Elsewhere => Self::Faulty,
-        }
-    }
-}
 
 impl Upstream {
     /// Makes clients for all instances; asks none.
