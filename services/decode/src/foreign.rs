@@ -27,11 +27,11 @@ use baton_contract::{
     job::Job,
     outcome::{Code, Failure, Timings},
     record::Claim,
-    upstream::{Ask, Engine, fingerprint},
+    upstream::{Ask, Engine, Handover, fingerprint},
 };
 use baton_upstream::{Call, Ended, Event, Fault, Place, Reply, Upstream};
 use futures::FutureExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::answering::Answering;
@@ -45,9 +45,8 @@ use crate::{
 
 /// How long a job waits for a place at an instance before it goes back to its queue, and its record says why.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What the instance that has computed a prompt tells of its KV cache holds for so long: it keeps the cache no longer than some
-/// minutes for the one that decodes, and what lies there then may be another prompt's.
-const HANDOVER_MS: f64 = 240e3;
+/// How long an instance keeps a prompt's KV cache for another at least: vLLM does so for 30 s.
+const KEPT: Duration = Duration::from_secs(20);
 
 /// Serves one model until `shutdown`, then hands what is running over to other workers.
 pub async fn run(bus: Bus, options: Options, upstream: Upstream, shutdown: CancellationToken) -> Result<(), Error> {
@@ -63,6 +62,26 @@ struct Foreign {
     fingerprint: Fingerprint,
     checkpoint: Duration,
     shutdown: CancellationToken,
+}
+
+/// A prompt's KV cache that another instance keeps, until then.
+struct Fetch {
+    handover: Handover,
+    until: Instant,
+}
+
+impl Fetch {
+    /// Of a job's first try only: another one may have fetched it already.
+    async fn of(bus: &Bus, handover: Option<Handover>, attempt: u64) -> Option<Self> {
+        let handover = handover.filter(|_| attempt == 1)?;
+        let age = bus.clock().now_ms().await.ok()?.saturating_sub(handover.at_ms);
+        let left = KEPT.checked_sub(Duration::from_millis(age))?;
+        Some(Self { handover, until: Instant::now() + left })
+    }
+
+    fn in_time(self) -> Option<Handover> {
+        (Instant::now() < self.until).then_some(self.handover)
+    }
 }
 
 /// Why an answer did not come to its end.
@@ -107,19 +126,12 @@ impl Handler<DecodeTask> for Foreign {
         timings.decode_queue_ms = queue_ms;
         timings.decode_attempt = attempt as u32;
         timings.decode_worker = claim.worker.clone();
-        // Another try may have fetched it already.
-        let stale = (attempt > 1 || queue_ms > HANDOVER_MS) && ask.handover.take().is_some();
+        let fetch = Fetch::of(&self.bus, ask.handover.take(), attempt).await;
         let journal = Journal::new(ledger, self.checkpoint);
         let telling = Telling::new(&self.bus, &job, self.fingerprint, claim, timings, journal).await;
         let mut answering = Answering::new(telling);
         if let Some(checkpoint) = checkpoint {
             answering.restore(*checkpoint);
-        }
-        if stale {
-            tracing::info!(
-                "the prompt's KV cache is not taken over a second time, nor late; the prompt is computed again"
-            );
-            answering.note_recomputed();
         }
         if answering.open() == 0 {
             return Ok(answering.completed());
@@ -127,7 +139,7 @@ impl Handler<DecodeTask> for Foreign {
         let answered = tokio::select! {
             biased;
             failure = stop.called() => return Ok(answering.failed(failure)),
-            answered = self.answer(&mut answering, ask, attempt > 1) => answered,
+            answered = self.answer(&mut answering, ask, fetch, attempt > 1) => answered,
         };
         match answered {
             Ok(()) => Ok(answering.completed()),
@@ -168,18 +180,26 @@ pub(crate) async fn end(
 
 impl Foreign {
     /// Asks instances until one has answered to the end. Readers may have been `told` something by another try.
-    async fn answer(&self, answering: &mut Answering<'_>, mut ask: Ask, mut told: bool) -> Result<(), Broken> {
+    async fn answer(
+        &self,
+        answering: &mut Answering<'_>,
+        mut ask: Ask,
+        mut fetch: Option<Fetch>,
+        mut told: bool,
+    ) -> Result<(), Broken> {
         let mut leaves = pin!(leaves(&self.shutdown));
         let affinity = ask.affinity(answering.tenant());
-        let (mut resumes, mut lacks) = (true, answering.recomputes());
+        let mut resumes = true;
         loop {
             let mut beside = match self.meets() {
                 true => Some(self.place(answering, self.upstream.place_prefill(affinity), leaves.as_mut()).await?),
                 false => None,
             };
             let mut place = self.place(answering, self.upstream.place(affinity), leaves.as_mut()).await?;
-            if std::mem::take(&mut lacks) {
+            ask.handover = fetch.take().and_then(Fetch::in_time);
+            if self.is_prefilled_apart() && ask.handover.is_none() && !answering.recomputes() {
                 place.transferred(false);
+                answering.note_recomputed();
             }
             let resume = answering.resume().filter(|resume| resumes && place.instance().resumes(&ask, resume));
             if told {
@@ -201,30 +221,32 @@ impl Foreign {
             let fault = match followed {
                 Ok(()) => {
                     if let Some(beside) = beside {
-                        beside.end(Ended::Answered);
+                        beside.end(Ended::Answered { tokens: 1 });
                     }
-                    place.end(Ended::Answered);
+                    place.end(Ended::Answered { tokens: answering.generated() });
                     return Ok(());
                 }
                 Err(Broken::Fault(fault)) => fault,
                 Err(broken) => return Err(broken),
             };
-            let again = fault.retry == baton_upstream::Retry::Recompute && (ask.handover.is_some() || resume.is_some());
-            if again && ask.handover.take().is_some() {
-                place.transferred(false);
-                answering.note_recomputed();
-            }
+            let builds = ask.handover.is_some() || resume.is_some();
             // Of two that were asked, either may be to blame.
             for place in beside.take().into_iter().chain([place]) {
                 place.end(Ended::from(&fault));
             }
-            if !again {
+            if fault.retry != baton_upstream::Retry::Recompute || !builds {
                 return Err(fault.into());
             }
             tracing::info!(fault = fault.message, "the answer begins again without what it was to build on");
             resumes = false;
             told |= answering.has_told();
         }
+    }
+
+    /// Whether other instances prefill, before these are asked (vLLM).
+    fn is_prefilled_apart(&self) -> bool {
+        let options = self.upstream.options();
+        options.engine == Engine::Vllm && !options.prefill_urls.is_empty()
     }
 
     /// Whether each request is put to two instances at once, of which one prefills (SGLang).

@@ -228,14 +228,13 @@ impl Handler<DecodeTask> for Decode {
             return Err(StageError::new(Retry::Elsewhere, Code::Internal, format!("no model {} here", job.model)));
         };
         let _counted = ask.is_none().then(|| OwnJob::count(&self.own_jobs));
-        // A job that this worker is not to go on with may have to end all the same.
-        let stopped = || stop.called().now_or_never();
         let stands_in = ask.is_some();
         if let Some(ask) = ask {
             job = match overflow::fit(&pool.generator, job.clone(), &ask, timings.accepted_at_ms).await {
                 Ok(fitted) => fitted,
                 Err(error) => {
-                    let failure = stopped().ok_or(error)?;
+                    // It may have to end all the same.
+                    let failure = stop.called().now_or_never().ok_or(error)?;
                     return foreign::end(&self.bus, &job, timings, claim, ledger, failure).await;
                 }
             };
@@ -244,18 +243,17 @@ impl Handler<DecodeTask> for Decode {
         let checkpoint = journal::left(&ledger, &job, attempt).await?;
         let tail = pool.tail(&job, &pieces, &fingerprint.unwrap_or(pool.fingerprint));
         let begun = origin::Begun { first, pieces, fingerprint, checkpoint };
-        let (begun, again) = match begun.origin(&pool.fingerprint, claim.attempt) {
+        // The engine that began it was waited for.
+        let tries = if stands_in { u64::MAX } else { attempt };
+        let (begun, again) = match begun.origin(&pool.fingerprint, tries) {
             Origin::Ours { begun, again } => (begun, again),
-            Origin::Theirs(theirs) => {
-                let failure = stopped().filter(|_| stands_in).ok_or_else(|| unlike(&theirs, &pool.fingerprint))?;
-                return foreign::end(&self.bus, &job, timings, claim, ledger, failure).await;
-            }
+            Origin::Theirs(theirs) => return Err(unlike(&theirs, &pool.fingerprint)),
         };
         if stands_in {
             self.bus.counters().fallback();
             tracing::info!(model = %job.model, "the job waited for its engine for long; a model of Baton's answers it");
         }
-        if again {
+        if again && !stands_in {
             tracing::warn!("no worker has the model that began the job; it begins again with this one's");
         }
         let origin::Begun { first, pieces, checkpoint, .. } = begun;

@@ -1,6 +1,8 @@
 //! Prompts that an instance of a foreign engine prefills for the one that decodes: what it tells of the KV cache goes on to
 //! decode with the job. The cache itself goes from one instance to the other, as the engine does that.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use baton_bus::{
     Bus,
     connection::trace,
@@ -11,7 +13,7 @@ use baton_contract::{
     envelope::{self, DecodeTask, PrefillTask},
     job::Job,
     outcome::{Code, Timings},
-    upstream::Ask,
+    upstream::{Ask, Handover},
 };
 use baton_upstream::{Call, Ended, Fault, Upstream};
 use tokio::time::{Duration, Instant, timeout};
@@ -23,6 +25,10 @@ use crate::Error;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// After so many deliveries a job goes on to decode although no instance could prefill its prompt, which is computed there then.
 const TRIES: u64 = 3;
+/// After no instance has prefilled anything for so long, jobs go on at once,
+const GONE: Duration = Duration::from_secs(10);
+/// but for one now and then, which finds out whether an instance is back.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Serves one model until `shutdown`, then drains.
 pub async fn run(
@@ -32,13 +38,43 @@ pub async fn run(
     upstream: Upstream,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let foreign = Foreign { bus: bus.clone(), upstream };
+    let foreign = Foreign { bus: bus.clone(), upstream, outage: Mutex::default() };
     Ok(stage::run(&bus, pull, worker, foreign, CancellationToken::new(), shutdown).await?)
 }
 
 struct Foreign {
     bus: Bus,
     upstream: Upstream,
+    outage: Mutex<Outage>,
+}
+
+/// Since when nothing could be prefilled.
+#[derive(Debug, Default)]
+struct Outage {
+    since: Option<Instant>,
+    /// When a job has found that out last.
+    seen: Option<Instant>,
+}
+
+impl Outage {
+    fn is_long(&self, now: Instant) -> bool {
+        self.since.is_some_and(|since| now.duration_since(since) >= GONE)
+    }
+
+    /// Whether a job goes on to decode without having asked.
+    fn passes_on(&self, now: Instant) -> bool {
+        self.is_long(now) && self.seen.is_some_and(|seen| now.duration_since(seen) < LOOK)
+    }
+
+    /// Notes what came of asking, at its end.
+    fn note(&mut self, is_there: bool, now: Instant) {
+        if is_there {
+            *self = Self::default();
+        } else {
+            self.since.get_or_insert(now);
+            self.seen = Some(now);
+        }
+    }
 }
 
 impl Handler<PrefillTask> for Foreign {
@@ -63,20 +99,31 @@ impl Foreign {
         timings.prefill_queue_ms = queue_ms;
         timings.prefill_attempt = claim.attempt as u32;
         timings.prefill_worker = claim.worker;
-        match self.ask(&job, &ask).await {
-            Ok(handover) => ask.handover = Some(handover),
-            Err(fault) if fault.retry == baton_upstream::Retry::Never => {
+        let asked = if self.outage().passes_on(began) { None } else { Some(self.ask(&job, &ask).await) };
+        if let Some(asked) = &asked {
+            // Who is refused has found somebody.
+            let is_gone = asked.as_ref().is_err_and(|fault| fault.retry == baton_upstream::Retry::Later(None));
+            self.outage().note(!is_gone, Instant::now());
+        }
+        let is_long = self.outage().is_long(Instant::now());
+        match asked {
+            // Of what nobody can tell how old it is, nobody may make use.
+            Some(Ok(params)) => {
+                ask.handover = self.bus.clock().now_ms().await.ok().map(|at_ms| Handover { params, at_ms })
+            }
+            Some(Err(fault)) if fault.retry == baton_upstream::Retry::Never => {
                 return Err(StageError::ended(fault.failure()));
             }
-            Err(fault) if claim.attempt >= TRIES => {
-                tracing::warn!(error = fault.message, "no instance prefilled the prompt, which is left to decode");
-            }
-            Err(fault) => {
+            Some(Err(fault)) if claim.attempt < TRIES && !is_long => {
                 return Err(match fault.retry {
                     baton_upstream::Retry::Later(pause) => StageError::put_off(fault.failure(), pause),
                     _ => StageError { retry: Retry::Elsewhere, failure: fault.failure() },
                 });
             }
+            Some(Err(fault)) => {
+                tracing::warn!(error = fault.message, "no instance prefilled the prompt, which is left to decode");
+            }
+            None => tracing::info!("the prompt is left to decode, for no instance that prefills is there"),
         }
         timings.prefill_ms = began.elapsed().as_secs_f64() * 1e3;
         tracing::info!(
@@ -87,13 +134,17 @@ impl Foreign {
         self.forward(job, timings, ask)
     }
 
+    fn outage(&self) -> MutexGuard<'_, Outage> {
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn ask(&self, job: &Job, ask: &Ask) -> Result<String, Fault> {
         let place = timeout(PATIENCE, self.upstream.place_prefill(ask.affinity(&job.tenant))).await;
         let place = place.map_err(|_| Fault::later("no instance that prefills takes requests now"))?;
         let trace = trace::pairs_of(&tracing::Span::current());
         let told = place.instance().prefill(Call { ask, resume: None, trace: &trace }).await;
         place.end(match &told {
-            Ok(_) => Ended::Answered,
+            Ok(_) => Ended::Answered { tokens: 1 },
             Err(fault) => Ended::from(fault),
         });
         told
@@ -108,5 +159,28 @@ impl Foreign {
             StageError::new(Retry::Never, code, causes(&error))
         })?;
         Ok(Next::Forward { subject, payload: payload.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_pass_a_long_outage_by_and_one_now_and_then_looks() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut outage = Outage::default();
+        assert!(!outage.passes_on(at(0)));
+        outage.note(false, at(0));
+        outage.note(false, at(9));
+        assert!(!outage.passes_on(at(9)), "it may be short");
+        outage.note(false, at(10));
+        assert!(outage.is_long(at(10)) && outage.passes_on(at(11)));
+        assert!(!outage.passes_on(at(12)), "one looks");
+        outage.note(false, at(13));
+        assert!(outage.passes_on(at(14)));
+        outage.note(true, at(15));
+        assert!(!outage.is_long(at(15)) && !outage.passes_on(at(15)));
     }
 }

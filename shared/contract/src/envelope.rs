@@ -238,6 +238,7 @@ pub(crate) mod tests {
         JobId, Name,
         outcome::Alternative,
         sampling::{Constraint, Sampling},
+        upstream::Handover,
     };
 
     fn task() -> DecodeTask {
@@ -339,7 +340,8 @@ pub(crate) mod tests {
         let ask = |task: &mut DecodeTask| {
             (task.first, task.pieces) = (Vec::new(), Vec::new());
             task.job.prompt.clear();
-            task.ask = Some(Ask { chat: true, body: "{}".into(), handover: Some("{}".into()) });
+            task.ask =
+                Some(Ask { chat: true, body: "{}".into(), handover: Some(Handover { params: "{}".into(), at_ms: 0 }) });
         };
         assert_eq!(read(ask).unwrap().ask.unwrap().body, "{}");
         assert!(matches!(read(|task| task.ask = Some(Ask::default())), Err(Error::TwoPrompts)));

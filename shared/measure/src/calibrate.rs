@@ -3,7 +3,6 @@
 mod beside;
 mod bus;
 mod engine;
-pub mod foreign;
 mod store;
 
 use std::ffi::OsString;

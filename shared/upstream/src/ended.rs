@@ -1,4 +1,4 @@
-//! What came of a request, as far as its instance is concerned.
+//! What instances show of themselves by the ends of requests.
 
 use std::time::Duration;
 
@@ -7,8 +7,11 @@ use crate::{Fault, Retry};
 /// What came of a request, as far as the instance is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// It was answered.
-    Answered,
+    /// It was answered, with so many tokens.
+    Answered {
+        /// Of all answers.
+        tokens: u32,
+    },
     /// The engine refused it, through the request's own fault.
     Refused,
     /// The engine has no room (429, 503), and names a pause.

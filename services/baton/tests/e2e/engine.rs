@@ -24,8 +24,8 @@ pub enum Act {
     Says(usize),
     /// So many pieces, and the others of as many once the test lets the engine go on.
     Waits(usize, usize),
-    /// A status with a header line or nothing, and a body.
-    Refuses(u16, &'static str, &'static str),
+    /// A status, a header line or nothing, and a body.
+    Answers(u16, &'static str, &'static str),
     /// A whole answer in these `delta` objects, one choice each, and its end.
     Parts(Vec<Value>, &'static str),
 }
@@ -62,8 +62,11 @@ impl Engine {
     }
 
     /// Ends all connections, and takes no more.
-    pub fn die(&mut self) {
-        self.running = None;
+    pub async fn die(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.abort();
+            assert!(running.await.is_err_and(|ended| ended.is_cancelled()));
+        }
     }
 
     /// Listens at the same place again.
@@ -153,7 +156,7 @@ impl Play {
         let (first, all) = match act {
             Act::Says(pieces) => (pieces, pieces),
             Act::Waits(first, all) => (first, all),
-            Act::Refuses(status, header, text) => return answer(write, status, header, text).await,
+            Act::Answers(status, header, text) => return answer(write, status, header, text).await,
             Act::Parts(parts, why) => {
                 begin(write).await?;
                 for part in parts {

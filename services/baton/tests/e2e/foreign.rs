@@ -59,7 +59,6 @@ impl Live {
                 pieces.truncate(index as usize);
             }
             Event::Delta { job, delta } => {
-                assert_eq!(delta.token, None);
                 let pieces = self.pieces.entry(job).or_default();
                 assert_eq!(delta.index as usize, pieces.len(), "no piece is left out, none comes twice");
                 pieces.push(delta.text);
@@ -167,7 +166,7 @@ async fn an_engine_that_dies_in_mid_answer_and_comes_back_gives_one_answer() {
     let requests: Vec<_> = (0..4).map(|number| chat(&format!("job-{number}"), &format!("w{number}-"))).collect();
     let mut live = Live::submit(&bus, &requests).await;
     live.until(4, 20).await;
-    engine.die();
+    engine.die().await;
     // Nothing comes meanwhile, and the record says why.
     let reason = until_reason(&ground, "job-0").await;
     assert!(reason.contains("fault of decode"), "{reason}");
@@ -230,7 +229,7 @@ async fn a_worker_that_is_asked_to_stop_hands_its_answers_over() {
 
 #[tokio::test]
 async fn a_busy_engine_is_waited_for_and_a_refused_request_fails_in_its_words() {
-    let busy = Act::Refuses(429, "retry-after: 0\r\n", r#"{"error":{"message":"too many"}}"#);
+    let busy = Act::Answers(429, "retry-after: 0\r\n", r#"{"error":{"message":"too many"}}"#);
     let refused = r#"{"error":{"message":"temperature must be at most 2","type":"BadRequestError"}}"#;
     let engine = Engine::start([busy.clone(), busy.clone(), busy, Act::Says(3)]).await;
     let ground = ground(&engine, &["stages.decode.max_deliver=1"]).await;
@@ -240,7 +239,7 @@ async fn a_busy_engine_is_waited_for_and_a_refused_request_fails_in_its_words() 
     assert_eq!((outcome.status, &*outcome.text), (Status::Completed, &*text("a", 3)), "no try counted");
     assert_eq!(engine.asked().len(), 4);
 
-    engine.plays([Act::Refuses(400, "", refused)]);
+    engine.plays([Act::Answers(400, "", refused)]);
     let outcome = Live::submit(&bus, &[chat("refused", "a")]).await.end().await.remove(0);
     let error = outcome.error.unwrap();
     assert_eq!((outcome.status, error.code), (Status::Failed, Code::InvalidValue));
@@ -248,14 +247,58 @@ async fn a_busy_engine_is_waited_for_and_a_refused_request_fails_in_its_words() 
     assert_eq!(engine.asked().len(), 5, "once is enough");
 
     // What may be the request's fault is tried as often as the pipeline says.
-    engine.plays([Act::Refuses(500, "", "oops")]);
+    engine.plays([Act::Answers(500, "", "oops")]);
     let outcome = Live::submit(&bus, &[chat("broken", "a")]).await.end().await.remove(0);
     assert_eq!((outcome.status, engine.asked().len()), (Status::Failed, 6));
 }
 
+/// What an instance of vLLM that only prefills answers.
+const PREFILLED: &str = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"x"},"finish_reason":"length"}],
+    "kv_transfer_params":{"do_remote_prefill":true,"do_remote_decode":false,"remote_engine_id":"e","remote_block_ids":[[1]],
+    "remote_request_id":"r","remote_host":"127.0.0.1","remote_port":5601,"tp_size":1}}"#;
+
+#[tokio::test]
+async fn a_prompt_that_another_instance_prefilled_is_fetched_once_and_computed_where_it_can_not_be() {
+    let mut prefill = Engine::start([Act::Answers(200, "", PREFILLED)]).await;
+    let mut decode = Engine::start([Act::Waits(3, 5), Act::Says(5)]).await;
+    let urls = format!("models.tiny.prefill_urls={}", prefill.url);
+    let ground = ground(&decode, &["models.tiny.engine=vllm", &urls]).await;
+    let _workers = workers(&ground).await;
+    let _prefill = ground.worker("prefill", "prefill-1").await;
+    let bus = streams(&ground).await;
+    let mut live = Live::submit(&bus, &[chat("fetched", "a")]).await;
+    live.until(1, 3).await;
+    assert_eq!(prefill.asked()[0]["kv_transfer_params"]["do_remote_decode"], true);
+    assert_eq!(decode.asked()[0]["kv_transfer_params"]["remote_engine_id"], "e");
+    decode.die().await;
+    decode.come_back().await;
+    let outcome = live.end().await.remove(0);
+    assert_eq!((outcome.status, &*outcome.text), (Status::Completed, &*text("a", 5)));
+    assert_eq!(outcome.timings.recomputed_tokens, 5, "what was kept for the first try is gone");
+
+    prefill.die().await;
+    let outcome = Live::submit(&bus, &[chat("computed", "b")]).await.end().await.remove(0);
+    assert_eq!((outcome.status, &*outcome.text), (Status::Completed, &*text("b", 5)));
+    let later = &decode.asked()[1..];
+    assert!(later.iter().all(|asked| asked.get("kv_transfer_params").is_none()), "{later:?}");
+    let mut watch = bus.watch_stats().await.unwrap();
+    let counted = async {
+        loop {
+            let snapshot = watch.next().await;
+            let told = snapshot.workers.iter().flat_map(|worker| &worker.upstreams);
+            let counts = told.map(|told| (told.transfers, told.transfer_fallbacks));
+            let (came, did_not) = counts.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+            if came == 1 && did_not >= 2 {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, counted).await.expect("transfers were not counted");
+}
+
 #[tokio::test]
 async fn a_model_of_batons_answers_while_the_engine_is_gone_and_no_longer() {
-    let mut engine = Engine::start([Act::Says(3)]).await;
+    let mut engine = Engine::start([Act::Says(3), Act::Waits(3, 5), Act::Says(3)]).await;
     let fallback = ["models.tiny.fallback=sim", "models.tiny.fallback_after=1s", "models.sim.source=sim"];
     let ground = ground(&engine, &fallback).await;
     let _workers = workers(&ground).await;
@@ -263,7 +306,12 @@ async fn a_model_of_batons_answers_while_the_engine_is_gone_and_no_longer() {
     let before = Live::submit(&bus, &[chat("before", "a")]).await.end().await.remove(0);
     assert_eq!((before.status, &*before.text), (Status::Completed, &*text("a", 3)));
 
-    engine.die();
+    let mut begun = Live::submit(&bus, &[chat("begun", "b")]).await;
+    begun.until(1, 3).await;
+    engine.die().await;
+    let outcome = begun.end().await.remove(0);
+    assert_eq!((outcome.status, begun.restarts), (Status::Completed, 1), "its readers are told that it begins again");
+    assert!(outcome.model_fingerprint != before.model_fingerprint && !outcome.tokens.is_empty());
     let follower = bus.follow(&name("acme")).await.unwrap();
     let tools = json!({ "id": "tools", "messages": [{ "role": "user", "content": "t" }], "engine": { "tools": [] } });
     for request in [chat("first", "b"), chat("second", "b"), tools] {

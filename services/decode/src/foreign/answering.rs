@@ -5,11 +5,11 @@ use baton_contract::{
     Name,
     checkpoint::{Checkpoint, Partial},
     job::Answer,
-    outcome::{Code, Delta, Failure, Outcome, Timings, Usage},
+    outcome::{Code, Delta, Failure, Outcome, Timings, TokenLogprob, Usage},
     upstream::{merge, whole},
 };
 use baton_upstream::{Piece, Resume};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use crate::telling::{Telling, ms};
@@ -131,6 +131,11 @@ impl<'a> Answering<'a> {
         self.telling.answers.iter().filter(|answer| answer.finish_reason.is_none()).count()
     }
 
+    /// Tokens that this worker had generated.
+    pub(crate) fn generated(&self) -> u32 {
+        self.generated as u32
+    }
+
     /// An instance begins to answer.
     pub(crate) fn began(&mut self) {
         // Waiting for a place is waiting for a worker.
@@ -181,18 +186,10 @@ impl<'a> Answering<'a> {
         self.generated += count;
         self.telling.bus.counters().completion(count);
         self.telling.note_first();
-        // A delta has the log-probabilities of one token: with those of the last comes the piece's text, as with Baton's own.
-        let (last, before) = match logprobs.split_last() {
-            Some((last, before)) => (Some(last), before),
-            None => (None, &[][..]),
-        };
-        let alone = |logprobs| Delta { logprobs: Some(logprobs), ..Delta::default() };
-        let message = (!message.is_empty()).then(|| Box::new(message));
-        let whole = Delta { text, message, logprobs: last.cloned(), ..Delta::default() };
-        for delta in before.iter().cloned().map(alone).chain([whole]) {
-            let place = &mut self.pieces[choice as usize];
-            let delta = Delta { choice, index: *place, ..delta };
-            *place += 1;
+        let place = &mut self.pieces[choice as usize];
+        let deltas = deltas(choice, *place, text, message, logprobs);
+        *place += deltas.len() as u32;
+        for delta in deltas {
             self.telling.journal.note();
             self.telling.tell(&delta).await?;
         }
@@ -280,8 +277,53 @@ impl<'a> Answering<'a> {
     }
 }
 
+/// What is told of a piece of an answer, from an index on. A delta has the log-probabilities of one token: with those of the last comes
+/// the piece's text, as with Baton's own.
+fn deltas(
+    choice: u32,
+    from: u32,
+    text: String,
+    message: Map<String, Value>,
+    mut logprobs: Vec<TokenLogprob>,
+) -> Vec<Delta> {
+    let last = logprobs.pop();
+    let alone = logprobs.into_iter().map(|logprobs| Delta { logprobs: Some(logprobs), ..Delta::default() });
+    let message = (!message.is_empty()).then(|| Box::new(message));
+    let whole = Delta { text, message, logprobs: last, ..Delta::default() };
+    (from..).zip(alone.chain([whole])).map(|(index, delta)| Delta { choice, index, ..delta }).collect()
+}
+
 fn partial(answer: &Answer, pieces: u32, prompt: &[u32]) -> Partial {
     let Answer { text, message, finish_reason, .. } = answer;
     let message = if message.is_empty() { String::new() } else { Value::Object(message.clone()).to_string() };
     Partial { text: text.clone(), pieces, message, finish_reason: *finish_reason, prompt: prompt.to_vec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use baton_contract::outcome::Alternative;
+
+    use super::*;
+
+    #[test]
+    fn a_piece_of_several_tokens_is_told_with_the_last_of_them() {
+        let of = |token: &str| TokenLogprob {
+            chosen: Alternative { token: token.into(), id: 0, logprob: -0.5, bytes: token.into() },
+            top_logprobs: Vec::new(),
+        };
+        let told = |logprobs: &[TokenLogprob]| {
+            let deltas = deltas(1, 7, "ab".into(), Map::new(), logprobs.to_vec());
+            let told = |delta: Delta| {
+                assert_eq!((delta.choice, delta.token, delta.restart, delta.message), (1, None, false, None));
+                (delta.index, delta.text, delta.logprobs.map(|told| told.chosen.token))
+            };
+            deltas.into_iter().map(told).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&[]), [(7, "ab".into(), None)]);
+        assert_eq!(told(&[of("a")]), [(7, "ab".into(), Some("a".into()))]);
+        assert_eq!(
+            told(&[of("a"), of("b")]),
+            [(7, String::new(), Some("a".into())), (8, "ab".into(), Some("b".into()))]
+        );
+    }
 }

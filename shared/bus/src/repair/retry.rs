@@ -162,6 +162,10 @@ impl Renamed for PrefillTask {
 impl Renamed for DecodeTask {
     fn renamed(&self, id: &JobId, now_ms: u64) -> Self {
         let mut task = self.clone();
+        if let Some(ask) = &mut task.ask {
+            // What another instance kept of the prompt was fetched, or has gone by now.
+            ask.handover = None;
+        }
         (task.job.id, task.timings.accepted_at_ms) = (id.clone(), now_ms);
         task
     }

@@ -58,8 +58,18 @@ pub struct Ask {
     pub chat: bool,
     /// The request's JSON object, without `model`, `stream`, and what depends on the instance that is asked.
     pub body: String,
-    /// What the instance that has computed the prompt's KV cache told of it, as JSON: the instance that decodes is told the same.
-    pub handover: Option<String>,
+    /// What the instance that has computed the prompt's KV cache told of it.
+    pub handover: Option<Handover>,
+}
+
+/// What an instance of an engine tells of a prompt's KV cache, which it keeps for another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Handover {
+    /// JSON that the instance that decodes is told.
+    pub params: String,
+    /// When it was told, in milliseconds since 1970 by the broker's clock. The cache is kept for some seconds, until it was fetched: what
+    /// lies in its place then may be another prompt's.
+    pub at_ms: u64,
 }
 
 impl Ask {

@@ -19,7 +19,7 @@ use crate::{
 };
 
 pub use self::{
-    ask::Ask,
+    ask::{Ask, Handover},
     engines::Engines,
     message::{merge, whole},
 };

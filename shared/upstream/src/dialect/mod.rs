@@ -55,8 +55,8 @@ pub(crate) fn ask(engine: Engine, model: &str, ask: &Ask, resume: Option<&Resume
     body.insert("stream_options".into(), json!({ "include_usage": true }));
     if engine == Engine::Vllm {
         body.insert("return_token_ids".into(), true.into());
-        let handover = ask.handover.as_deref().filter(|_| resume.is_none());
-        if let Some(Ok(handover)) = handover.map(serde_json::from_str::<Value>) {
+        let handover = ask.handover.as_ref().filter(|_| resume.is_none());
+        if let Some(Ok(handover)) = handover.map(|handover| serde_json::from_str::<Value>(&handover.params)) {
             body.insert("kv_transfer_params".into(), handover);
         }
     }
@@ -71,11 +71,17 @@ fn plain(ask: &Ask) -> Asked {
 
 #[cfg(test)]
 mod tests {
+    use baton_contract::upstream::Handover;
+
     use super::*;
 
     #[test]
     fn each_engine_is_asked_to_stream_and_only_vllm_for_token_ids() {
-        let put = Ask { chat: true, body: r#"{"messages":[],"n":2}"#.into(), handover: Some(r#"{"x":1}"#.into()) };
+        let put = Ask {
+            chat: true,
+            body: r#"{"messages":[],"n":2}"#.into(),
+            handover: Some(Handover { params: r#"{"x":1}"#.into(), at_ms: 0 }),
+        };
         for engine in Engine::ALL {
             let Some(Next::Ask(asked)) = ask(engine, "m", &put, None) else { panic!("nothing was asked") };
             let mut expected = json!({ "messages": [], "n": 2, "model": "m", "stream": true, "stream_options": { "include_usage": true } });

@@ -1,7 +1,7 @@
 use baton_contract::{
     checkpoint::Partial,
     outcome::{FinishReason, Usage},
-    upstream::{Ask, Engine},
+    upstream::{Ask, Engine, Handover},
 };
 use baton_upstream::{Call, Event, Resume};
 use serde_json::json;
@@ -68,7 +68,7 @@ async fn an_answer_goes_on_after_its_beginning_or_is_over_with_it() {
     let instance = engine.instance(Engine::Vllm).await;
     let begun = |most: u32| {
         let body = json!({ "messages": [{ "role": "user", "content": "count" }], "max_tokens": most });
-        Ask { chat: true, body: body.to_string(), handover: Some("{}".into()) }
+        Ask { chat: true, body: body.to_string(), handover: Some(Handover { params: "{}".into(), at_ms: 0 }) }
     };
     let partial = Partial { text: "one two".into(), pieces: 2, prompt: vec![1, 2], ..Partial::default() };
     let resume = Resume { partial, tokens: vec![5, 6] };

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use baton_contract::upstream::{Ask, Engine};
+use baton_contract::upstream::{Ask, Engine, Handover};
 use baton_upstream::{Call, Options, Retry};
 use serde_json::{Value, json};
 
@@ -30,7 +30,7 @@ async fn vllm_prefills_on_one_instance_and_decodes_on_another() {
     assert_eq!((&body["max_tokens"], &body["stream"]), (&json!(1), &json!(false)));
     assert_eq!(body["kv_transfer_params"]["do_remote_decode"], true);
 
-    ask.handover = Some(handover);
+    ask.handover = Some(Handover { params: handover, at_ms: 0 });
     rest(decodes.instance(Engine::Vllm).await.ask(call(&ask)).await.unwrap()).await.unwrap();
     assert_eq!(decodes.seen()[0].body["kv_transfer_params"]["remote_host"], "10.0.0.1");
 
@@ -51,7 +51,7 @@ async fn a_transfer_that_fails_is_done_without() {
         (vec![chunked(), Step::Close], true, Retry::Later(None)),
     ] {
         let engine = Scripted::always(steps).await;
-        let ask = Ask { handover: handover.then(|| "{}".into()), ..chat() };
+        let ask = Ask { handover: handover.then(|| Handover { params: "{}".into(), at_ms: 0 }), ..chat() };
         let instance = engine.instance(Engine::Vllm).await;
         let fault = match instance.ask(call(&ask)).await {
             Ok(reply) => rest(reply).await.unwrap_err(),
@@ -74,7 +74,7 @@ async fn a_kv_cache_that_does_not_come_is_done_without() {
         let engine = Scripted::always(steps).await;
         let short = Duration::from_millis(300);
         let instance = only(Options { timeout: short, ..options(&engine.url, Engine::Vllm) }).await;
-        let ask = Ask { handover: Some("{}".into()), ..chat() };
+        let ask = Ask { handover: Some(Handover { params: "{}".into(), at_ms: 0 }), ..chat() };
         let fault = match instance.ask(call(&ask)).await {
             Ok(reply) => rest(reply).await.unwrap_err(),
             Err(fault) => fault,
