@@ -14,16 +14,16 @@
 //! What must never happen here: a fault that outlasts its end, a process that outlives the run, a deviation that is not told.
 
 mod audit;
-mod broker;
-mod client;
+pub(crate) mod broker;
+pub(crate) mod client;
 mod clock;
 mod crew;
 mod disaster;
 mod inflict;
-mod kind;
+pub(crate) mod kind;
 mod options;
 mod prepare;
-mod processes;
+pub(crate) mod processes;
 mod proxy;
 mod report;
 mod run;
@@ -31,7 +31,7 @@ mod schedule;
 mod settle;
 mod store;
 mod wire;
-mod witness;
+pub(crate) mod witness;
 mod workload;
 
 use std::{io, path::PathBuf, time::Duration};

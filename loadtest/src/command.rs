@@ -1,6 +1,7 @@
 //! The commands that make load.
 
 pub mod compare;
+pub mod engines;
 pub mod run;
 pub mod shift;
 pub mod splits;

@@ -1,5 +1,5 @@
-//! `loadtest`: the command line of the load client, of its comparisons, of the side-by-side runner, of the prefix replay and
-//! of the chaos run.
+//! `loadtest`: the command line of the load client, of its comparisons, of the side-by-side runners, of the prefix
+//! replay and of the chaos run.
 #![forbid(unsafe_code)]
 // These panic where nobody reads any more.
 #![warn(clippy::print_stderr, clippy::print_stdout)]
@@ -38,6 +38,8 @@ enum Command {
     Compare(command::compare::Arguments),
     /// Run our engine and llama.cpp's in turn and print the speeds of both and their ratio
     Peers(PeersArguments),
+    /// Bring vLLM or llama.cpp's server, run it behind Baton and straight, kill it; print speeds, losses and ratios
+    Engines(command::engines::Arguments),
     /// Replay a trace's prompts through the index of a worker's KV cache and print the hit rate by cache size
     Prefixes(PrefixesArguments),
     /// Run a pipeline of real processes, disturb it in every way, and audit that nothing is lost, duplicated or changed
@@ -115,6 +117,7 @@ async fn main() -> ExitCode {
         Command::Shift(arguments) => command::shift::run(arguments).await,
         Command::Splits(arguments) => command::splits::run(arguments).await,
         Command::Compare(arguments) => command::compare::run(arguments).await,
+        Command::Engines(arguments) => command::engines::run(arguments).await,
         Command::Peers(arguments) => peers(arguments).await.map(|()| true),
         Command::Prefixes(arguments) => replay(&arguments).map(|()| true),
         Command::Chaos(arguments) => disturb(&arguments).await,

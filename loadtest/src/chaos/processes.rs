@@ -49,6 +49,13 @@ impl Program {
         Self { baton, mark: uuid::Uuid::now_v7().to_string(), settings, environment, logs }
     }
 
+    /// The same with more settings.
+    pub fn with(&self, settings: impl IntoIterator<Item = String>) -> Self {
+        let mut more = self.clone();
+        more.settings.extend(settings);
+        more
+    }
+
     /// The words to put before a command so that it ends when this process does, however that happens.
     pub fn launcher(&self) -> Vec<OsString> {
         vec![self.baton.clone().into(), "guard".into(), std::process::id().to_string().into()]
