@@ -17,6 +17,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::support::PATIENCE;
 
+mod meeting;
+
+pub use meeting::{Meeting, Side};
+
 /// What becomes of a request.
 #[derive(Clone, Debug)]
 pub enum Act {
@@ -38,6 +42,8 @@ pub struct Engine {
 }
 
 struct Play {
+    /// Which of two instances it is, if one prefills for the other.
+    side: Option<(Side, Arc<Meeting>)>,
     /// What comes next; the last goes on for ever.
     acts: Mutex<VecDeque<Act>>,
     /// The bodies of the requests so far.
@@ -50,7 +56,19 @@ struct Play {
 
 impl Engine {
     pub async fn start(acts: impl IntoIterator<Item = Act>) -> Self {
+        Self::with(acts, None).await
+    }
+
+    /// One that prefills, and one that decodes; they answer once both were asked (SGLang), or one fetches what the other keeps (vLLM).
+    pub async fn pair(acts: impl IntoIterator<Item = Act>) -> (Self, Self, Arc<Meeting>) {
+        let meeting = Arc::<Meeting>::default();
+        let prefill = Self::with([Act::Says(1)], Some((Side::Prefill, meeting.clone()))).await;
+        (prefill, Self::with(acts, Some((Side::Decode, meeting.clone()))).await, meeting)
+    }
+
+    async fn with(acts: impl IntoIterator<Item = Act>, side: Option<(Side, Arc<Meeting>)>) -> Self {
         let play = Arc::new(Play {
+            side,
             acts: Mutex::new(acts.into_iter().collect()),
             asked: Mutex::default(),
             go: watch::Sender::new(false),
@@ -127,6 +145,8 @@ impl Play {
             let done = if head.starts_with("get /v1/models") {
                 let models = json!({ "object": "list", "data": [{ "id": "tiny", "object": "model" }] });
                 answer(&mut write, 200, "", &models.to_string()).await
+            } else if let (true, Some((Side::Prefill, meeting))) = (head.starts_with("get /server_info"), &self.side) {
+                answer(&mut write, 200, "", &meeting.server_info().to_string()).await
             } else if head.starts_with("get /health") {
                 answer(&mut write, 200, "", "{}").await
             } else if head.starts_with("post /v1/") {
@@ -142,6 +162,24 @@ impl Play {
         }
     }
 
+    /// What two instances do before one of them answers: a whole answer, a refusal or nothing.
+    async fn meet(&self, body: &Value) -> Option<(u16, String)> {
+        let (side, meeting) = self.side.as_ref()?;
+        let params = &body["kv_transfer_params"];
+        let refused = |(status, text): (u16, String)| {
+            (status, json!({ "error": { "message": text, "code": status } }).to_string())
+        };
+        match side {
+            Side::Prefill if params["do_remote_decode"] == true => {
+                Some(meeting.keep(body).map_or_else(refused, |kept| (200, kept.to_string())))
+            }
+            Side::Decode if params.is_object() => meeting.fetch(params).err().map(refused),
+            // An instance of vLLM computes what no other has.
+            Side::Decode if body["bootstrap_room"].is_null() => None,
+            side => meeting.meet(*side, body).await.err().map(refused),
+        }
+    }
+
     /// None once the reader has left.
     async fn act(
         &self,
@@ -149,6 +187,17 @@ impl Play {
         read: &mut (impl AsyncReadExt + Unpin),
         write: &mut OwnedWriteHalf,
     ) -> Option<()> {
+        let mut nothing = [0];
+        let met = tokio::select! {
+            met = self.meet(body) => met,
+            _ = read.read(&mut nothing) => {
+                self.left.send_modify(|left| *left += 1);
+                return None;
+            }
+        };
+        if let Some((status, text)) = met {
+            return answer(write, status, "", &text).await;
+        }
         let act = {
             let mut acts = self.acts.lock().unwrap();
             if acts.len() > 1 { acts.pop_front()? } else { acts.front()?.clone() }
@@ -175,7 +224,6 @@ impl Play {
             }
             end(write, body, "stop", all).await
         };
-        let mut nothing = [0];
         let told = tokio::select! {
             told = told => told,
             // Nothing more is asked before the answer is there.
@@ -196,7 +244,8 @@ fn words(body: &Value, piece: usize) -> Value {
             json!({ "choices": [{ "index": 0, "delta": { "content": text }, "finish_reason": null }] })
         }
         None => {
-            let text = format!("{}{piece} ", body["prompt"].as_str().unwrap());
+            let prompt = body["prompt"].as_str().map_or_else(|| body["prompt"].to_string(), str::to_owned);
+            let text = format!("{prompt}{piece} ");
             json!({ "choices": [{ "index": 0, "text": text, "finish_reason": null }] })
         }
     }

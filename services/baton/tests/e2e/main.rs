@@ -1,6 +1,7 @@
 //! The whole of Baton as its users meet it: real processes, a real nats-server, real stores.
 
 mod alive;
+mod apart;
 mod batch_run;
 mod batches;
 mod bench;

@@ -4,19 +4,32 @@ use std::{path::Path, process::Stdio, time::Duration};
 
 use baton_contract::outcome::Status;
 use baton_loadtest::pipeline::Started;
-use baton_topology::Plan;
+use baton_topology::{Model, Plan};
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::support::{BATON, PATIENCE, job_id, name, provisioned, result};
+use crate::{
+    engine::{Act, Engine},
+    support::{BATON, PATIENCE, job_id, name, provisioned, result},
+};
 
-/// Settings that take weights and devices away from a pipeline and leave everything else.
-fn simulated(file: &Path) -> (Plan, Vec<String>) {
+/// Tokens of an answer.
+const TOKENS: usize = 6;
+
+/// Settings that take weights and devices away from a pipeline and leave everything else. Foreign engines' models are served by one of the tests' own.
+fn simulated(file: &Path, [prefill, decode]: [&Engine; 2]) -> (Plan, Vec<String>) {
     let text = std::fs::read_to_string(file).unwrap();
     let plan = Plan::load(Some(&text), [], &[]).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    let models = plan.models.keys().flat_map(|model| {
+    let models = plan.models.iter().flat_map(|(model, planned)| {
         let key = format!("models.{model}");
-        [format!("{key}.source=sim"), format!("{key}.sim.layers=2"), format!("{key}.sim.kv_width=16")]
+        match planned {
+            Model::Upstream(upstream) => {
+                let urls = [("urls", decode, true), ("prefill_urls", prefill, !upstream.prefill_urls.is_empty())];
+                let urls = urls.into_iter().filter(|(.., there)| *there);
+                urls.map(|(name, engine, _)| format!("{key}.{name}={}", engine.url)).collect()
+            }
+            _ => vec![format!("{key}.source=sim"), format!("{key}.sim.layers=2"), format!("{key}.sim.kv_width=16")],
+        }
     });
     let stages = ["prefill", "decode"]
         .into_iter()
@@ -33,9 +46,10 @@ async fn each_shipped_pipeline_runs_and_serves_all_its_models() {
     let files = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "toml")).collect();
     files.sort();
-    assert!(files.len() >= 7, "{files:?}");
+    assert!(files.len() >= 11, "{files:?}");
     for file in files {
-        let (plan, settings) = simulated(&file);
+        let (prefill, decode, _) = Engine::pair([Act::Says(TOKENS)]).await;
+        let (plan, settings) = simulated(&file, [&prefill, &decode]);
         let stem = file.file_stem().unwrap().to_str().unwrap();
         let root = name(&format!("shipped-{stem}-{}", std::process::id()));
         let started = Started::start(Path::new(BATON), &file, root, &settings).await.unwrap();
@@ -45,14 +59,14 @@ async fn each_shipped_pipeline_runs_and_serves_all_its_models() {
         for model in plan.models.keys() {
             let id = job_id(&format!("to-{model}"));
             let request =
-                json!({ "id": id.as_str(), "model": model.as_str(), "prompt": "hello there", "max_tokens": 6 });
+                json!({ "id": id.as_str(), "model": model.as_str(), "prompt": "hello there", "max_tokens": TOKENS });
             started.bus.submit(&tenant, &plan.lanes[0], request.to_string().into_bytes()).await.unwrap();
             jobs.push((model, id));
         }
         for (model, id) in jobs {
             let outcome = result(&mut follower, &id).await;
             assert_eq!((outcome.status, outcome.model.as_ref()), (Status::Completed, Some(model)), "{stem}");
-            assert_eq!(outcome.usage.completion_tokens, 6, "{stem}");
+            assert_eq!(outcome.usage.completion_tokens as usize, TOKENS, "{stem}");
         }
         started.stop().await;
     }
