@@ -16,7 +16,7 @@ use baton_model::{
 };
 use baton_planner::profile::Profile;
 use baton_terminal::table;
-use baton_topology::{Model, Plan};
+use baton_topology::{Model, Plan, Upstream};
 use tokio::task::spawn_blocking;
 
 use crate::{local::EngineArguments, measuring, output::stdout};
@@ -28,11 +28,16 @@ Examples:
   baton calibrate --threads 1 --beside 1 -o profile.toml             of workers with a thread each, two on this machine
   baton calibrate --model hf:owner/name --device cuda --kv-memory 8GiB -o profile.toml
   baton calibrate --pipeline sim.toml --model sim -o profile.toml    a pipeline's model: of a sim its times are taken as they are
+  baton calibrate --pipeline vllm.toml --model llama -o profile.toml a foreign engine, which nobody else may ask meanwhile
 
 Nothing else should run on the machine but what --beside starts: workers share its caches and its memory's bandwidth. The \
 engine computes passes and steps of many sizes, each of which is measured --repeat times; the coefficients of the cost model come from the medians by least squares, and what they are off by is shown. The store is a \
 directory of its own unless one is named; chunks that are put into a named one are left to its collection. The bus is measured by a \
-pipeline of its own, whose engine takes no time.")]
+pipeline of its own, whose engine takes no time.
+
+Of a foreign engine the first instance is asked, and times are taken from the outside: first tokens of prompts of many lengths, and \
+steps of more and more answers at a time, up to max_running or as long as that brings more. Only --repeat counts there. What such an \
+engine keeps to itself is not in the profile: its KV memory is never full, and KV caches on their way cost nothing.")]
 pub struct Arguments {
     #[command(flatten)]
     engine: EngineArguments,
@@ -84,6 +89,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         arguments.beside == 0 || arguments.engine.threads > 0,
         "engines on all cores would wait for each other: with --beside say how many each has, as in --threads 1"
     );
+    if let Some((name, upstream)) = foreign(&arguments)? {
+        let (bar, steps) = measuring::bar("{bar:30} {pos}/{len}  {msg}  {elapsed}");
+        let upstream = baton_assembly::upstreams::open(&name, &upstream)?;
+        let options = calibrate::foreign::Options { name: name.to_string(), upstream, repeat: arguments.repeat.into() };
+        let profile = calibrate::foreign::run(options, steps).await?;
+        bar.finish_and_clear();
+        return write(&arguments, &profile);
+    }
     let Subject { name, source, codec, chunk_tokens } = subject(&arguments).await?;
     ensure!(
         arguments.beside == 0 || !matches!(source, Source::Sim(_)),
@@ -151,19 +164,36 @@ fn write(arguments: &Arguments, profile: &Profile) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn subject(arguments: &Arguments) -> anyhow::Result<Subject> {
-    let Some(path) = &arguments.pipeline else {
-        let source = arguments.engine.source().await?;
-        let name = arguments.engine.model.clone();
-        return Ok(Subject { name, source, codec: baton_storage::codec::Codec::Lossless, chunk_tokens: 256 });
-    };
+/// The model that is named, and its pipeline, if there is one.
+fn named(arguments: &Arguments) -> anyhow::Result<Option<(Name, Model, Plan)>> {
+    let Some(path) = &arguments.pipeline else { return Ok(None) };
     let text = fs::read_to_string(path).with_context(|| format!("cannot read the pipeline {}", path.display()))?;
     let plan = Plan::load(Some(&text), [], &[])?;
     let name = match arguments.engine.model.as_str() {
         "default" => plan.default_model.clone(),
         name => Name::new(name)?,
     };
-    let model: Model = plan.models.get(&name).with_context(|| format!("the pipeline has no model {name}"))?.clone();
+    let model = plan.models.get(&name).with_context(|| format!("the pipeline has no model {name}"))?.clone();
+    Ok(Some((name, model, plan)))
+}
+
+/// The model that is named, if a foreign engine serves it.
+fn foreign(arguments: &Arguments) -> anyhow::Result<Option<(Name, Upstream)>> {
+    Ok(match named(arguments)? {
+        Some((name, Model::Upstream(upstream), _)) => {
+            ensure!(arguments.store.is_none(), "a foreign engine stores no KV caches; leave out --store");
+            Some((name, upstream))
+        }
+        _ => None,
+    })
+}
+
+async fn subject(arguments: &Arguments) -> anyhow::Result<Subject> {
+    let Some((name, model, plan)) = named(arguments)? else {
+        let source = arguments.engine.source().await?;
+        let name = arguments.engine.model.clone();
+        return Ok(Subject { name, source, codec: baton_storage::codec::Codec::Lossless, chunk_tokens: 256 });
+    };
     use_threads(arguments.engine.threads)?;
     let source = spawn_blocking(move || baton_assembly::models::source(&model)).await??;
     let codec = baton_assembly::store::codec(&plan);
@@ -172,38 +202,9 @@ async fn subject(arguments: &Arguments) -> anyhow::Result<Subject> {
 
 fn print(profile: &Profile) -> io::Result<()> {
     let mut out = stdout();
-    let Profile { name, kv, prefill, decode, transfer, store, bus, host, fit } = profile;
-    let micro = |seconds: f64| format!("{:.3} us", seconds * 1e6);
-    let milli = |seconds: f64| format!("{:.3} ms", seconds * 1e3);
-    let nano = |seconds: f64| format!("{:.4} ns", seconds * 1e9);
-    let mut rows = vec![
-        ("prefill pass", milli(prefill.s_per_pass)),
-        ("prefill, each prompt", milli(prefill.s_per_prompt)),
-        ("prefill, each token", micro(prefill.s_per_token)),
-        ("prefill, each token and one before it", nano(prefill.s_per_token_context)),
-        ("decode step", milli(decode.s_per_step)),
-        ("decode, each sequence", milli(decode.s_per_sequence)),
-        ("decode, each token of context", nano(decode.s_per_context_token)),
-        ("KV of a token, raw", table::bytes(kv.raw_bytes_per_token as u64)),
-        ("KV of a token, stored", table::bytes(kv.stored_bytes_per_token as u64)),
-        ("KV out of the engine, each token", micro(transfer.export_s_per_token)),
-        ("KV into the engine, each token", micro(transfer.import_s_per_token)),
-        ("chunk put", milli(store.put_s)),
-        ("chunk put, each byte", nano(store.put_s_per_byte)),
-        ("chunk got", milli(store.get_s)),
-        ("chunk got, each byte", nano(store.get_s_per_byte)),
-        ("message", milli(bus.hop_s)),
-    ];
-    if let Some(host) = host {
-        rows.extend([
-            ("processor time beside, each job", milli(host.cpu_s_per_job)),
-            ("the same, each step of decode", milli(host.cpu_s_per_step)),
-            ("the same, each token of an answer", micro(host.cpu_s_per_token)),
-            ("the same, each byte put", nano(host.put_cpu_s_per_byte)),
-            ("the same, each byte got", nano(host.get_cpu_s_per_byte)),
-        ]);
-    }
-    let rows: Vec<Vec<String>> = rows.into_iter().map(|(what, value)| vec![what.to_owned(), value]).collect();
+    let Profile { name, fit, .. } = profile;
+    let rows: Vec<Vec<String>> =
+        profile.costs().into_iter().map(|(what, value)| vec![what.to_owned(), value]).collect();
     writeln!(out, "{name}\n")?;
     write!(out, "{}", table::render(&["what", "takes"], &rows))?;
     if let Some(fit) = fit {

@@ -6,7 +6,7 @@ use baton_assembly::{
     checks::{self, Check, Fault},
     models::device,
 };
-use baton_topology::Plan;
+use baton_topology::{Model, Plan};
 
 use crate::{context::PipelineArguments, output::stdout};
 
@@ -18,7 +18,7 @@ Examples:
   baton doctor --json | jq -r 'select(.ok | not) | .detail'
 
 It looks at the broker and the room in it, at the pipeline's settings, streams and workers, at the store as workers use it, and \
-loads the models. Where no embedded pipeline runs it looks whether one could. With --json each line is an object: check, ok, detail.
+loads the models. Each foreign engine is asked for its models, for its queue, and for a token. Where no embedded pipeline runs it looks whether one could. With --json each line is an object: check, ok, detail.
 
 Exit code: 0 if every check passed, 1 otherwise.")]
 pub struct Arguments {
@@ -40,6 +40,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     if let Some(plan) = &plan {
         checks.extend(models(plan).await);
+        checks.extend(checks::engines(plan).await);
     }
     for check in &checks {
         if arguments.json {
@@ -54,7 +55,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 async fn models(plan: &Plan) -> Vec<Check> {
     let device = device(plan.stages.decode.compute.device);
     let mut checks = Vec::new();
-    for (name, model) in &plan.models {
+    let own = plan.models.iter().filter(|(_, model)| !matches!(model, Model::Upstream(_)));
+    for (name, model) in own {
         let found = baton_worker::models::try_out(model, device).await;
         checks.push(Check::new(format!("model {name}"), found.map_err(Fault::from)));
     }

@@ -20,7 +20,7 @@ use baton_planner::{
     search::{self, Goal, Prices, Search, Split},
     simulate::{self, Flow, Slo},
 };
-use baton_topology::Plan;
+use baton_topology::{Model, Plan};
 use baton_worker::memory;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::spawn_blocking;
@@ -45,7 +45,10 @@ A profile says what the model costs on the device: `baton calibrate` measures on
 With a rate, a concurrency or a trace, the recommended split is the cheapest that meets the bounds; with bounds alone the one that \
 meets them at the highest rate; else the one with the highest throughput. The pipeline's slots, chunk_tokens, batch_tokens, \
 prefill_tokens and max_bytes count; a profile's slots, batch_tokens and kv_tokens win over them. Lanes and tenants, several \
-models in one worker, crashes and the workers' caches of chunks are not simulated.")]
+models in one worker, crashes and the workers' caches of chunks are not simulated.
+
+Of a model that foreign engines serve, pools of 1 to --workers instances are compared, written 0:1, 0:2 and so on, since each \
+instance prefills and decodes: its slots are the requests that it answers at a time. Where some only prefill, they are the prefill workers.")]
 pub struct Arguments {
     #[command(flatten)]
     pipeline: PipelineArguments,
@@ -71,7 +74,7 @@ pub struct Arguments {
     itl_p99: Option<Duration>,
     /// Workers of both roles together: all their splits are compared; without it as many as the pipeline has
     #[arg(long, value_name = "N", conflicts_with_all = ["prefill_workers", "decode_workers"],
-        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(2..=256))]
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=256))]
     workers: Option<usize>,
     /// Numbers of prefill workers to compare, with every number of decode workers: 3, or 1..8
     #[arg(long, value_name = "RANGE", requires = "decode_workers")]
@@ -169,29 +172,29 @@ fn splits(arguments: &Arguments, plan: &Plan) -> anyhow::Result<Vec<Split>> {
         let all = prefill.0.clone().flat_map(|prefill| decode.0.clone().map(move |decode| Split { prefill, decode }));
         return Ok(all.collect());
     }
-    let stages = &plan.stages;
-    let found = stages.prefill.compute.stage.replicas + stages.decode.compute.stage.replicas;
+    let (stages, (_, model)) = (&plan.stages, model(arguments, plan)?);
+    let found = match model {
+        Model::Upstream(upstream) => upstream.prefill_urls.len() + upstream.urls.len(),
+        _ => stages.prefill.compute.stage.replicas + stages.decode.compute.stage.replicas,
+    };
     let workers = arguments.workers.unwrap_or(found);
+    let splits = pipeline::splits(model, workers);
     ensure!(
-        workers >= 2,
+        !splits.is_empty(),
         "expected at least 2 workers to split, found {workers} in the pipeline; say how many with --workers"
     );
-    Ok(Split::of(workers))
+    Ok(splits)
 }
 
 /// What is simulated, but for the numbers of workers.
 fn options(arguments: &Arguments, plan: &Plan, load: &Recipe) -> anyhow::Result<simulate::Options> {
-    let name = arguments.model.as_ref().unwrap_or(&plan.default_model);
-    let model = plan.models.get(name).with_context(|| {
-        let names: Vec<String> = plan.models.keys().map(ToString::to_string).collect();
-        format!("the pipeline has no model {name}: expected one of {}", names.join(", "))
-    })?;
+    let (name, model) = model(arguments, plan)?;
     let profile = |own: &Option<PathBuf>| {
         let named = own.as_ref().or(arguments.profile.as_ref()).map(|path| read_profile(path)).transpose()?;
         anyhow::Ok(pipeline::profile(name, model, named)?)
     };
     let profiles = (profile(&arguments.prefill_profile)?, profile(&arguments.decode_profile)?);
-    Ok(simulate::Options {
+    let options = simulate::Options {
         block_tokens: load.block_tokens(),
         flow: flow(load),
         slo: Slo {
@@ -200,7 +203,21 @@ fn options(arguments: &Arguments, plan: &Plan, load: &Recipe) -> anyhow::Result<
         },
         planner: arguments.planner.then(pipeline::at_will),
         ..pipeline::simulated(plan, profiles, memory::for_kv_caches, arguments.cores)?
+    };
+    Ok(match model {
+        Model::Upstream(upstream) => options.of_foreign(upstream),
+        _ => options,
     })
+}
+
+/// The model that is planned for.
+fn model<'a>(arguments: &'a Arguments, plan: &'a Plan) -> anyhow::Result<(&'a Name, &'a Model)> {
+    let name = arguments.model.as_ref().unwrap_or(&plan.default_model);
+    let model = plan.models.get(name).with_context(|| {
+        let names: Vec<String> = plan.models.keys().map(ToString::to_string).collect();
+        format!("the pipeline has no model {name}: expected one of {}", names.join(", "))
+    })?;
+    Ok((name, model))
 }
 
 fn read_profile(path: &Path) -> anyhow::Result<Profile> {

@@ -221,9 +221,9 @@ impl Foreign {
             let fault = match followed {
                 Ok(()) => {
                     if let Some(beside) = beside {
-                        beside.end(Ended::Answered { tokens: 1 });
+                        beside.end(Ended::Answered);
                     }
-                    place.end(Ended::Answered { tokens: answering.generated() });
+                    place.end(Ended::Answered);
                     return Ok(());
                 }
                 Err(Broken::Fault(fault)) => fault,

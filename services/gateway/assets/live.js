@@ -1,5 +1,6 @@
 // What the gateway tells every second, and what the page makes of it.
 
+import { enginesOf } from "./engines.js";
 import { Refused, ask, events } from "./gateway.js";
 
 const STAGES = ["ingest", "prefill", "decode"];
@@ -19,8 +20,10 @@ export function summarize(event) {
       lanes.set(queue.lane, (lanes.get(queue.lane) ?? 0) + queue.waiting);
       delivered += queue.delivered;
     }
-    const own = workers.filter((worker) => worker.stage === stage);
     const sum = (list, of) => list.reduce((total, item) => total + of(item), 0);
+    // Those of foreign engines with them.
+    const slots = (worker) => worker.slots + sum(worker.upstreams ?? [], (engine) => engine.limit);
+    const own = workers.filter((worker) => worker.stage === stage).map((worker) => ({ ...worker, slots: slots(worker) }));
     stages[stage] = {
       workers: own,
       delivered,
@@ -41,6 +44,7 @@ export function summarize(event) {
   return {
     at: event.at_ms,
     stages,
+    engines: enginesOf(workers),
     rates,
     reused: read > 0 ? cached / read : null,
     ratio: put > 0 && raw > 0 ? raw / put : null,

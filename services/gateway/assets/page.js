@@ -1,5 +1,6 @@
 // The live page: puts its parts together.
 
+import { Engines } from "./engines.js";
 import { Flow } from "./flow.js";
 import { duration } from "./format.js";
 import { setKey } from "./gateway.js";
@@ -13,6 +14,7 @@ const at = (id) => document.getElementById(id);
 const STATES = { live: "Live", stale: "No news", lost: "Reconnecting" };
 
 const flow = new Flow(at("flow"), at("stages"));
+const engines = new Engines(at("engines-card"), at("engines"));
 const meters = new Meters(at("meters"));
 const jobs = new Jobs(at("jobs"), at("no-jobs"));
 const journey = new Journey(at("journey"), at("stage-said"), (stage) => flow.light(stage));
@@ -31,6 +33,7 @@ function show(event) {
   heard = true;
   const summary = summarize(event);
   flow.update(summary);
+  engines.update(summary);
   meters.update(summary);
   at("pipeline").textContent = event.root;
   warn(event.problem ?? "");

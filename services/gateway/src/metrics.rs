@@ -1,5 +1,6 @@
 //! What the gateway counts, as Prometheus reads it.
 
+mod engines;
 mod pipeline;
 
 use std::{fmt, sync::Arc, time::Duration};

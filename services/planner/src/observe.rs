@@ -76,7 +76,7 @@ impl Observer {
             let busy = match role {
                 Role::Prefill => share(done.compute_ms as f64 / 1e3, serving.len() as f64 * window_s),
                 Role::Decode => {
-                    let slots: u64 = serving.iter().map(|worker| worker.slots).sum();
+                    let slots: u64 = serving.iter().map(|worker| worker.room()).sum();
                     share(serving.iter().map(|worker| worker.busy).sum::<u64>() as f64, slots as f64)
                 }
             };

@@ -1,7 +1,7 @@
 //! What a pipeline's plan says to the planner and to the simulation.
 
 use baton_contract::Name;
-use baton_topology::{Compute, Device, Model, Plan};
+use baton_topology::{Compute, Device, Model, Plan, Upstream};
 
 use crate::{
     decide::{self, Bounds, Switch},
@@ -49,6 +49,17 @@ pub fn profile(name: &Name, model: &Model, named: Option<Profile>) -> Result<Pro
             Ok(Profile::sim(sim.prefill_s_per_token, sim.decode_s_per_step, bytes))
         }
         (None, _) => Err(Error::NoProfile { model: name.clone() }),
+    }
+}
+
+/// The splits of so many workers that are compared for a model: pools of 1 to so many instances where foreign engines prefill and
+/// decode alike.
+pub fn splits(model: &Model, workers: usize) -> Vec<Split> {
+    match model {
+        Model::Upstream(upstream) if upstream.prefill_urls.is_empty() => {
+            (1..=workers).map(|decode| Split { prefill: 0, decode }).collect()
+        }
+        _ => Split::of(workers),
     }
 }
 
@@ -113,6 +124,16 @@ pub fn simulated<E>(
         planner: None,
         cores,
     })
+}
+
+impl simulate::Options {
+    /// The same for a model that foreign engines serve: where each instance prefills and decodes, decode computes all prompts.
+    pub fn of_foreign(self, upstream: &Upstream) -> Self {
+        match upstream.prefill_urls.is_empty() {
+            true => Self { decode_prefills: usize::MAX, ..self },
+            false => Self { decode_prefills: 0, ..self },
+        }
+    }
 }
 
 fn threads(settings: &Compute, cores: Option<usize>) -> usize {

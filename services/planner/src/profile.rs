@@ -1,6 +1,8 @@
 //! What an engine on a device, the store and the bus cost: a few coefficients, in a TOML file that `baton calibrate` measures
 //! or that is written by hand from published figures. Units are in the names.
 
+mod costs;
+
 use serde::{Deserialize, Serialize};
 
 /// Tokens in a page of KV memory where a profile says nothing, as in the engine.

@@ -144,7 +144,7 @@ impl Foreign {
         let trace = trace::pairs_of(&tracing::Span::current());
         let told = place.instance().prefill(Call { ask, resume: None, trace: &trace }).await;
         place.end(match &told {
-            Ok(_) => Ended::Answered { tokens: 1 },
+            Ok(_) => Ended::Answered,
             Err(fault) => Ended::from(fault),
         });
         told

@@ -1,6 +1,7 @@
 //! Whether everything works that a pipeline needs, on this machine and in its broker. What these checks find is for people.
 
 mod check;
+mod engines;
 mod pipeline;
 
 use std::path::PathBuf;
@@ -12,10 +13,13 @@ use baton_provision::{
     server::{self, Server},
     setup::Setup,
 };
-use baton_topology::{BrokerUrl, Plan, StoreUrl, Told};
+use baton_topology::{BrokerUrl, Model, Plan, StoreUrl, Told};
 use tokio::task::spawn_blocking;
 
-pub use self::check::{Check, Fault};
+pub use self::{
+    check::{Check, Fault},
+    engines::engines,
+};
 use crate::{Found, bus};
 
 /// Checks a pipeline whose broker is known. With it comes the plan, if there is one to go by.
@@ -90,8 +94,12 @@ fn private(plan: &Plan) -> Result<String, Fault> {
     if !found.is_empty() {
         return Err(Fault(format!("others may read {found}: chmod 700 keeps them out")));
     }
-    let secrets = [&plan.gateway.keys_file, &plan.broker.credentials].into_iter().flatten().map(PathBuf::from);
-    let found = open(&secrets.collect::<Vec<_>>());
+    let of_engines = plan.models.values().filter_map(|model| match model {
+        Model::Upstream(upstream) => upstream.api_key_file.as_ref(),
+        _ => None,
+    });
+    let secrets = [&plan.gateway.keys_file, &plan.broker.credentials].into_iter().flatten().chain(of_engines);
+    let found = open(&secrets.map(PathBuf::from).collect::<Vec<_>>());
     Ok(match found.is_empty() {
         true => "only their owner can read them".into(),
         false => format!("others may read {found}: chmod 600 keeps them out"),

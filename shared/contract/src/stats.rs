@@ -32,7 +32,7 @@ pub struct Worker {
     /// Whether this is its last word.
     #[serde(default)]
     pub ended: bool,
-    /// Jobs that it holds at once, at most.
+    /// Jobs that it holds at once, at most, without those of foreign engines.
     pub slots: u64,
     /// Jobs that it holds now.
     pub busy: u64,
@@ -193,6 +193,11 @@ pub struct Rate {
 }
 
 impl Worker {
+    /// Jobs that it holds at once, at most, those of foreign engines with them.
+    pub fn room(&self) -> u64 {
+        self.slots + self.upstreams.iter().map(|upstream| upstream.limit).sum::<u64>()
+    }
+
     /// Whether this is a later word of the same process.
     pub fn follows(&self, earlier: &Self) -> bool {
         self.stage == earlier.stage && self.worker == earlier.worker && self.started_ms == earlier.started_ms

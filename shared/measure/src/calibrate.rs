@@ -3,6 +3,7 @@
 mod beside;
 mod bus;
 mod engine;
+pub mod foreign;
 mod store;
 
 use std::ffi::OsString;

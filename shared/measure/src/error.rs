@@ -135,6 +135,24 @@ pub enum Error {
         /// Of what.
         what: &'static str,
     },
+    /// Too few prompts for coefficients.
+    #[error("only {found} sizes of prompts fit the engine's context; start it with a longer one")]
+    FewPrompts {
+        /// Sizes that fit.
+        found: usize,
+    },
+    /// Too few steps for coefficients.
+    #[error("only {found} numbers of answers at a time could be timed; nobody else may ask the engine meanwhile")]
+    FewSteps {
+        /// Numbers that could.
+        found: usize,
+    },
+    /// A foreign engine that does not count tokens.
+    #[error("the engine answered without a token, or without saying how many it took (usage)")]
+    NoUsage,
+    /// A foreign engine that fails.
+    #[error(transparent)]
+    Foreign(#[from] baton_upstream::Fault),
     /// Times that follow no cost model.
     #[error("no coefficients explain the times of {what}")]
     NoFit {

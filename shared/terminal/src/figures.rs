@@ -2,7 +2,10 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use baton_contract::stats::view::{Rates, StageView, View};
+use baton_contract::stats::{
+    Upstream,
+    view::{Rates, StageView, View},
+};
 use indicatif::HumanCount;
 
 use crate::table;
@@ -50,7 +53,44 @@ pub fn cells(rates: &Rates) -> [String; 6] {
     ]
 }
 
-/// Stages, queues and workers, a table each.
+/// The headings of foreign engines.
+pub const ENGINES: [&str; 9] =
+    ["model", "engine", "state", "running", "inside", "answered", "put off", "failed", "KV moved"];
+
+/// The cells of an instance of a foreign engine: what runs of what may, what waits inside it, and what came of requests.
+pub fn engine_cells(engine: &Upstream) -> [String; 9] {
+    let moved = match (engine.transfers, engine.transfer_fallbacks) {
+        (0, 0) => "-".to_owned(),
+        (transfers, 0) => transfers.to_string(),
+        (transfers, fallbacks) => format!("{transfers}, {fallbacks} not"),
+    };
+    [
+        engine.model.clone(),
+        engine.url.clone(),
+        if engine.up { "up" } else { "down" }.to_owned(),
+        format!("{}/{}", engine.running, engine.limit),
+        engine.waiting.map_or("-".to_owned(), |waiting| format!("{waiting} wait")),
+        engine.answered.to_string(),
+        engine.put_off.to_string(),
+        engine.failed.to_string(),
+        moved,
+    ]
+}
+
+/// Why an instance of a foreign engine takes nothing, for each that does not.
+pub fn faults(view: &View) -> Vec<String> {
+    let engines = view.workers.iter().flat_map(|view| &view.worker.upstreams);
+    let faults = engines.filter_map(|engine| {
+        let fault = engine.fault.as_ref().filter(|_| !engine.up)?;
+        Some(format!("{} is down: {fault}", engine.url))
+    });
+    let mut faults: Vec<_> = faults.collect();
+    faults.sort();
+    faults.dedup();
+    faults
+}
+
+/// Stages, queues, workers and foreign engines, a table each.
 pub fn page(view: &View) -> String {
     let stages = view.stages.iter().map(|stage| {
         let slots = format!("{}/{}", stage.busy, stage.slots);
@@ -69,17 +109,26 @@ pub fn page(view: &View) -> String {
     });
     let workers = view.workers.iter().map(|view| {
         let worker = &view.worker;
-        let counts = [state(worker.draining, worker.busy).to_owned(), format!("{}/{}", worker.busy, worker.slots)];
+        let counts = [state(worker.draining, worker.busy).to_owned(), format!("{}/{}", worker.busy, worker.room())];
         [vec![worker.worker.clone()], counts.into(), cells(&view.rates).into()].concat()
     });
+    let engines = view.workers.iter().flat_map(|view| {
+        let worker = &view.worker.worker;
+        view.worker.upstreams.iter().map(move |engine| [vec![worker.clone()], engine_cells(engine).into()].concat())
+    });
+    let engines: Vec<_> = engines.collect();
     let headings = |first: &[&'static str]| [first, &RATES].concat();
-    let tables = [
+    let mut tables = vec![
         table::render(&headings(&["stage", "waiting", "held", "workers", "slots"]), &stages.collect::<Vec<_>>()),
         table::render(&["queue", "model", "lane", "waiting", "held"], &queues.collect::<Vec<_>>()),
         table::render(&headings(&["worker", "state", "slots"]), &workers.collect::<Vec<_>>()),
     ];
+    if !engines.is_empty() {
+        tables.push(table::render(&[&["worker"][..], &ENGINES].concat(), &engines));
+    }
     let planner = planner(view).map_or(String::new(), |thinks| format!("\n{thinks}\n"));
-    format!("{}\n\n{}{planner}", time(view), tables.join("\n"))
+    let faults: String = faults(view).iter().map(|fault| format!("\n{fault}\n")).collect();
+    format!("{}\n\n{}{faults}{planner}", time(view), tables.join("\n"))
 }
 
 /// What the planner thinks, in a line.

@@ -7,7 +7,10 @@ use std::{
 };
 
 use baton_contract::{
-    stats::view::{StageView, View},
+    stats::{
+        Upstream,
+        view::{StageView, View},
+    },
     subject::Stage,
 };
 use ratatui::{
@@ -26,6 +29,10 @@ use crate::figures;
 const HISTORY: usize = 240;
 /// Queues of a stage that are shown.
 const QUEUES: usize = 4;
+/// Lines for workers, at least.
+const WORKERS: u16 = 4;
+/// Instances of foreign engines that are shown.
+const ENGINES: usize = 6;
 /// How long the keyboard is waited for at a time.
 const KEYS: Duration = Duration::from_millis(200);
 /// A broker that has not answered for this long is told of.
@@ -148,16 +155,24 @@ impl Screen {
     fn draw(&self, frame: &mut Frame) {
         let height = |stage: usize| {
             let queues = self.view.as_ref().map_or(0, |view| view.stages[stage].queues.len());
-            Constraint::Length(3 + queues.clamp(1, QUEUES + 1) as u16)
+            3 + queues.clamp(1, QUEUES + 1) as u16
         };
+        let stages = [0, 1, 2].map(height);
         let planner = self.view.as_ref().and_then(figures::planner);
-        let [head, ingest, prefill, decode, workers, thinks, foot] = Layout::vertical([
+        let engines = self.view.as_ref().map_or(0, |view| engines(view).count());
+        let engines = if engines == 0 { 0 } else { 2 + engines.min(ENGINES) as u16 };
+        let planner_lines = 2 * u16::from(planner.is_some());
+        // What the others leave.
+        let taken = 1 + stages.iter().sum::<u16>() + WORKERS + planner_lines + 1;
+        let engines = engines.min(frame.area().height.saturating_sub(taken));
+        let [head, ingest, prefill, decode, workers, engines, thinks, foot] = Layout::vertical([
             Constraint::Length(1),
-            height(0),
-            height(1),
-            height(2),
-            Constraint::Min(4),
-            Constraint::Length(2 * u16::from(planner.is_some())),
+            Constraint::Length(stages[0]),
+            Constraint::Length(stages[1]),
+            Constraint::Length(stages[2]),
+            Constraint::Min(WORKERS),
+            Constraint::Length(engines),
+            Constraint::Length(planner_lines),
             Constraint::Length(1),
         ])
         .areas(frame.area());
@@ -170,6 +185,7 @@ impl Screen {
                 self.stage(frame, area, &view.stages[index], index);
             }
             self.workers(frame, workers, view);
+            self.engines(frame, engines, view);
         }
         let keys = "q quit   ↑ ↓ move through the workers";
         frame.render_widget(Paragraph::new(keys).style(Style::new().add_modifier(Modifier::DIM)), foot);
@@ -236,7 +252,7 @@ impl Screen {
     fn workers(&self, frame: &mut Frame, area: Rect, view: &View) {
         let rows = view.workers.iter().skip(self.first).map(|view| {
             let worker = &view.worker;
-            let slots = format!("{}/{}", worker.busy, worker.slots);
+            let slots = format!("{}/{}", worker.busy, worker.room());
             let first = [worker.worker.clone(), figures::state(worker.draining, worker.busy).to_owned(), slots];
             let style = if worker.draining { self.coloured(Color::Yellow) } else { Style::new() };
             Row::new(first.into_iter().chain(figures::cells(&view.rates))).style(style)
@@ -249,6 +265,32 @@ impl Screen {
             .block(Block::new().borders(Borders::TOP).title(name));
         frame.render_widget(table, area);
     }
+
+    fn engines(&self, frame: &mut Frame, area: Rect, view: &View) {
+        // Those that take nothing first.
+        let mut all: Vec<_> = engines(view).collect();
+        all.sort_by_key(|(_, engine)| engine.up);
+        let rows = all.iter().map(|(worker, engine)| {
+            let style = if engine.up { Style::new() } else { self.coloured(Color::Yellow) };
+            Row::new([(*worker).to_owned()].into_iter().chain(figures::engine_cells(engine))).style(style)
+        });
+        let headings = ["worker"].into_iter().chain(figures::ENGINES);
+        let widths = [24, 16, 32, 6, 9, 10, 10, 8, 8, 12].map(Constraint::Length);
+        let name = match figures::faults(view).first() {
+            Some(fault) => format!(" {} engines: {fault} ", all.len()),
+            None => format!(" {} engines ", all.len()),
+        };
+        let table = Table::new(rows, widths)
+            .header(Row::new(headings).style(Style::new().add_modifier(Modifier::BOLD)))
+            .block(Block::new().borders(Borders::TOP).title(name));
+        frame.render_widget(table, area);
+    }
+}
+
+/// The instances of foreign engines, with the worker that asks them.
+fn engines(view: &View) -> impl Iterator<Item = (&str, &Upstream)> {
+    let workers = view.workers.iter().map(|view| &view.worker);
+    workers.flat_map(|worker| worker.upstreams.iter().map(|engine| (worker.worker.as_str(), engine)))
 }
 
 /// The rates that mean something in a stage.
@@ -263,7 +305,7 @@ fn rates(stage: &StageView) -> String {
 
 #[cfg(test)]
 mod tests {
-    use baton_contract::stats::{Queue, Snapshot};
+    use baton_contract::stats::{Counts, Queue, Snapshot, Worker};
     use ratatui::{Terminal, backend::TestBackend};
 
     use super::*;
@@ -279,7 +321,31 @@ mod tests {
             waiting: 3,
             delivered: 1,
         };
-        let now = Snapshot { queues: (0..6).map(queue).collect(), ..Snapshot::default() };
+        let engine = |url: &str, up| Upstream {
+            url: url.into(),
+            up,
+            fault: (!up).then(|| "connection refused".to_owned()),
+            ..Upstream::default()
+        };
+        let worker = Worker {
+            worker: "decode-1".into(),
+            stage: Stage::Decode,
+            version: String::new(),
+            roles: Vec::new(),
+            models: Vec::new(),
+            started_ms: 0,
+            at_ms: 0,
+            draining: false,
+            ended: false,
+            slots: 0,
+            busy: 0,
+            counts: Counts::default(),
+            compute_ms: 0,
+            engine_batch: 0,
+            upstreams: vec![engine("http://a:8000", true), engine("http://b:8000", false)],
+        };
+        let queues = (0..6).map(queue).collect();
+        let now = Snapshot { queues, workers: vec![worker], ..Snapshot::default() };
         let mut screen = Screen {
             title: "baton at nats://a".into(),
             view: None,
@@ -298,10 +364,13 @@ mod tests {
                 for part in ["18 waiting", "lane-3: 3 waiting", "q quit", "not answered"] {
                     assert!(text.contains(part), "{part}: {text}");
                 }
+                assert!(height < 60 || text.contains("2 engines: http://b:8000 is down"), "{text}");
             }
         }
         let key = |code| KeyEvent::new(code, KeyModifiers::NONE);
-        assert!(!screen.press(key(KeyCode::Down)) && screen.first == 0, "there are no workers to move through");
+        assert!(!screen.press(key(KeyCode::Down)) && screen.first == 0, "there are no more workers to move through");
+        let page = figures::page(screen.view.as_ref().unwrap());
+        assert!(page.contains("http://a:8000") && page.contains("http://b:8000 is down: connection refused"), "{page}");
         assert!(screen.press(key(KeyCode::Char('q'))));
     }
 }

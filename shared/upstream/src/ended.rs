@@ -1,4 +1,4 @@
-//! What instances show of themselves by the ends of requests.
+//! What came of a request, as far as its instance is concerned.
 
 use std::time::Duration;
 
@@ -7,11 +7,8 @@ use crate::{Fault, Retry};
 /// What came of a request, as far as the instance is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// It was answered, with so many tokens.
-    Answered {
-        /// Of all answers.
-        tokens: u32,
-    },
+    /// It was answered.
+    Answered,
     /// The engine refused it, through the request's own fault.
     Refused,
     /// The engine has no room (429, 503), and names a pause.

@@ -205,14 +205,14 @@ impl Limit {
 
     /// A request has ended.
     pub(crate) fn end(&mut self, id: u64, ended: Ended, now: Duration) {
-        if matches!(ended, Ended::Answered { .. }) {
+        if matches!(ended, Ended::Answered) {
             self.first_token(id, now);
         }
         if self.requests.remove(&id).is_none() {
             return;
         }
         match ended {
-            Ended::Answered { .. } | Ended::Refused => self.lives(id, now),
+            Ended::Answered | Ended::Refused => self.lives(id, now),
             Ended::PutOff(pause) => self.put_off(id, pause, now),
             Ended::Faulty => self.fails(id, now),
             Ended::Left => {

@@ -2,6 +2,8 @@
 
 use baton_contract::upstream::Engine;
 
+use crate::Instance;
+
 /// Lines of a text that are read: an engine's own are some hundreds.
 const LINES: usize = 20_000;
 
@@ -27,6 +29,14 @@ fn names(engine: Engine) -> Option<(&'static str, &'static str)> {
 /// Whether it is known how an engine tells of its queue.
 pub(crate) fn has(engine: Engine) -> bool {
     names(engine).is_some()
+}
+
+impl Instance {
+    /// Whether it tells how many requests wait in it; none if that is not known of such engines.
+    pub async fn tells_its_queue(&self) -> Option<bool> {
+        names(self.engine())?;
+        Some(self.metrics().await.is_ok_and(|text| read(self.engine(), &text).is_some()))
+    }
 }
 
 /// Reads them; none if the text doesn't tell what waits. An engine's parts (of data parallelism) count together.

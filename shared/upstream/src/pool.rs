@@ -47,6 +47,16 @@ impl Upstream {
         &self.0.options
     }
 
+    /// Its instances; where some only prefill, those that decode.
+    pub fn instances(&self) -> &[Instance] {
+        &self.0.decodes.instances
+    }
+
+    /// Those that only prefill.
+    pub fn prefill_instances(&self) -> &[Instance] {
+        &self.0.prefills.instances
+    }
+
     /// How many jobs a worker may hold for this model now; it changes as the engine's load does.
     pub fn slots(&self) -> watch::Receiver<usize> {
         self.0.decodes.slots()

@@ -55,7 +55,7 @@ async fn sglangs_instances_get_each_job_at_once_and_meet_in_a_room_of_its_own() 
 
     // Without one of the two nothing is lost, and no try counted.
     let mut results = bus.follow(&name("acme")).await.unwrap();
-    prefill.die();
+    prefill.die().await;
     let request = &chats(JOBS, 1)[0];
     bus.submit(&name("acme"), &name("batch"), request.to_string().into_bytes()).await.unwrap();
     timeout(PATIENCE, decode.until_left(1)).await.expect("the decode instance was not let go");

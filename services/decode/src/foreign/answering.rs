@@ -131,11 +131,6 @@ impl<'a> Answering<'a> {
         self.telling.answers.iter().filter(|answer| answer.finish_reason.is_none()).count()
     }
 
-    /// Tokens that this worker had generated.
-    pub(crate) fn generated(&self) -> u32 {
-        self.generated as u32
-    }
-
     /// An instance begins to answer.
     pub(crate) fn began(&mut self) {
         // Waiting for a place is waiting for a worker.

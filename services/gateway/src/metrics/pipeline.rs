@@ -7,6 +7,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::engines;
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct QueueLabels {
     stage: &'static str,
@@ -80,6 +82,7 @@ pub(super) fn registry(snapshot: Option<&Snapshot>) -> Registry {
     for ((name, help, _), counter) in COUNTED.into_iter().zip(counters) {
         registry.register(format!("worker_{name}"), help, counter);
     }
+    engines::tell(snapshot, &mut registry);
     if let Some(planning) = &snapshot.planner {
         tell(planning, &mut registry);
     }
@@ -109,7 +112,7 @@ fn tell(planning: &Planning, registry: &mut Registry) {
 mod tests {
     use baton_contract::{
         Name,
-        stats::{Queue, Worker},
+        stats::{Queue, Upstream, Worker},
         subject::Stage,
     };
     use prometheus_client::encoding::text::encode;
@@ -139,7 +142,14 @@ mod tests {
             counts: Counts { completion_tokens: 42, ..Counts::default() },
             compute_ms: 1_500,
             engine_batch: 0,
-            upstreams: Vec::new(),
+            upstreams: vec![Upstream {
+                model: "m".into(),
+                url: "http://a:8000".into(),
+                up: true,
+                limit: 12,
+                answered: 9,
+                ..Upstream::default()
+            }],
             version: String::new(),
         };
         let mut text = String::new();
@@ -161,11 +171,15 @@ mod tests {
             "baton_worker_busy{stage=\"decode\",worker=\"decode-1\"} 3",
             "baton_worker_completion_tokens_total{stage=\"decode\",worker=\"decode-1\"} 42",
             "baton_worker_compute_seconds_total{stage=\"decode\",worker=\"decode-1\"} 1.5",
+            "baton_upstream_up{stage=\"decode\",worker=\"decode-1\",model=\"m\",url=\"http://a:8000\"} 1",
+            "baton_upstream_limit{stage=\"decode\",worker=\"decode-1\",model=\"m\",url=\"http://a:8000\"} 12",
+            "baton_upstream_answered_total{stage=\"decode\",worker=\"decode-1\",model=\"m\",url=\"http://a:8000\"} 9",
             "baton_desired_replicas{stage=\"decode\"} 5",
             "baton_role_changes_total 4",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
+        assert!(!text.contains("baton_upstream_waiting{"), "that is not known of this engine");
     }
 
     #[test]

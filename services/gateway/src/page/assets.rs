@@ -26,9 +26,10 @@ const CSS: &str = "text/css; charset=utf-8";
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// Name, kind and text of every file that the page asks for.
-const FILES: [(&str, &str, &str); 13] = [
+const FILES: [(&str, &str, &str); 14] = [
     ("icon.svg", "image/svg+xml", include_str!("../../assets/icon.svg")),
     ("page.css", CSS, include_str!("../../assets/page.css")),
+    ("engines.js", JAVASCRIPT, include_str!("../../assets/engines.js")),
     ("flow.js", JAVASCRIPT, include_str!("../../assets/flow.js")),
     ("format.js", JAVASCRIPT, include_str!("../../assets/format.js")),
     ("gateway.js", JAVASCRIPT, include_str!("../../assets/gateway.js")),

@@ -10,7 +10,7 @@ use async_nats::jetstream::{response::Response, stream::RawMessageErrorKind};
 use baton_contract::{
     JobId, JobKey, Name, causes,
     record::{Record, State},
-    stats::Worker,
+    stats::{Upstream, Worker},
     subject::{Layout, Stage, broker},
 };
 use futures::StreamExt;
@@ -52,6 +52,9 @@ pub enum WaitReason {
         turn: u64,
         /// Whether a worker takes from it.
         served: bool,
+        /// Why the foreign engines that its workers ask take nothing, if none does.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        engine: Option<String>,
     },
     /// A fault that may pass.
     Fault {
@@ -86,10 +89,15 @@ impl fmt::Display for WaitReason {
             Self::Ingest { requests, served: false } => {
                 write!(f, "an ingest worker: none runs, and {requests} requests of its tenant wait")
             }
-            Self::Queue { stage, model, lane, jobs, turn, served } => {
-                match served {
-                    true => write!(f, "{stage} (model {model}, lane {lane}): {jobs} jobs wait in its queue")?,
-                    false => write!(f, "a {stage} worker: none serves model {model}, and {jobs} jobs wait for one")?,
+            Self::Queue { stage, model, lane, jobs, turn, served, engine } => {
+                match (served, engine) {
+                    (true, None) => write!(f, "{stage} (model {model}, lane {lane}): {jobs} jobs wait in its queue")?,
+                    (true, Some(fault)) => {
+                        write!(f, "the engine of model {model}, which is down ({fault}), and {jobs} jobs wait for it")?
+                    }
+                    (false, _) => {
+                        write!(f, "a {stage} worker: none serves model {model}, and {jobs} jobs wait for one")?
+                    }
                 }
                 match turn {
                     0 => Ok(()),
@@ -114,6 +122,22 @@ struct Consumer {
     num_waiting: u64,
     #[serde(default)]
     num_pending: u64,
+}
+
+/// Who takes from a queue.
+enum Service {
+    None,
+    Some,
+    /// Workers whose foreign engines are all down, for this reason.
+    Down(String),
+}
+
+/// Why none of the foreign engines that a worker asks for a model takes anything, if it has any and none does.
+fn down(worker: &Worker, model: Option<&Name>) -> Option<String> {
+    let of_model = |engine: &&Upstream| model.is_some_and(|model| engine.model == model.as_str());
+    let engines: Vec<_> = worker.upstreams.iter().filter(of_model).collect();
+    let fault = engines.first()?.fault.clone().unwrap_or_default();
+    engines.iter().all(|engine| !engine.up).then_some(fault)
 }
 
 impl Jobs {
@@ -173,7 +197,8 @@ impl Bus {
 
     async fn before_ingest(&self, tenant: &Name) -> Result<WaitReason, Error> {
         let requests = self.count_of(self.layout.stage_stream(Stage::Ingest), self.layout.requests(tenant)).await?;
-        Ok(WaitReason::Ingest { requests, served: requests == 0 || self.serves(Stage::Ingest, None).await? })
+        let served = requests == 0 || !matches!(self.service(Stage::Ingest, None).await?, Service::None);
+        Ok(WaitReason::Ingest { requests, served })
     }
 
     async fn in_queue(&self, stage: Stage, line: ModelLane, tenant: &Name) -> Result<WaitReason, Error> {
@@ -192,8 +217,16 @@ impl Bus {
         };
         let waiting = self.layout.waiting(&model, &lane, tenant);
         let turn = self.count_of(self.layout.waiting_stream(), waiting).await?;
-        let served = consumer.num_waiting > 0 || self.serves(stage, Some(&model)).await?;
-        Ok(WaitReason::Queue { stage, model, lane, jobs: consumer.num_pending, turn, served })
+        // Whoever asks for a message has room for it.
+        let (served, engine) = match consumer.num_waiting {
+            0 => match self.service(stage, Some(&model)).await? {
+                Service::Some => (true, None),
+                Service::Down(fault) => (true, Some(fault)),
+                Service::None => (false, None),
+            },
+            _ => (true, None),
+        };
+        Ok(WaitReason::Queue { stage, model, lane, jobs: consumer.num_pending, turn, served, engine })
     }
 
     /// The messages of a stream under the subjects of a filter.
@@ -209,20 +242,26 @@ impl Bus {
     }
 
     /// Whether a worker of a stage, and of a model, is heard of.
-    async fn serves(&self, stage: Stage, model: Option<&Name>) -> Result<bool, Error> {
+    async fn service(&self, stage: Stage, model: Option<&Name>) -> Result<Service, Error> {
         let subject = self.layout.all_stats();
         let failed = |message: String| Error::Read { what: subject.clone(), message };
         let mut words = self.client.subscribe(subject.clone()).await.map_err(|error| failed(causes(&error)))?;
+        let mut service = Service::None;
         let heard = async {
             while let Some(message) = words.next().await {
                 let Ok(worker) = serde_json::from_slice::<Worker>(&message.payload) else { continue };
                 let serves = model.is_none_or(|model| worker.models.contains(model));
                 if worker.stage == stage && serves && !worker.ended {
-                    return true;
+                    match down(&worker, model) {
+                        // Another worker's engine may be up.
+                        Some(fault) => service = Service::Down(fault),
+                        None => return service = Service::Some,
+                    }
                 }
             }
-            false
         };
-        Ok(timeout(HEARD_WITHIN, heard).await.unwrap_or(false))
+        // Who is heard of later is not there.
+        let _ = timeout(HEARD_WITHIN, heard).await;
+        Ok(service)
     }
 }

@@ -10,6 +10,7 @@ use std::{
 
 use baton_bus::{
     Bus, HeaderMap,
+    duty::stats::{Identity, Upstreams},
     inspect::why::WaitReason,
     stage::{self, Handler, Next, Retry, StageError, Work, admission::Admitted, pull},
 };
@@ -18,6 +19,7 @@ use baton_contract::{
     job::Answer,
     outcome::{Code, Failure, Status, Timings},
     record::{self, State},
+    stats::Upstream,
     subject::Stage,
 };
 use tokio::{sync::Notify, time::timeout};
@@ -106,9 +108,25 @@ async fn a_job_says_what_it_waits_for() {
         jobs: 1,
         turn: 0,
         served: false,
+        engine: None,
     };
     assert_eq!(jobs.wait_reason(&tenant, &id).await, Some(queue));
     let shutdown = CancellationToken::new();
+    for (up, served) in [(false, Some("it is down")), (true, None)] {
+        let fault = served.map(str::to_owned);
+        let engines = [Upstream { model: "m".into(), up, fault, ..Upstream::default() }];
+        let identity = Identity {
+            worker: "w".into(),
+            stage: Stage::Prefill,
+            roles: vec![Stage::Prefill],
+            models: vec![name("m")],
+            slots: 0,
+            upstreams: Upstreams(Arc::new(move || engines.to_vec())),
+        };
+        let asked = bus.telling(identity, &shutdown, jobs.wait_reason(&tenant, &id)).await.unwrap();
+        assert_eq!(asked.to_string().contains("it is down"), !up, "{asked}");
+        assert!(matches!(asked, WaitReason::Queue { served: true, .. }), "{asked:?}");
+    }
     let handler = Failing { times: 2, retry: Retry::Backoff, seen: Arc::default() };
     let running = tokio::spawn({
         let (bus, shutdown) = (bus.clone(), shutdown.clone());

@@ -98,7 +98,7 @@ impl View {
             StageView {
                 stage,
                 workers: of_stage().count(),
-                slots: of_stage().map(|worker| worker.slots).sum(),
+                slots: of_stage().map(Worker::room).sum(),
                 busy: of_stage().map(|worker| worker.busy).sum(),
                 waiting,
                 held,

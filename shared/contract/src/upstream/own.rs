@@ -81,8 +81,8 @@ mod tests {
         upstream::Engine,
     };
 
-    /// A request on its way to an engine.
-    fn asked(request: Value, engine: Engine) -> (Ask, Job) {
+    /// The prompt for Baton's own models, through the request's whole way.
+    fn own(request: Value, engine: Engine) -> Result<Input, String> {
         let name = |text| Name::new(text).unwrap();
         let read = request::read(request.to_string().as_bytes()).unwrap();
         let ask = Ask::of(&read, engine).unwrap();
@@ -104,12 +104,6 @@ mod tests {
             metadata: checked.metadata,
             request_digest: String::new(),
         };
-        (ask, job)
-    }
-
-    /// The prompt for Baton's own models.
-    fn own(request: Value, engine: Engine) -> Result<Input, String> {
-        let (ask, job) = asked(request, engine);
         ask.own_input(&job)
     }
 

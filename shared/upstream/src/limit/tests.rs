@@ -8,7 +8,6 @@ const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(10);
 const EACH: Duration = Duration::from_millis(500);
-const ANSWERED: Ended = Ended::Answered { tokens: 1 };
 
 /// An engine with so many places, and more clients than it has.
 struct Engine {
@@ -64,7 +63,7 @@ impl Engine {
         let (ended, working) = mem::take(&mut self.working).into_iter().partition(|(_, _, end)| *end <= now);
         self.working = working;
         for (id, ..) in ended {
-            self.limit.end(id, ANSWERED, now);
+            self.limit.end(id, Ended::Answered, now);
         }
         self.busy += self.working.len();
         while self.limit.is_open(now) && self.limit.running() < self.clients {
@@ -156,7 +155,7 @@ proptest! {
                 _ => {
                     let id = running.swap_remove(which % running.len());
                     let pause = (which % 3 == 0).then(|| Duration::from_millis(ms * 100));
-                    let ended = [ANSWERED, Ended::Refused, Ended::PutOff(pause), Ended::Faulty, Ended::Left];
+                    let ended = [Ended::Answered, Ended::Refused, Ended::PutOff(pause), Ended::Faulty, Ended::Left];
                     limit.end(id, ended[(which + event as usize) % ended.len()], now);
                 }
             }
@@ -168,13 +167,13 @@ proptest! {
         }
         // All is well again: what it has is answered, and then it takes as much as before.
         for id in running {
-            limit.end(id, ANSWERED, now);
+            limit.end(id, Ended::Answered, now);
         }
         now += 61 * S;
         limit.check(true, now);
         prop_assert!(limit.is_open(now));
         let id = limit.start(now);
-        limit.end(id, ANSWERED, now + S);
+        limit.end(id, Ended::Answered, now + S);
         prop_assert!(limit.is_up() && limit.is_open(now + S));
         prop_assert!(fixed.is_none_or(|fixed| limit.limit() == fixed.min(MOST)));
     }
@@ -247,7 +246,7 @@ fn an_engine_without_room_has_its_pause_and_loses_a_part_once() {
     limit.end(id, Ended::PutOff(None), 6 * S);
     assert_eq!(limit.limit(), 3);
     // It holds requests back, but does not grow soon.
-    ids[4..].iter().for_each(|&id| limit.end(id, ANSWERED, 6 * S));
+    ids[4..].iter().for_each(|&id| limit.end(id, Ended::Answered, 6 * S));
     assert!(!limit.is_open(6 * S) && limit.is_open(7 * S), "a pause of its own where none is named");
     let mut looks = 0;
     while limit.limit() == 3 {
@@ -255,7 +254,7 @@ fn an_engine_without_room_has_its_pause_and_loses_a_part_once() {
         let now = 7 * S + looks * EACH;
         let id = limit.is_open(now).then(|| limit.start(now));
         limit.look(Some(Figures { running: Some(3), waiting: 0 }), now);
-        id.filter(|_| limit.running() > 2).into_iter().for_each(|id| limit.end(id, ANSWERED, now));
+        id.filter(|_| limit.running() > 2).into_iter().for_each(|id| limit.end(id, Ended::Answered, now));
     }
     assert!((8..12).contains(&looks), "{looks}");
 }
@@ -320,7 +319,7 @@ fn an_instance_that_breaks_down_again_and_again_gets_less() {
         limit.end(id, Ended::Faulty, at);
         limit.check(false, at);
         let id = limit.start(at + S);
-        limit.end(id, ANSWERED, at + 2 * S);
+        limit.end(id, Ended::Answered, at + 2 * S);
         assert_eq!(limit.limit(), left);
     }
     // What passes with the next sign of life is no outage.
@@ -328,7 +327,7 @@ fn an_instance_that_breaks_down_again_and_again_gets_less() {
     limit.end(ids[0], Ended::Faulty, 110 * S);
     limit.first_token(ids[1], 110 * S + MS);
     assert!(!limit.is_up(), "that was on its way");
-    limit.end(ids[1], ANSWERED, 111 * S);
+    limit.end(ids[1], Ended::Answered, 111 * S);
     assert!(limit.is_up());
     assert_eq!(limit.limit(), 2);
 }

@@ -241,7 +241,7 @@ impl Drop for Held {
         self.side.change(|replicas, now| {
             let replica = &mut replicas[self.index];
             match self.ended {
-                Ended::Answered { .. } => replica.counts.answered += 1,
+                Ended::Answered => replica.counts.answered += 1,
                 Ended::PutOff(_) => replica.counts.put_off += 1,
                 Ended::Refused | Ended::Faulty => replica.counts.failed += 1,
                 Ended::Left => {}

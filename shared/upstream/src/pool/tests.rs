@@ -33,13 +33,11 @@ fn nowhere(count: usize, max_running: Option<usize>) -> Upstream {
     upstream(&urls, max_running)
 }
 
-const ANSWERED: Ended = Ended::Answered { tokens: 1 };
-
 #[tokio::test(start_paused = true)]
 async fn a_place_is_waited_for_and_given_back_however_it_ends() {
     let upstream = nowhere(1, Some(2));
     assert_eq!(*upstream.slots().borrow(), 2);
-    for ended in [Some(ANSWERED), Some(Ended::Refused), None] {
+    for ended in [Some(Ended::Answered), Some(Ended::Refused), None] {
         let (first, second) = (upstream.place(1).await, upstream.place(2).await);
         let third = upstream.place(3);
         tokio::pin!(third);
