@@ -165,29 +165,32 @@ async fn slot() -> Value {
 
 #[tokio::test]
 async fn a_client_that_leaves_ends_the_engines_work() {
-    let (_ground, _workers, url) = pipeline().await;
-    let long = json!({ "stream": true, "max_tokens": 2000, "ignore_eos": true, "id_slot": 3 });
+    let (ground, _workers, url) = pipeline().await;
+    let long = json!({ "stream": true, "max_tokens": 1900, "ignore_eos": true, "id_slot": 3 });
     let mut connection = Connection::open(&url).await;
     connection.request("POST", CHAT, &[], ask("Count.", long).to_string().as_bytes()).await;
-    assert_eq!(connection.head().await.unwrap().status, 200);
+    let head = connection.head().await.unwrap();
     for _ in 0..3 {
         connection.chunk().await.unwrap();
     }
     let busy = slot().await;
     assert_eq!(busy["is_processing"], true, "{busy}");
     drop(connection);
-    let ended = timeout(PATIENCE, async {
+    let generated = timeout(PATIENCE, async {
+        let mut generated = 0;
         loop {
             let slot = slot().await;
             if slot["is_processing"] == false || slot["id_task"] != busy["id_task"] {
-                return slot;
+                return generated;
             }
+            generated = slot["next_token"][0]["n_decoded"].as_u64().unwrap();
             sleep(Duration::from_millis(20)).await;
         }
     });
-    let ended = ended.await.expect("it still runs");
-    let generated = |slot: &Value| slot["next_token"][0]["n_decoded"].as_u64();
-    assert!(ended["id_task"] != busy["id_task"] || generated(&ended) < Some(1_500), "it ran to its end: {ended}");
+    assert!(generated.await.expect("it still runs") < 1_500, "it ran to its end");
+    let result = ground.baton(&["result", &head.headers["baton-job-id"], "--json"]).await;
+    let result: Value = serde_json::from_slice(&result.stdout).unwrap();
+    assert_eq!(result["status"], "cancelled", "{result}");
 }
 
 #[tokio::test]

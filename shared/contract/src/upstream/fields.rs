@@ -114,9 +114,9 @@ const SGLANG_CHAT: [&str; 9] = [
 ];
 const SGLANG_PROMPT: [&str; 5] = ["best_of", "custom_labels", "echo", "json_schema", "suffix"];
 
-/// Of llama.cpp's server, which takes what its own `/completion` takes in both; `guided_json`, `guided_choice` and
-/// `structured_outputs` are vLLM's words for what it has too.
-const LLAMA_CPP: [&str; 35] = [
+/// Of llama.cpp's server, which takes what its own `/completion` takes in both; vLLM's words for forms are
+/// among them, of which it has those of a schema and of choices.
+const LLAMA_CPP: [&str; 37] = [
     "adaptive_decay",
     "adaptive_target",
     "cache_prompt",
@@ -129,7 +129,9 @@ const LLAMA_CPP: [&str; 35] = [
     "dynatemp_range",
     "grammar",
     "guided_choice",
+    "guided_grammar",
     "guided_json",
+    "guided_regex",
     "id_slot",
     "ignore_eos",
     "json_schema",
