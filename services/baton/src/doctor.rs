@@ -18,7 +18,8 @@ Examples:
   baton doctor --json | jq -r 'select(.ok | not) | .detail'
 
 It looks at the broker and the room in it, at the pipeline's settings, streams and workers, at the store as workers use it, and \
-loads the models. Each foreign engine is asked for its models, for its queue, and for a token. Where no embedded pipeline runs it looks whether one could. With --json each line is an object: check, ok, detail.
+loads the models. Each foreign engine is asked for its models, for its queue, and for a token. Where no embedded pipeline runs \
+it looks whether one could. With --json each line is an object: check, ok, detail.
 
 Exit code: 0 if every check passed, 1 otherwise.")]
 pub struct Arguments {

@@ -45,6 +45,8 @@ use crate::{
 
 /// How long a job waits for a place at an instance before it goes back to its queue, and its record says why.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How many times as long it waits while instances are up: they only have as many requests as they take.
+const PATIENT_TIMES: u32 = 6;
 /// How long an instance keeps a prompt's KV cache for another at least: vLLM does so for 30 s.
 const KEPT: Duration = Duration::from_secs(20);
 
@@ -189,13 +191,16 @@ impl Foreign {
     ) -> Result<(), Broken> {
         let mut leaves = pin!(leaves(&self.shutdown));
         let affinity = ask.affinity(answering.tenant());
+        let upstream = &self.upstream;
         let mut resumes = true;
         loop {
-            let mut beside = match self.meets() {
-                true => Some(self.place(answering, self.upstream.place_prefill(affinity), leaves.as_mut()).await?),
-                false => None,
-            };
-            let mut place = self.place(answering, self.upstream.place(affinity), leaves.as_mut()).await?;
+            let mut beside = None;
+            if self.meets() {
+                let (place, is_up) = (upstream.place_prefill(affinity), || upstream.is_prefill_up());
+                beside = Some(self.place(answering, place, is_up, leaves.as_mut()).await?);
+            }
+            let (place, is_up) = (upstream.place(affinity), || upstream.is_up());
+            let mut place = self.place(answering, place, is_up, leaves.as_mut()).await?;
             ask.handover = fetch.take().and_then(Fetch::in_time);
             if self.is_prefilled_apart() && ask.handover.is_none() && !answering.recomputes() {
                 place.transferred(false);
@@ -260,14 +265,27 @@ impl Foreign {
         &self,
         answering: &mut Answering<'_>,
         place: impl Future<Output = Place>,
+        is_up: impl Fn() -> bool,
         leaves: Leaves<'_>,
     ) -> Result<Place, Broken> {
+        let patient = async {
+            let mut place = pin!(place);
+            for _ in 0..PATIENT_TIMES {
+                if let Ok(place) = timeout(PATIENCE, place.as_mut()).await {
+                    return Some(place);
+                }
+                if !is_up() {
+                    break;
+                }
+            }
+            None
+        };
         let place = tokio::select! {
             biased;
-            place = timeout(PATIENCE, place) => place,
+            place = patient => place,
             () = leaves => return Err(answering.hand_over().await.into()),
         };
-        place.map_err(|_| Fault::later(no_place(&self.upstream)).into())
+        place.ok_or_else(|| Fault::later(no_place(&self.upstream)).into())
     }
 
     /// Takes an answer as it comes.

@@ -13,19 +13,21 @@ pub enum Ended {
     Refused,
     /// The engine has no room (429, 503), and names a pause.
     PutOff(Option<Duration>),
-    /// The instance can't be reached, is silent, or says what no engine says.
-    Faulty,
+    /// The engine failed it (5xx), or said what no engine says: that may be the request's fault.
+    Failed,
+    /// The instance can't be reached, or is silent.
+    Gone,
     /// Nobody wants it any more.
     Left,
 }
 
 impl From<&Fault> for Ended {
-    /// An instance that fails one request fails others, too, as far as is known: they are better put elsewhere.
     fn from(fault: &Fault) -> Self {
         match fault.retry {
             Retry::Never | Retry::Recompute => Self::Refused,
             Retry::Later(Some(pause)) => Self::PutOff(Some(pause)),
-            Retry::Later(None) | Retry::Elsewhere => Self::Faulty,
+            Retry::Later(None) => Self::Gone,
+            Retry::Elsewhere => Self::Failed,
         }
     }
 }

@@ -6,8 +6,8 @@
 //! What waits is told by the engine's metrics; where it has none, those of our requests count as waiting whose first token is overdue.
 //!
 //! An engine without room (429, 503) has it cut by a part, once for all requests that were put before, and nothing is put while the
-//! pause lasts. When an instance can't be reached, one request at a time finds out whether it is back, after pauses that grow;
-//! with its first sign of life the limit is what it was.
+//! pause lasts. When an instance can't be reached, or fails several requests in a row, one request at a time finds out whether it is
+//! back, after pauses that grow; with its first sign of life the limit is what it was.
 
 mod outage;
 #[cfg(test)]
@@ -42,6 +42,8 @@ const OVERDUE_TIMES: u32 = 2;
 const OVERDUE: Duration = Duration::from_millis(100);
 /// Looks of which the usual one counts: one alone may meet a burst, or the moment after one.
 const LOOKS: usize = 4;
+/// An instance that fails so many requests in a row is taken to fail all of them.
+const FAILURES: u32 = 4;
 /// A limit is not what it was, but half of it, after an outage that follows the last so soon: it may have been the cause.
 const AGAIN_WITHIN: Duration = Duration::from_secs(30);
 
@@ -58,6 +60,8 @@ pub(crate) struct Limit {
     /// No request is put before.
     paused_until: Duration,
     no_room: Pauses,
+    /// Requests that failed since one succeeded last.
+    failures: u32,
     outage: Option<Outage>,
     recovered_at: Option<Duration>,
     /// What the last check of its health said.
@@ -116,6 +120,7 @@ impl Limit {
             floor: None,
             paused_until: Duration::ZERO,
             no_room: NO_ROOM.pauses(seed),
+            failures: 0,
             outage: None,
             recovered_at: None,
             healthy: None,
@@ -214,7 +219,13 @@ impl Limit {
         match ended {
             Ended::Answered | Ended::Refused => self.lives(id, now),
             Ended::PutOff(pause) => self.put_off(id, pause, now),
-            Ended::Faulty => self.fails(id, now),
+            Ended::Failed => {
+                self.failures += 1;
+                if self.failures >= FAILURES || self.outage.is_some() {
+                    self.fails(id, now);
+                }
+            }
+            Ended::Gone => self.fails(id, now),
             Ended::Left => {
                 if let Some(outage) = &mut self.outage {
                     outage.leaves(id, now);
@@ -304,6 +315,7 @@ impl Limit {
     /// A request has shown that the instance works.
     fn lives(&mut self, id: u64, now: Duration) {
         self.no_room.reset();
+        self.failures = 0;
         let Some(outage) = self.outage.take_if(|outage| outage.ends_with(id, now)) else { return };
         let again = self.recovered_at.is_some_and(|last| outage.since().saturating_sub(last) < AGAIN_WITHIN);
         if outage.was_long() {
@@ -331,7 +343,7 @@ impl Limit {
         }
     }
 
-    /// The instance can't be reached, or makes no sense.
+    /// The instance can't be reached, or answers nothing of use.
     fn fails(&mut self, id: u64, now: Duration) {
         match &mut self.outage {
             Some(outage) => outage.fails(id, now),

@@ -77,6 +77,16 @@ impl Upstream {
         }
     }
 
+    /// Whether an instance is up, as far as is known.
+    pub fn is_up(&self) -> bool {
+        self.0.decodes.is_up()
+    }
+
+    /// The same for those that only prefill.
+    pub fn is_prefill_up(&self) -> bool {
+        self.0.prefills.is_up()
+    }
+
     /// Waits for room at an instance. Requests of equal `affinity` (tenant and beginning of the prompt) go to the same one
     /// while it is not overloaded.
     pub async fn place(&self, affinity: u64) -> Place {

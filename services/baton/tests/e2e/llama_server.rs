@@ -253,3 +253,33 @@ async fn the_vendors_clients_use_the_engines_tools() {
         assert!(output.status.success() && stdout.contains("all is well"), "{script}: {stdout}\n{stderr}");
     }
 }
+
+#[tokio::test]
+async fn the_doctor_calibrate_and_plan_know_a_foreign_engine() {
+    let (ground, _workers, _) = pipeline().await;
+    let said = async |arguments: &[&str]| {
+        let output = ground.baton(arguments).await;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let told = said(&["doctor", "--json"]).await;
+    let checks = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let check = checks.into_iter().find(|check| check["check"] == format!("model smol at {}", engine())).unwrap();
+    let detail = check["detail"].as_str().unwrap();
+    assert!(detail.starts_with("llama.cpp serves") && detail.contains("tells its queue"), "{check}");
+
+    let (pipeline, profile) = (ground.directory.path().join("foreign.toml"), ground.directory.path().join("p.toml"));
+    let model = format!("[models.smol]\nsource = \"openai\"\nengine = \"llama.cpp\"\nurls = [\"{}\"]\n", engine());
+    std::fs::write(&pipeline, model).unwrap();
+    let [pipeline, profile] = [&pipeline, &profile].map(|path| path.to_str().unwrap());
+    let calibrate = ["calibrate", "--pipeline", pipeline, "--model", "smol", "--repeat", "1", "--json", "-o", profile];
+    let measured: Value = serde_json::from_str(&said(&calibrate).await).unwrap();
+    let positive = |key: &str| measured.pointer(key).unwrap().as_f64().unwrap() > 0.0;
+    assert!(positive("/decode/slots") && positive("/prefill/slots") && positive("/bus/hop_s"), "{measured}");
+    let load = ["--workload", "prompts", "--num-prompts", "50", "--workers", "2", "--json"];
+    let plan = [&["plan", "--pipeline", pipeline, "--profile", profile][..], &load].concat();
+    let planned: Value = serde_json::from_str(&said(&plan).await).unwrap();
+    let splits: Vec<_> = planned["splits"].as_array().unwrap().iter().map(|split| &split["split"]["decode"]).collect();
+    assert_eq!(splits, [&json!(1), &json!(2)], "{planned}");
+}

@@ -22,7 +22,7 @@ const CONTEXTS: [usize; 2] = [16, 384];
 /// Answers at a time at most.
 const MOST_TOGETHER: usize = 256;
 /// Tokens of those answers.
-const TOKENS: u32 = 64;
+const TOKENS: u32 = 48;
 /// What more answers at a time must bring for still more to be tried, as a factor.
 const WORTH: f64 = 1.03;
 /// Fewer sizes explain nothing.
@@ -154,11 +154,8 @@ impl Asking<'_> {
                 steps.doing(format!("{count} answers at a time to prompts of {words} words"));
                 let mut seconds = Vec::new();
                 let (mut context, mut tokens_per_s, mut at_a_time) = (0.0, 0.0, count);
-                for run in 0..=options.repeat.div_ceil(4) {
+                for _ in 0..options.repeat.div_ceil(4) {
                     let Some(together) = self.together(words, count).await? else { break };
-                    if run == 0 {
-                        continue;
-                    }
                     tokens_per_s = f64::max(tokens_per_s, together.tokens_per_s);
                     at_a_time = at_a_time.min(together.at_a_time);
                     if let Some((step_s, attended)) = together.step {

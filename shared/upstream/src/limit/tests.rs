@@ -155,7 +155,9 @@ proptest! {
                 _ => {
                     let id = running.swap_remove(which % running.len());
                     let pause = (which % 3 == 0).then(|| Duration::from_millis(ms * 100));
-                    let ended = [Ended::Answered, Ended::Refused, Ended::PutOff(pause), Ended::Faulty, Ended::Left];
+                    let put_off = Ended::PutOff(pause);
+                    let ended =
+                        [Ended::Answered, Ended::Refused, put_off, Ended::Failed, Ended::Gone, Ended::Left];
                     limit.end(id, ended[(which + event as usize) % ended.len()], now);
                 }
             }
@@ -264,7 +266,7 @@ fn an_outage_costs_one_try_at_a_time_and_ends_with_a_sign_of_life() {
     let mut limit = Limit::new(Some(32), 1);
     let mut now = S;
     let ids: Vec<_> = (0..32).map(|_| limit.start(now)).collect();
-    ids.iter().for_each(|&id| limit.end(id, Ended::Faulty, now));
+    ids.iter().for_each(|&id| limit.end(id, Ended::Gone, now));
     assert!(!limit.is_up() && limit.limit() == 1 && !limit.is_open(now));
     let mut tries = 0;
     while now < 61 * S {
@@ -272,7 +274,7 @@ fn an_outage_costs_one_try_at_a_time_and_ends_with_a_sign_of_life() {
         if limit.is_open(now) {
             let id = limit.start(now);
             assert!(!limit.is_open(now), "one at a time");
-            limit.end(id, Ended::Faulty, now);
+            limit.end(id, Ended::Gone, now);
             tries += 1;
         }
     }
@@ -291,13 +293,13 @@ fn where_checks_can_be_believed_no_request_is_tried_in_vain() {
     let mut limit = Limit::new(None, 1);
     limit.check(true, S);
     let id = limit.start(S);
-    limit.end(id, Ended::Faulty, 2 * S);
+    limit.end(id, Ended::Gone, 2 * S);
     limit.check(false, 2 * S);
     assert!(!limit.is_open(20 * S) && limit.is_open(32 * S), "nearly none");
     limit.check(true, 20 * S);
     assert!(limit.is_up() && limit.is_open(20 * S), "it is tried as soon as it is well");
     let id = limit.start(20 * S);
-    limit.end(id, Ended::Faulty, 20 * S);
+    limit.end(id, Ended::Gone, 20 * S);
     assert!(!limit.is_up() && !limit.is_open(20 * S), "well, but it answers nothing");
     limit.check(true, 20 * S);
     assert!(!limit.is_open(20 * S), "only a change says something new");
@@ -316,7 +318,7 @@ fn an_instance_that_breaks_down_again_and_again_gets_less() {
     let mut limit = Limit::new(None, 1);
     for (at, left) in [(S, 8), (10 * S, 4), (20 * S, 2), (100 * S, 2)] {
         let id = limit.start(at);
-        limit.end(id, Ended::Faulty, at);
+        limit.end(id, Ended::Gone, at);
         limit.check(false, at);
         let id = limit.start(at + S);
         limit.end(id, Ended::Answered, at + 2 * S);
@@ -324,10 +326,28 @@ fn an_instance_that_breaks_down_again_and_again_gets_less() {
     }
     // What passes with the next sign of life is no outage.
     let ids = [0, 1].map(|_| limit.start(110 * S));
-    limit.end(ids[0], Ended::Faulty, 110 * S);
+    limit.end(ids[0], Ended::Gone, 110 * S);
     limit.first_token(ids[1], 110 * S + MS);
     assert!(!limit.is_up(), "that was on its way");
     limit.end(ids[1], Ended::Answered, 111 * S);
     assert!(limit.is_up());
     assert_eq!(limit.limit(), 2);
+}
+
+#[test]
+fn requests_that_fail_are_an_outage_only_when_none_succeeds_between() {
+    let mut limit = Limit::new(Some(8), 1);
+    let fail = |limit: &mut Limit, times: u32| {
+        for _ in 0..times {
+            let id = limit.start(S);
+            limit.end(id, Ended::Failed, S);
+        }
+    };
+    fail(&mut limit, FAILURES - 1);
+    let id = limit.start(S);
+    limit.end(id, Ended::Refused, S);
+    fail(&mut limit, FAILURES - 1);
+    assert!(limit.is_up() && limit.limit() == 8, "poisonous requests cost the others nothing");
+    fail(&mut limit, 1);
+    assert!(!limit.is_up() && limit.limit() == 1);
 }

@@ -103,6 +103,11 @@ impl Side {
         self.wanted.store(true, Ordering::Relaxed);
     }
 
+    /// Whether an instance is up, as far as is known.
+    pub(super) fn is_up(&self) -> bool {
+        self.lock().iter().any(|replica| replica.limit.is_up())
+    }
+
     /// Waits for a place.
     pub(super) async fn place(side: &Arc<Self>, affinity: u64) -> Held {
         side.want();
@@ -243,7 +248,7 @@ impl Drop for Held {
             match self.ended {
                 Ended::Answered => replica.counts.answered += 1,
                 Ended::PutOff(_) => replica.counts.put_off += 1,
-                Ended::Refused | Ended::Faulty => replica.counts.failed += 1,
+                Ended::Refused | Ended::Failed | Ended::Gone => replica.counts.failed += 1,
                 Ended::Left => {}
             }
             replica.limit.end(self.id, self.ended, now);

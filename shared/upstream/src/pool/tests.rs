@@ -61,8 +61,8 @@ async fn equal_beginnings_meet_and_an_instance_that_is_gone_is_left_alone() {
     let url = first.instance().url().to_owned();
     let second = upstream.place(7).await;
     assert_eq!(second.instance().url(), url);
-    first.end(Ended::Faulty);
-    second.end(Ended::Faulty);
+    first.end(Ended::Gone);
+    second.end(Ended::Gone);
     assert_eq!(*slots.borrow_and_update(), 8, "two are left");
     assert_ne!(upstream.place(7).await.instance().url(), url);
     let down = upstream.stats().into_iter().find(|told| told.url == url).unwrap();
@@ -81,12 +81,12 @@ async fn equal_beginnings_meet_and_an_instance_that_is_gone_is_left_alone() {
 async fn whoever_waits_at_an_instance_that_is_gone_tries_it_one_at_a_time() {
     let upstream = nowhere(1, Some(8));
     let tries = AtomicUsize::new(0);
-    upstream.place(0).await.end(Ended::Faulty);
+    upstream.place(0).await.end(Ended::Gone);
     let one = async || {
         loop {
             let place = upstream.place(0).await;
             tries.fetch_add(1, Ordering::Relaxed);
-            place.end(Ended::Faulty);
+            place.end(Ended::Gone);
         }
     };
     let many = futures::future::join_all((0..8).map(|_| one()));
