@@ -67,17 +67,26 @@ struct Ground<'a> {
     place: PathBuf,
 }
 
-/// Does the steps one after the other; `doing` hears what is done.
-pub async fn run(options: &Options, mut doing: impl FnMut(String)) -> Result<Report, Error> {
+/// What is heard of a run.
+#[derive(Debug)]
+pub enum Heard {
+    /// What it does now.
+    Doing(String),
+    /// What it has found. The report has it too, if the run comes to its end.
+    Found(Row),
+}
+
+/// Does the steps one after the other; `hears` is told of each, and of what it found.
+pub async fn run(options: &Options, mut hears: impl FnMut(Heard)) -> Result<Report, Error> {
     let steps = options.chosen()?;
     let place = tempfile::Builder::new().prefix("baton-engines-").tempdir();
     let place = place.map_err(|source| Error::Directory { path: std::env::temp_dir(), source })?;
-    let done = all(options, &steps, place.path(), &mut doing).await;
+    let done = all(options, &steps, place.path(), &mut hears).await;
     // What went wrong can be read there.
     done.map_err(|source| Error::Kept { place: place.keep(), source: Box::new(source) })
 }
 
-async fn all(options: &Options, steps: &[Step], place: &Path, doing: &mut impl FnMut(String)) -> Result<Report, Error> {
+async fn all(options: &Options, steps: &[Step], place: &Path, hears: &mut impl FnMut(Heard)) -> Result<Report, Error> {
     let logs = place.join("logs");
     std::fs::create_dir(&logs).map_err(|source| Error::Directory { path: logs.clone(), source })?;
     let baton = options.baton.clone().unwrap_or_else(crate::pipeline::baton_beside_this_program);
@@ -85,32 +94,37 @@ async fn all(options: &Options, steps: &[Step], place: &Path, doing: &mut impl F
     let setup = program.bare(&["setup", "--json"]).await?;
     let paths: serde_json::Value = serde_json::from_slice(&setup.stdout).unwrap_or_default();
     let path = |key: &str| PathBuf::from(paths[key].as_str().unwrap_or_default());
-    doing(format!("bringing {}", options.engine));
+    hears(Heard::Doing(format!("bringing {}", options.engine)));
     let home = bring::bring(options, &path("model")).await?;
     let ground = Ground { options, program, nats_server: path("nats_server"), home, place: place.to_owned() };
 
     let mut rows = Vec::new();
+    let mut found = |more: Vec<Row>, hears: &mut dyn FnMut(Heard)| {
+        more.iter().cloned().for_each(|row| hears(Heard::Found(row)));
+        rows.extend(more);
+    };
     let plain = steps.iter().filter(|step| **step != Step::Apart);
     if plain.clone().next().is_some() {
-        doing(format!("starting {}", options.engine));
+        hears(Heard::Doing(format!("starting {}", options.engine)));
         let mut engine = ground.engine(0, None).await?;
         engine.start().await?;
         for step in plain {
-            doing(step.to_string());
-            rows.extend(match step {
+            hears(Heard::Doing(step.to_string()));
+            let more = match step {
                 Step::Throughput => pace::throughput(&ground, &engine).await?,
                 Step::Ttft => pace::first_tokens(&ground, &engine).await?,
                 Step::Limits => pace::limits(&ground, &engine).await?,
                 Step::Kills => kills::run(&ground, &mut engine).await?,
                 Step::Batch => lines::run(&ground, &engine).await?,
                 Step::Apart => Vec::new(),
-            });
+            };
+            found(more, hears);
         }
         engine.kill().await;
     }
     if steps.contains(&Step::Apart) {
-        doing(Step::Apart.to_string());
-        rows.extend(apart::run(&ground).await?);
+        hears(Heard::Doing(Step::Apart.to_string()));
+        found(apart::run(&ground).await?, hears);
     }
     Ok(Report { options: options.clone(), rows })
 }

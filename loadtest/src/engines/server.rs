@@ -58,8 +58,9 @@ impl Ground<'_> {
                 words.extend([program("python"), "-m".into(), "vllm.entrypoints.openai.api_server".into()]);
                 words.extend(["--model".into(), home.model.clone().into(), "--port".into(), port.to_string().into()]);
                 let (context, slots) = (CONTEXT.to_string(), options.slots.to_string());
-                let more =
-                    ["--host", "127.0.0.1", "--served-model-name", MODEL, "--dtype", "bfloat16", "--enforce-eager"];
+                // Where texts are compared, what runs beside one is not to show in its last bits.
+                let numbers = if core.is_some() { "float32" } else { "bfloat16" };
+                let more = ["--host", "127.0.0.1", "--served-model-name", MODEL, "--dtype", numbers, "--enforce-eager"];
                 let sizes = ["--max-model-len", &context, "--max-num-seqs", &slots, "--disable-uvicorn-access-log"];
                 words.extend(more.into_iter().chain(sizes).map(OsString::from));
                 if core.is_some() {
