@@ -14,7 +14,7 @@ use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
 use crate::{
     kv_import::{self, COMPUTE_TOKENS_PER_STEP, IMPORT_TOKENS_PER_STEP, Kv, Pieces, Progress, Stall},
-    messages::{Command, Event, Failed, JobNumber, NewAnswer, NewJob},
+    messages::{Command, Event, Failed, Fetch, JobNumber, NewAnswer, NewJob},
     schedule::{AnswerId, Left, Schedule, TooLong},
 };
 
@@ -108,7 +108,7 @@ impl Batch {
 
     /// Puts a job's answers into the queue, unless they would fail a step: found here they fail alone.
     fn submit(&mut self, job: NewJob) {
-        let NewJob { number, prompt, stored, answers, events } = job;
+        let NewJob { number, prompt, stored, early, answers, events } = job;
         for NewAnswer { choice, generated, generation } in answers {
             let tokens = [&prompt[..], &generated].concat();
             if let Err(failed) = self.enqueue(&tokens, prompt.len() + generation.max_tokens()) {
@@ -116,7 +116,8 @@ impl Batch {
                 let _ = events.send(Event::Failed(failed));
                 return;
             }
-            let (events, kv, stall) = (events.clone(), Kv::Elsewhere, Stall::default());
+            let kv = if early { Kv::Wanted(Pieces::of(Fetch::Early(number), stored)) } else { Kv::Elsewhere };
+            let (events, stall) = (events.clone(), Stall::default());
             let answer = Answer { job: number, choice, tokens, stored, generation, events, kv, stall };
             self.answers.insert(self.next, answer);
             self.next += 1;
@@ -166,9 +167,9 @@ impl Batch {
                     if asked != job {
                         asked = job;
                         self.fetches += 1;
-                        answer.tell(Event::Wanted { fetch: self.fetches });
+                        answer.tell(Event::Wanted { fetch: Fetch::Wanted(self.fetches) });
                     }
-                    answer.kv = Kv::Wanted(Pieces::of(self.fetches, answer.stored));
+                    answer.kv = Kv::Wanted(Pieces::of(Fetch::Wanted(self.fetches), answer.stored));
                 }
                 // Pushed back by those that had to leave the batch: memory is what there is too little of.
                 kv if kv.lies_ready() && jobs > 2 * PREFETCH_JOBS => answer.kv = Kv::Elsewhere,

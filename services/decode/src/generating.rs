@@ -12,11 +12,11 @@ use tokio::time::Instant;
 
 use crate::{
     engine::{Engine, Ticket},
-    messages::{FetchedPiece, NewAnswer},
+    messages::{Fetch, FetchedPiece, NewAnswer},
 };
 
 /// A piece of the prompt's KV cache that a fetch has brought.
-type Brought = (u64, Result<FetchedPiece, StageError>);
+type Brought = (Fetch, Result<FetchedPiece, StageError>);
 
 pub(crate) struct Generating<'a> {
     pub(crate) ticket: Ticket,
@@ -56,7 +56,7 @@ impl<'a> Generating<'a> {
     }
 
     /// Begins a fetch of all pieces.
-    pub(crate) fn fetch(&mut self, fetch: u64, brings: BoxStream<'a, Result<FetchedPiece, StageError>>) {
+    pub(crate) fn fetch(&mut self, fetch: Fetch, brings: BoxStream<'a, Result<FetchedPiece, StageError>>) {
         if self.awaited == 0 {
             self.fetching = Instant::now();
         }
@@ -65,7 +65,7 @@ impl<'a> Generating<'a> {
     }
 
     /// Hands a piece to the engine. With the last one that is on its way, returns for how long any were; else nothing.
-    pub(crate) fn bring(&mut self, fetch: u64, piece: FetchedPiece) -> Duration {
+    pub(crate) fn bring(&mut self, fetch: Fetch, piece: FetchedPiece) -> Duration {
         self.ticket.bring(fetch, piece);
         self.awaited -= 1;
         if self.awaited == 0 { self.fetching.elapsed() } else { Duration::ZERO }

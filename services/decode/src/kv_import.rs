@@ -7,7 +7,7 @@ use baton_contract::causes;
 use baton_model::model::{self, Model, SequenceId, Step};
 use tokio::time::Instant;
 
-use crate::messages::FetchedPiece;
+use crate::messages::{Fetch, FetchedPiece};
 
 /// Tokens that are imported between two steps, whoever joins: the running answers wait for that, some 6 ms on a CPU.
 pub const IMPORT_TOKENS_PER_STEP: usize = 512;
@@ -32,10 +32,9 @@ pub(crate) enum Kv {
 }
 
 /// Pieces on their way from the store.
-#[derive(Default)]
 pub(crate) struct Pieces {
     /// Which of the engine's fetches brings them.
-    fetch: u64,
+    fetch: Fetch,
     came: VecDeque<FetchedPiece>,
     /// Tokens of those that have not come.
     awaited: usize,
@@ -82,14 +81,14 @@ impl Kv {
     pub(crate) fn join(&mut self, model: &mut dyn Model) {
         let pieces = match std::mem::replace(self, Self::Elsewhere) {
             Self::Wanted(pieces) => pieces,
-            Self::Elsewhere | Self::Importing(_) | Self::Resident { .. } => Pieces::default(),
+            Self::Elsewhere | Self::Importing(_) | Self::Resident { .. } => Pieces::none(),
         };
         *self =
             Self::Importing(Importing { sequence: model.open(), pieces, recomputed: 0, pass: COMPUTE_TOKENS_PER_STEP });
     }
 
     /// Takes a piece that a fetch has brought, if this is the fetch that was asked for.
-    pub(crate) fn take(&mut self, fetch: u64, piece: &FetchedPiece) -> bool {
+    pub(crate) fn take(&mut self, fetch: Fetch, piece: &FetchedPiece) -> bool {
         let (Self::Wanted(pieces) | Self::Importing(Importing { pieces, .. })) = self else { return false };
         let mine = pieces.fetch == fetch && piece.tokens() <= pieces.awaited;
         if mine {
@@ -109,8 +108,13 @@ impl Kv {
 
 impl Pieces {
     /// Those of `stored` tokens that a fetch will bring.
-    pub(crate) fn of(fetch: u64, stored: usize) -> Self {
+    pub(crate) fn of(fetch: Fetch, stored: usize) -> Self {
         Self { fetch, came: VecDeque::new(), awaited: stored }
+    }
+
+    /// None is awaited, whatever fetch may bring it.
+    fn none() -> Self {
+        Self::of(Fetch::Wanted(0), 0)
     }
 }
 

@@ -12,7 +12,7 @@
 //! ```text
 //!  async side                                   the model's thread
 //!    Engine::answer ──────── Job ────────────▶  the answers wait in the queue
-//!                   ◀─────── Wanted ─────────   they are among the next to join
+//!                   ◀─────── Wanted ─────────   they are among the next to join; where few jobs wait, nobody waits for this
 //!    Pool::fetch, then for each piece
 //!    Ticket::bring  ──────── Piece ──────────▶  it is kept until there are pages
 //!                   ◀─────── Joining ────────   an answer has pages: pieces are imported between two steps

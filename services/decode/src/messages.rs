@@ -33,7 +33,7 @@ pub(crate) enum Event {
     /// Answers wait, and the pieces of their prompt's KV cache are wanted, once for all of them. It may come again: an answer
     /// that had to leave the batch for want of memory has lost what it had.
     Wanted {
-        fetch: u64,
+        fetch: Fetch,
     },
     /// An answer has pages and joins the batch. For `waited` there was room for it, and nothing of its KV cache had come.
     Joining {
@@ -71,12 +71,21 @@ pub(crate) enum Failed {
 /// Names one job of an engine.
 pub(crate) type JobNumber = u64;
 
+/// Names a fetch of all pieces of a prompt's KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fetch {
+    /// It began when the job was handed over.
+    Early(JobNumber),
+    /// The engine asked for it.
+    Wanted(u64),
+}
+
 /// What the thread takes.
 pub(crate) enum Command {
     Job(Box<NewJob>),
     /// The next piece of those that were wanted, and when it came.
     Piece {
-        fetch: u64,
+        fetch: Fetch,
         piece: FetchedPiece,
         came: Instant,
     },
@@ -89,6 +98,8 @@ pub(crate) struct NewJob {
     pub(crate) prompt: Vec<u32>,
     /// Tokens of its beginning whose KV the store holds; what comes after them is computed.
     pub(crate) stored: usize,
+    /// Whether that is on its way already.
+    pub(crate) early: bool,
     pub(crate) answers: Vec<NewAnswer>,
     pub(crate) events: UnboundedSender<Event>,
 }

@@ -52,6 +52,9 @@ impl<'a> Progress<'a> {
     ) -> Result<Result<(), Failure>, StageError> {
         let job = self.telling.job;
         let mut generating = Generating::submit(&pool.engine, job, pieces, answers);
+        if let Some(fetch) = generating.ticket.early() {
+            generating.fetch(fetch, pool.fetch(job, pieces, self.telling.bus.counters()));
+        }
         let leaves = leaves(shutdown);
         tokio::pin!(leaves);
         while generating.open > 0 {

@@ -102,7 +102,7 @@ struct Client {
     events: UnboundedReceiver<Event>,
     answers: Vec<Vec<u32>>,
     /// Fetches that go on, and what they have not brought yet.
-    fetches: VecDeque<(u64, VecDeque<FetchedPiece>)>,
+    fetches: VecDeque<(Fetch, VecDeque<FetchedPiece>)>,
     /// Pieces that come between two rounds.
     speed: usize,
     wanted: usize,
@@ -128,6 +128,24 @@ fn submit_stored(batch: &mut Batch, number: usize, job: &Job, pieces: Option<usi
 
 /// A job whose answers have these tokens already.
 fn submit_given(batch: &mut Batch, number: usize, job: &Job, prefilled: Prefilled, given: Vec<Vec<u32>>) -> Client {
+    submit_fetched(batch, number, job, prefilled, given, false)
+}
+
+/// A job as it comes from prefill, whose pieces are on their way already.
+fn submit_early(batch: &mut Batch, number: usize, job: &Job) -> Client {
+    let prefilled = prefilled(job);
+    let given = prefilled.answers.iter().map(|answer| vec![answer[0]]).collect();
+    submit_fetched(batch, number, job, prefilled, given, true)
+}
+
+fn submit_fetched(
+    batch: &mut Batch,
+    number: usize,
+    job: &Job,
+    prefilled: Prefilled,
+    given: Vec<Vec<u32>>,
+    early: bool,
+) -> Client {
     let stored = prefilled.held.iter().map(FetchedPiece::tokens).sum();
     let (events, receiver) = unbounded_channel();
     let mut answers = Vec::new();
@@ -140,12 +158,13 @@ fn submit_given(batch: &mut Batch, number: usize, job: &Job, prefilled: Prefille
     }
     let open = answers.len();
     let (number, prompt) = (number as JobNumber, job.prompt.clone());
-    batch.obey(Command::Job(Box::new(NewJob { number, prompt, stored, answers, events })));
+    batch.obey(Command::Job(Box::new(NewJob { number, prompt, stored, early, answers, events })));
+    let fetches = early.then(|| (Fetch::Early(number), prefilled.held.clone()));
     Client {
         prefilled,
         events: receiver,
         answers: given,
-        fetches: VecDeque::new(),
+        fetches: fetches.into_iter().collect(),
         speed: usize::MAX,
         wanted: 0,
         joined: 0,
@@ -221,6 +240,30 @@ fn run(model: impl Model + 'static, jobs: &[Job]) -> Vec<Client> {
     clients
 }
 
+#[test]
+fn a_prompt_whose_pieces_came_with_the_job_joins_at_once() {
+    let mut batch = Batch::new(Box::new(sim(1000)));
+    let jobs = sampled(PREFETCH_JOBS);
+    let submit = |(number, job)| submit_early(&mut batch, number, job);
+    let mut clients: Vec<_> = jobs.iter().enumerate().map(submit).collect();
+    attend(&mut batch, &mut clients);
+    assert!(batch.round());
+    attend(&mut batch, &mut clients);
+    // Three imports fit between two steps.
+    assert_eq!(clients[0].answers.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 2]);
+    finish(&mut batch, &mut clients);
+    assert_undisturbed(&clients);
+    assert!(clients.iter().all(|client| (client.wanted, client.joined) == (0, 3)), "they were asked for again");
+    // Those that had to leave the batch are asked for as ever, and late pieces are taken for nobody's.
+    let jobs = sampled(12);
+    let mut batch = Batch::new(Box::new(sim(10)));
+    let mut clients: Vec<_> = jobs.iter().enumerate().map(|(id, job)| submit_early(&mut batch, id, job)).collect();
+    clients.iter_mut().for_each(|client| client.speed = 1);
+    finish(&mut batch, &mut clients);
+    assert_undisturbed(&clients);
+    assert!(clients.iter().any(|client| client.left > 0 && client.wanted > 0), "nobody had to leave the batch");
+}
+
 fn assert_undisturbed(clients: &[Client]) {
     for (id, client) in clients.iter().enumerate() {
         assert!(client.failed.is_none(), "{id}: {:?}", client.failed);
@@ -287,10 +330,12 @@ fn pieces_are_imported_as_they_come() {
     // 100, 200, 300 and 350 tokens in pages of 64.
     assert_eq!(held, [0, 2, 4, 5, 6]);
     // What an earlier fetch brings late is not taken for the present one's.
-    let mut kv = Kv::Wanted(Pieces::of(7, 100));
+    let [earlier, present] = [6, 7].map(Fetch::Wanted);
+    let mut kv = Kv::Wanted(Pieces::of(present, 100));
     let missing = |tokens| FetchedPiece::Missing { tokens };
-    assert!(!kv.take(6, &missing(100)) && !kv.take(7, &missing(101)) && kv.take(7, &missing(100)));
-    assert!(!kv.take(7, &missing(1)), "more than there are");
+    assert!(!kv.take(earlier, &missing(100)) && !kv.take(Fetch::Early(7), &missing(100)));
+    assert!(!kv.take(present, &missing(101)) && kv.take(present, &missing(100)));
+    assert!(!kv.take(present, &missing(1)), "more than there are");
 }
 
 #[test]
@@ -346,7 +391,7 @@ fn an_answer_that_can_never_fit_fails_alone_and_says_so() {
     let (events, mut foreign) = unbounded_channel();
     let generation = generator().start(&jobs[0], 0).unwrap();
     let answers = vec![NewAnswer { choice: 0, generated: vec![65], generation }];
-    let job = NewJob { number: 12, prompt: vec![65, 257], stored: 2, answers, events };
+    let job = NewJob { number: 12, prompt: vec![65, 257], stored: 2, early: false, answers, events };
     batch.obey(Command::Job(Box::new(job)));
     let told = foreign.try_recv();
     assert!(
