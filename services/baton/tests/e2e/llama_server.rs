@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Output, Stdio},
     sync::OnceLock,
     time::Duration,
 };
@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     http::{Answer, Connection, events, get, post, streamed},
     sdks,
-    support::{Ground, PATIENCE, Worker, provisioned},
+    support::{BATON, Ground, PATIENCE, Worker, provisioned},
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -257,13 +257,16 @@ async fn the_vendors_clients_use_the_engines_tools() {
 #[tokio::test]
 async fn the_doctor_calibrate_and_plan_know_a_foreign_engine() {
     let (ground, _workers, _) = pipeline().await;
-    let said = async |arguments: &[&str]| {
-        let output = ground.baton(arguments).await;
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {stderr}");
+    let said = |output: Output| {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    let told = said(&["doctor", "--json"]).await;
+    let run = async |arguments: &[&str]| {
+        let mut command = Command::new(BATON);
+        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        said(timeout(PATIENCE, command.output()).await.expect("the command did not end").unwrap())
+    };
+    let told = said(ground.baton(&["doctor", "--json"]).await);
     let checks = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let check = checks.into_iter().find(|check| check["check"] == format!("model smol at {}", engine())).unwrap();
     let detail = check["detail"].as_str().unwrap();
@@ -274,12 +277,12 @@ async fn the_doctor_calibrate_and_plan_know_a_foreign_engine() {
     std::fs::write(&pipeline, model).unwrap();
     let [pipeline, profile] = [&pipeline, &profile].map(|path| path.to_str().unwrap());
     let calibrate = ["calibrate", "--pipeline", pipeline, "--model", "smol", "--repeat", "1", "--json", "-o", profile];
-    let measured: Value = serde_json::from_str(&said(&calibrate).await).unwrap();
+    let measured: Value = serde_json::from_str(&run(&calibrate).await).unwrap();
     let positive = |key: &str| measured.pointer(key).unwrap().as_f64().unwrap() > 0.0;
     assert!(positive("/decode/slots") && positive("/prefill/slots") && positive("/bus/hop_s"), "{measured}");
     let load = ["--workload", "prompts", "--num-prompts", "50", "--workers", "2", "--json"];
     let plan = [&["plan", "--pipeline", pipeline, "--profile", profile][..], &load].concat();
-    let planned: Value = serde_json::from_str(&said(&plan).await).unwrap();
+    let planned: Value = serde_json::from_str(&run(&plan).await).unwrap();
     let splits: Vec<_> = planned["splits"].as_array().unwrap().iter().map(|split| &split["split"]["decode"]).collect();
     assert_eq!(splits, [&json!(1), &json!(2)], "{planned}");
 }
