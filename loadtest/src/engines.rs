@@ -76,7 +76,7 @@ pub enum Heard {
     Found(Row),
 }
 
-/// Does the steps one after the other; `hears` is told of each, and of what it found.
+/// Does the steps one after the other; `hears` gets each step as it begins, and each finding.
 pub async fn run(options: &Options, mut hears: impl FnMut(Heard)) -> Result<Report, Error> {
     let steps = options.chosen()?;
     let place = tempfile::Builder::new().prefix("baton-engines-").tempdir();

@@ -61,6 +61,10 @@ fn speed(measured: &Measured) -> f64 {
     report.steady.as_ref().map_or(report.output_throughput, |steady| steady.output_throughput)
 }
 
+fn mean(samples: &[f64]) -> f64 {
+    samples.iter().sum::<f64>() / samples.len() as f64
+}
+
 fn told(samples: &[f64], digits: usize) -> String {
     let Some((mean, half)) = confidence(samples) else { return "nothing".into() };
     let half = half.map_or(String::new(), |half| format!(" ± {half:.digits$}"));
@@ -89,13 +93,12 @@ pub(super) async fn throughput(ground: &Ground<'_>, engine: &Engine) -> Result<V
         ratios.push(speeds[0] / speeds[1]);
     }
     stack.stop().await;
-    let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
     let what = format!(
         "{} clients in a closed loop, {} rounds of {} s in turn: output tokens a second through Baton, straight at the engine",
         options.clients, options.rounds, options.seconds
     );
     let found = format!("{}, {}: {} x", told(&through, 1), told(&straight, 1), told(&ratios, 3));
-    Ok(vec![Row::judged(what, found, "0.97 x", mean >= 0.97)])
+    Ok(vec![Row::judged(what, found, "0.97 x", mean(&ratios) >= 0.97)])
 }
 
 /// What Baton adds to the first token's latency, one request at a time.
@@ -115,13 +118,12 @@ pub(super) async fn first_tokens(ground: &Ground<'_>, engine: &Engine) -> Result
         added.push(medians[0] - medians[1]);
     }
     stack.stop().await;
-    let mean = added.iter().sum::<f64>() / added.len() as f64;
     let what = format!(
         "one client, {} rounds of {TTFT_REQUESTS} requests in turn: time to first token (p50) through Baton, straight at the engine",
         ground.options.rounds
     );
     let found = format!("{} ms, {} ms: {} ms more", told(&through, 2), told(&straight, 2), told(&added, 2));
-    Ok(vec![Row::judged(what, found, "3 ms more", mean <= 3.0)])
+    Ok(vec![Row::judged(what, found, "3 ms more", mean(&added) <= 3.0)])
 }
 
 /// Fixed bounds of requests at the engine, beside the one that Baton finds: a pipeline for each, which have their turns again and
@@ -148,7 +150,6 @@ pub(super) async fn limits(ground: &Ground<'_>, engine: &Engine) -> Result<Vec<R
     for stack in stacks {
         stack.stop().await;
     }
-    let mean = |speeds: &[f64]| speeds.iter().sum::<f64>() / speeds.len() as f64;
     let Some((auto, fixed)) = speeds.split_last() else { return Ok(Vec::new()) };
     let best = fixed.iter().max_by(|one, other| mean(one).total_cmp(&mean(other))).unwrap_or(auto);
     let ratios: Vec<f64> = auto.iter().zip(best).map(|(auto, best)| auto / best).collect();

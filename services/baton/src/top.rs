@@ -25,7 +25,8 @@ store. Rates are those of the last seconds.
 
 With --json each line is an object: at_ms, stages (stage, workers, slots, busy, waiting, held, queues, jobs_per_s, \
 failed_per_s, prompt_tokens_per_s, cached_share, completion_tokens_per_s, kv_put_bytes_per_s, kv_get_bytes_per_s, computing) \
-workers (what each says of itself, its foreign engines under upstreams, and its rates) and planner (desired, present, reason, changes, changing, last) if one runs.")]
+workers (what each says of itself, its foreign engines under upstreams, and its rates) and planner \
+(desired, present, reason, changes, changing, last) if one runs.")]
 pub struct Arguments {
     #[command(flatten)]
     pipeline: PipelineArguments,
